@@ -1,0 +1,29 @@
+"""The terminal as people see it: everything for people goes to standard error.
+
+Standard output is left to results, so that it can be piped.
+"""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    ProgressColumn,
+    TextColumn,
+    TimeRemainingColumn,
+)
+
+console = Console(stderr=True, highlight=False)
+
+
+def progress_bar(*columns: ProgressColumn) -> Progress:
+    """A progress bar on standard error: description, bar, `columns` (default: m of n), time left."""
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        *(columns or (MofNCompleteColumn(),)),
+        TimeRemainingColumn(),
+        console=console,
+    )

@@ -1,0 +1,11 @@
+"""The one exception that is meant for the user."""
+
+from __future__ import annotations
+
+
+class UserError(ValueError):
+    """Something the user can mend, said in one sentence.
+
+    The command line prints the sentence alone and exits with status 2; any other exception is a
+    defect of thinwire and keeps its traceback.
+    """
