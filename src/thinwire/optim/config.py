@@ -1,0 +1,93 @@
+"""The settings of both optimisers, of clipping and of the learning-rate schedule."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import isfinite
+from typing import Literal
+
+from thinwire.errors import UserError
+
+DenseKind = Literal["sgd", "adagrad", "adam", "adamw", "adaptahead"]
+RowKind = Literal["sgd", "adagrad", "adagrad_full", "adam", "adamw", "adaptahead"]
+ScheduleKind = Literal["constant", "cosine", "plateau"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """How parameters change: dense blocks by `kind`, embedding and output rows by `rows`."""
+
+    kind: DenseKind = "adam"
+    """The optimiser of the dense blocks, those that every step touches whole."""
+
+    rows: RowKind = "adagrad"
+    """The optimiser of embedding and output rows. `adagrad` keeps one number a row, `adagrad_full`
+    and `adaptahead` one or two an element, `adam` and `adamw` two an element."""
+
+    lr: float = 2e-3
+    """Learning rate of the dense blocks; the default suits adam and adamw."""
+
+    row_lr: float = 0.1
+    """Learning rate of the rows; the default suits adagrad."""
+
+    weight_decay: float = 0.0
+    """Decoupled decay, as in AdamW, for the part or parts that use adamw; vectors (biases, gains)
+    are spared. Needs `kind` or `rows` to be adamw."""
+
+    beta1: float = 0.9
+    """adam and adamw: decay of the average gradient."""
+
+    beta2: float = 0.999
+    """adam and adamw: decay of the average squared gradient."""
+
+    momentum: float = 0.9
+    """adaptahead: decay of the velocity."""
+
+    rho: float = 0.9
+    """adaptahead: decay of the average squared gradient."""
+
+    initial_accumulator: float = 0.0
+    """adagrad and adagrad_full: what the sum of squared gradients starts from; above 0 it keeps
+    the first steps small."""
+
+    clip: float = 1.0
+    """Largest global norm of a step's gradient, a row counted once; 0 switches clipping off."""
+
+    schedule: ScheduleKind = "constant"
+    """What multiplies both learning rates: nothing, a cosine over the budget, or a cut whenever the
+    validation perplexity stops falling."""
+
+    warmup_steps: int = 0
+    """Steps over which the rates rise linearly from near 0, under any schedule."""
+
+    final_lr_fraction: float = 0.1
+    """cosine: the part of the rate that is left at the end; plateau: the least it is cut to."""
+
+    plateau_factor: float = 0.5
+    """plateau: what the rate is multiplied by at a cut."""
+
+    plateau_patience: int = 1
+    """plateau: evaluations without a new best that are borne before a cut."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "row_lr"):
+            _require(self, name, getattr(self, name) > 0, "above 0")
+        for name in ("weight_decay", "initial_accumulator", "clip"):
+            _require(self, name, getattr(self, name) >= 0, "0 or more")
+        for name in ("beta1", "beta2", "momentum", "rho"):
+            _require(self, name, 0 <= getattr(self, name) < 1, "at least 0 and below 1")
+        for name in ("warmup_steps", "plateau_patience"):
+            _require(self, name, getattr(self, name) >= 0, "0 or more")
+        _require(self, "final_lr_fraction", 0 <= self.final_lr_fraction <= 1, "from 0 to 1")
+        _require(self, "plateau_factor", 0 < self.plateau_factor < 1, "between 0 and 1")
+        if self.weight_decay > 0 and "adamw" not in (self.kind, self.rows):
+            raise UserError(
+                f"optim.weight_decay is {self.weight_decay:g}, but only adamw decays weights and "
+                f"optim.kind is {self.kind}, optim.rows is {self.rows}: set one of them to adamw."
+            )
+
+
+def _require(config: OptimConfig, name: str, holds: bool, what: str) -> None:
+    value = getattr(config, name)
+    if not (holds and isfinite(value)):
+        raise UserError(f"optim.{name} must be {what}, and it is {value:g}.")
