@@ -1,0 +1,334 @@
+"""Checkpoints that a crash, a kill or a full disk cannot spoil.
+
+A run folder holds `step-N/` folders. Saving goes in four phases:
+
+1. **Write** everything into `step-N.tmp`: one safetensors file for each group of tensors,
+   `state.json`, and last `checksums.json`, which lists the size and the CRC of every other file.
+2. **Flush** each file and the folder to the disk.
+3. **Rename** the folder to `step-N`, and flush its parent: from here on the step exists.
+4. **Prune**: the newest few steps stay, and the best one.
+
+So a folder named `step-N` is complete unless the disk damaged it later; loading checks that and
+falls back, aloud, on the newest step that is whole. No pickle anywhere.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from threading import Thread
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from thinwire.console import console
+from thinwire.errors import UserError
+
+# Up to here a copy of the tensors is cheaper than a pause of the training; above it memory counts.
+BACKGROUND_MAX_bytes = 512 << 20
+
+CHECKSUMS = "checksums.json"
+STATE = "state.json"
+FORMAT = 1
+
+TensorGroups = Mapping[str, Mapping[str, torch.Tensor]]
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """One whole step: its small state at hand, its tensors on demand."""
+
+    step: int
+    state: dict[str, Any]
+    """What `save` was given, after a round trip through JSON."""
+    path: Path
+
+    def open(self, stem: str) -> dict[str, torch.Tensor]:
+        """The tensors of `<stem>.safetensors`, by name, on the CPU."""
+        file = self.path / f"{stem}.safetensors"
+        if not file.exists():
+            stems = ", ".join(sorted(f.stem for f in self.path.glob("*.safetensors")))
+            raise UserError(f"{self.path} holds no {stem!r} tensors, only: {stems or 'none'}.")
+        return load_file(file)
+
+
+class Checkpoints:
+    """The `step-N/` folders of one run; one process writes, any number may read.
+
+    `keep` newest steps stay on disk, and the newest step that was saved as the best so far.
+    """
+
+    def __init__(self, run: Path, keep: int = 2) -> None:
+        if keep < 1:
+            raise UserError(f"At least 1 checkpoint has to be kept, and {keep} was asked for.")
+        self.run = Path(run)
+        self.keep = keep
+        self._writer: Thread | None = None
+        self._error: BaseException | None = None
+
+    # Saving
+
+    def save(
+        self, step: int, tensors: TensorGroups, state: Mapping[str, Any], *, best: bool = False
+    ) -> None:
+        """Store `tensors[stem][name]` and the JSON-able `state` as `step-N`, replacing an old one.
+
+        What is stored is the moment of the call: a small checkpoint is copied and written by a
+        background thread, a large one is written before the call returns, without a copy. One
+        write is in flight at most; the error of an earlier one is raised here or by `wait`.
+        `best` says that no step so far validated better.
+        """
+        self.wait()
+        state_json = json.dumps(dict(state), indent=1)
+        num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
+        if num_bytes > BACKGROUND_MAX_bytes:
+            self._write(step, tensors, state_json, best, num_bytes)
+            return
+        copies = {
+            stem: {name: _copy(t) for name, t in group.items()} for stem, group in tensors.items()
+        }
+
+        def write() -> None:
+            try:
+                self._write(step, copies, state_json, best, num_bytes)
+            except BaseException as error:  # handed to the thread that trains
+                self._error = error
+
+        # Not a daemon: a process that ends by itself completes its last checkpoint first.
+        self._writer = Thread(target=write, name="checkpoint")
+        self._writer.start()
+
+    def wait(self) -> None:
+        """Return once nothing is being written; raise what went wrong meanwhile."""
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _write(
+        self, step: int, tensors: TensorGroups, state_json: str, best: bool, num_bytes: int
+    ) -> None:
+        folder = self.run / f"step-{step}.tmp"
+        try:
+            self._clear_leftovers()
+            folder.mkdir(parents=True)
+            for stem, group in tensors.items():
+                _save_tensors(group, folder / f"{stem}.safetensors")
+            (folder / STATE).write_text(state_json, encoding="utf-8")
+            files = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
+            manifest = {"format": FORMAT, "step": step, "best": best, "files": files}
+            (folder / CHECKSUMS).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+            for path in [*folder.iterdir(), folder]:
+                _flush(path)
+            self._put_in_place(folder, step)
+        except OSError as error:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise self._sentence(step, num_bytes, error) from error
+        self._prune(step)
+
+    def _put_in_place(self, folder: Path, step: int) -> None:
+        final, old = self.run / f"step-{step}", self.run / f"step-{step}.old"
+        if final.exists():
+            final.rename(old)  # a folder cannot be replaced at once; see _clear_leftovers
+        folder.rename(final)
+        _flush(self.run)
+        shutil.rmtree(old, ignore_errors=True)
+
+    def _clear_leftovers(self) -> None:
+        """Tidy up after a writer that was killed."""
+        for old in self.run.glob("step-*.old"):
+            if old.with_suffix("").exists():
+                shutil.rmtree(old)
+            else:  # killed between the two renames of _put_in_place
+                old.rename(old.with_suffix(""))
+        for leftover in self.run.glob("step-*.tmp"):
+            shutil.rmtree(leftover)
+
+    def _prune(self, step: int) -> None:
+        """Drop what is old, and what lies ahead: steps of a future that this run has left.
+
+        Ahead of the step just saved there can only be steps too damaged to resume from, or those
+        of a run that was wound back; kept, they would pass for the newest.
+        """
+        steps = [s for s in self.steps if s <= step]
+        stay = {*steps[-self.keep :], self._best(steps)}
+        for other in set(self.steps) - stay:
+            leaving = self.run / f"step-{other}.tmp"  # so that a kill cannot leave half a step-N
+            (self.run / f"step-{other}").rename(leaving)
+            shutil.rmtree(leaving, ignore_errors=True)
+            if other > step:
+                self._warn(f"step {other} lay ahead of step {step}, now the newest: removed.")
+
+    def _sentence(self, step: int, num_bytes: int, error: OSError) -> UserError:
+        kept = f"what was saved before is kept (steps: {_listing(self.steps)})"
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            free = shutil.disk_usage(self.run).free
+            return UserError(
+                f"The disk is full: step {step} needs {num_bytes / 1e6:.1f} MB in {self.run}, "
+                f"where {free / 1e6:.1f} MB are free; {kept}."
+            )
+        return UserError(
+            f"Step {step} could not be saved in {self.run} ({error.strerror}); {kept}."
+        )
+
+    # Loading
+
+    @property
+    def steps(self) -> list[int]:
+        """The steps on disk, ascending; whether they are whole shows when one is loaded."""
+        found = (re.fullmatch(r"step-(\d+)(\.old)?", path.name) for path in self.run.glob("step-*"))
+        return sorted({int(match[1]) for match in found if match})
+
+    @property
+    def newest(self) -> int | None:
+        """The highest step on disk."""
+        return max(self.steps, default=None)
+
+    @property
+    def best(self) -> int | None:
+        """The step that was saved as the best last; None if no step was."""
+        return self._best(self.steps)
+
+    def _best(self, steps: list[int]) -> int | None:
+        for step in reversed(steps):
+            try:
+                if _manifest(self._folder(step), step)["best"]:
+                    return step
+            except _Damaged:
+                continue
+        return None
+
+    def load(self, step: int | Literal["best"] | None = None) -> Checkpoint:
+        """A whole checkpoint: `step`, or the best one, or the newest.
+
+        A damaged step is named on the console and passed over in favour of the newest whole one,
+        unless it was asked for by its number. UserError if no step can be had.
+        """
+        steps = self.steps
+        if isinstance(step, int):
+            if step not in steps:
+                raise UserError(f"{self.run} holds no step {step}, only: {_listing(steps)}.")
+            try:
+                return self._load_whole(step)
+            except _Damaged as damage:
+                others = _listing([s for s in steps if s != step])
+                raise UserError(
+                    f"Step {step} in {self.run} is damaged: {damage}; other steps there: {others}."
+                ) from None
+        if not steps:
+            raise UserError(f"{self.run} holds no checkpoint.")
+        for candidate in self._preference(steps, best_first=step == "best"):
+            try:
+                return self._load_whole(candidate)
+            except _Damaged as damage:
+                self._warn(f"step {candidate} is damaged and passed over: {damage}.")
+        raise UserError(
+            f"{self.run} holds no whole checkpoint: all {len(steps)} found are damaged "
+            f"(steps: {_listing(steps)})."
+        )
+
+    def _preference(self, steps: list[int], best_first: bool) -> Iterator[int]:
+        best = self._best(steps) if best_first else None
+        if best is not None:
+            yield best
+        yield from (step for step in reversed(steps) if step != best)
+
+    def _warn(self, sentence: str) -> None:
+        console.print(
+            f"Warning: in {self.run}, {sentence}", style="yellow", markup=False, soft_wrap=True
+        )
+
+    def _folder(self, step: int) -> Path:
+        folder = self.run / f"step-{step}"
+        return folder if folder.exists() else self.run / f"step-{step}.old"
+
+    def _load_whole(self, step: int) -> Checkpoint:
+        folder = self._folder(step)
+        for name, expected in _manifest(folder, step)["files"].items():
+            try:
+                found = _checksum(folder / name)
+            except OSError as error:
+                raise _Damaged(f"{name} cannot be read ({error.strerror})") from None
+            if found != expected:
+                raise _Damaged(f"{name} is {found}, saved was {expected}")
+        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        return Checkpoint(step, state, folder)
+
+
+class _Damaged(Exception):
+    """A step that is not what was saved; the message says where."""
+
+
+def _manifest(folder: Path, step: int) -> dict[str, Any]:
+    try:
+        manifest = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        if manifest["format"] == FORMAT and manifest["step"] == step and STATE in manifest["files"]:
+            return {"best": bool(manifest["best"]), "files": dict(manifest["files"])}
+    except OSError as error:
+        raise _Damaged(f"{CHECKSUMS} cannot be read ({error.strerror})") from None
+    except (ValueError, KeyError, TypeError):
+        pass
+    raise _Damaged(f"{CHECKSUMS} is not one of step {step}")
+
+
+def _checksum(file: Path) -> str:
+    """Size and CRC-32 of a file.
+
+    The foe is a disk, not a forger: CRC-32 runs at 6.6 GB/s here, SHA-256 at 1.9 (measured, with
+    the CPU's SHA instructions), BLAKE2b at 1.2. A file just written is read from the page cache.
+    """
+    crc, size, buffer = 0, 0, memoryview(bytearray(1 << 20))
+    with open(file, "rb", buffering=0) as stream:
+        while num_read := stream.readinto(buffer):
+            crc, size = zlib.crc32(buffer[:num_read], crc), size + num_read
+    return f"{size} bytes with CRC {crc:08x}"
+
+
+def _copy(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+
+
+def _save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """`save_file` writes straight from the tensors' memory (1 GB saved: 0.3 MB more resident).
+
+    It takes contiguous tensors only, each with memory of its own; those that are not are copied.
+    """
+    seen: set[int] = set()
+    writable: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        address = tensor.untyped_storage().data_ptr()
+        own = tensor.is_contiguous() and (address == 0 or address not in seen)
+        writable[name] = tensor.detach() if own else _copy(tensor)
+        seen.add(address)
+    try:
+        save_file(writable, file)
+    except SafetensorError as error:  # its I/O errors carry the number in the text only
+        number = re.search(r"os error (\d+)", str(error))
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+
+
+def _flush(path: Path) -> None:
+    if os.name == "nt" and path.is_dir():
+        return  # Windows does not open folders
+    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _listing(steps: list[int]) -> str:
+    return ", ".join(map(str, steps)) or "none"
