@@ -1,0 +1,168 @@
+"""The settings of a run: each component's own config, composed; read and written as strict TOML.
+
+A config folder-wide rule: what is not understood is refused. The command line, a TOML file and Python
+fill the same frozen dataclasses.
+"""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from dataclasses import asdict, dataclass, field, fields
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from thinwire.data.config import DataConfig
+from thinwire.errors import UserError
+from thinwire.loss.config import LossConfig
+from thinwire.models.config import ModelConfig
+from thinwire.optim.config import OptimConfig
+
+DEFAULT_SECONDS = 600.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """Budget, randomness and machine."""
+
+    seconds: Annotated[float | None, Parameter(name=("--seconds", "--run.seconds"))] = None
+    """Train for so many seconds, evaluation and saving not counted. [default: 600 if no other
+    budget is given]"""
+    tokens: Annotated[int | None, Parameter(name=("--tokens", "--run.tokens"))] = None
+    """Train on so many tokens."""
+    epochs: Annotated[float | None, Parameter(name=("--epochs", "--run.epochs"))] = None
+    """Train for so many passes over the training split."""
+    seed: Annotated[int, Parameter(name=("--seed", "--run.seed"))] = 1
+    """Everything random follows from it."""
+    threads: Annotated[int, Parameter(name=("--threads", "--run.threads"))] = 0
+    """Compute threads; 0: one for each core."""
+    device: Annotated[
+        Literal["auto", "cpu", "cuda", "mps"], Parameter(name=("--device", "--run.device"))
+    ] = "auto"
+    """Where to compute; auto: CUDA where there is one, else the CPU."""
+
+    def __post_init__(self) -> None:
+        for name in ("seconds", "tokens", "epochs"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"--{name} is {value}, but a budget must be above 0")
+        if self.threads < 0:
+            raise UserError(f"--threads is {self.threads}, but it must be 0 (all cores) or more")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSettings:
+    """Evaluation while training."""
+
+    every_seconds: float = 60.0
+    """Seconds of training between evaluations."""
+    every_tokens: int = 0
+    """If above 0: training tokens between evaluations, instead of seconds."""
+    tokens: int = 50_000
+    """Validation tokens scored each time, spread over the split; 0: all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """Saving."""
+
+    every_seconds: float = 300.0
+    """Seconds of training between saves; a final one is always made."""
+    keep: int = 2
+    """How many of the newest steps stay, beside the best."""
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise UserError(f"checkpoint.keep is {self.keep}, but at least 1 step must stay")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MetricsSettings:
+    """What is recorded."""
+
+    every_seconds: float = 5.0
+    """Seconds of training between `train` lines of metrics.jsonl."""
+    every_steps: int = 0
+    """If above 0: steps between them, instead of seconds."""
+    tensorboard: bool = False
+    """Also write TensorBoard files, into RUN/tensorboard (needs the tensorboard extra)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """All settings of a training run. Every one has a default that works."""
+
+    run: RunSettings = field(default_factory=RunSettings)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    loss: LossConfig = field(default_factory=LossConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    eval: EvalSettings = field(default_factory=EvalSettings)
+    checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
+    metrics: MetricsSettings = field(default_factory=MetricsSettings)
+
+    def __post_init__(self) -> None:
+        if self.model.tied and self.loss.kind == "adaptive":
+            raise UserError("the adaptive loss has no output row a word, so model.tied cannot be")
+
+    def to_toml(self) -> str:
+        """The complete settings as TOML; a setting that is None is left out."""
+        return "\n".join(
+            f"[{section}]\n"
+            + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items() if value is not None)
+            for section, values in asdict(self).items()
+        )
+
+    @classmethod
+    def from_dict(cls, sections: dict[str, Any], source: str = "the settings") -> RunConfig:
+        """Settings from nested dicts.
+
+        Raises:
+            UserError: a section or key that does not exist, naming the nearest one.
+        """
+        known = {f.name: f.default_factory for f in fields(cls)}
+        built = {}
+        for section, values in sections.items():
+            _require_known(section, list(known), f"section in {source}")
+            make: Any = known[section]
+            names = [f.name for f in fields(make)]
+            if not isinstance(values, dict):
+                raise UserError(f"{section} in {source} must be a section, [{section}]")
+            for key in values:
+                _require_known(key, names, f"setting in [{section}] of {source}")
+            built[section] = make(**values)
+        return cls(**built)
+
+    @classmethod
+    def read(cls, path: Path) -> RunConfig:
+        """Settings from a TOML file; what it does not name keeps its default."""
+        return cls.from_dict(read_toml(path), str(path))
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as nested dicts, or one sentence about why it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"there is no settings file {path}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid TOML: {error}") from None
+
+
+def _require_known(name: str, known: list[str], what: str) -> None:
+    if name not in known:
+        near = get_close_matches(name, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(known)}"
+        raise UserError(f"unknown {what}: {name}; {hint}")
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, str):
+        # JSON strings are valid TOML basic strings.
+        return json.dumps(value, ensure_ascii=False)
+    return repr(value)

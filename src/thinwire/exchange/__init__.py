@@ -1,0 +1,1 @@
+"""Exchanges: how a step's gradients become agreed parameters."""

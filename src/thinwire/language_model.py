@@ -1,0 +1,181 @@
+"""Embedding, body and output put together: one model, seen through what a step touches.
+
+B streams, T tokens, N positions with a target, E embedding width, D width, I input rows touched,
+R rows touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thinwire.data.batches import Batch
+from thinwire.loss.adaptive import AdaptiveOutput
+from thinwire.loss.config import LossConfig
+from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.full import FullSoftmax
+from thinwire.loss.nce import NCE
+from thinwire.loss.output import Output, SoftmaxOutput
+from thinwire.loss.sampled import SampledSoftmax
+from thinwire.models.config import ModelConfig
+from thinwire.models.contract import Body, State, restart
+from thinwire.models.lstm import LSTM
+from thinwire.models.noise import Noise
+from thinwire.models.transformer import Transformer
+from thinwire.seeds import torch_generator
+from thinwire.touched import Touched
+
+EMBEDDING = "embedding.weight"
+EMBEDDING_DEVIATION = 0.1
+
+
+@dataclass(frozen=True)
+class Task:
+    """One batch with everything that is known about it before the arithmetic.
+
+    Attributes:
+        batch: inputs and targets.
+        touched: the rows of every table that the step needs.
+        input_rows_BT: where each input word stands among the embedding's touched rows.
+        output_rows_R: where the output plan's rows stand among the touched rows of a tied table;
+            None: they are the touched rows of a table of their own.
+        plan: the output layer's plan.
+    """
+
+    batch: Batch
+    touched: Touched
+    input_rows_BT: Tensor
+    output_rows_R: Tensor | None
+    plan: Plan
+
+
+class LanguageModel(nn.Module):
+    """A language model whose large tables are read and trained row by row.
+
+    `tables` (embedding rows, output rows, output biases) stay out of automatic differentiation: a
+    step gathers the rows it touches, and their gradients are as small as they are. `blocks` are the
+    dense parameters of the body, which every step touches whole.
+    """
+
+    def __init__(self, model: ModelConfig, loss: LossConfig, counts: Tensor, seed: int) -> None:
+        super().__init__()
+        vocab_size, width = len(counts), model.width
+        self.dropout = model.dropout
+        self.seed = seed
+        self.tied = model.tied
+        self.embedding = nn.Embedding(
+            vocab_size, model.input_width, _weight=torch.empty(vocab_size, model.input_width)
+        )
+        self.body: Body = _body(model)
+        self.output = self._output(loss, counts, width)
+        self._initialise()
+
+    def _output(self, loss: LossConfig, counts: Tensor, width: int) -> Output:
+        if loss.kind == "adaptive":
+            return AdaptiveOutput(len(counts), width)
+        weight_VD = self.embedding.weight if self.tied else nn.Parameter(torch.empty(len(counts), width))
+        return SoftmaxOutput(weight_VD, counts, _criterion(loss, counts, self.seed))
+
+    @torch.no_grad()
+    def _initialise(self) -> None:
+        generator = torch_generator(self.seed, "initialise")
+        self.body.initialise(generator)
+        self.embedding.weight.normal_(0.0, EMBEDDING_DEVIATION, generator=generator)
+        if isinstance(self.output, SoftmaxOutput):
+            if not self.tied:
+                # Zero: the untrained model predicts the unigram distribution of its biases.
+                self.output.weight.zero_()
+        else:
+            for parameter in self.output.parameters():
+                parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of words."""
+        return self.embedding.num_embeddings
+
+    def tables(self) -> dict[str, nn.Parameter]:
+        """The parameters that are trained row by row, by name; a tied table once."""
+        tables = {EMBEDDING: self.embedding.weight}
+        for name, parameter in self.output.tables().items():
+            if parameter is not self.embedding.weight:
+                tables[f"output.{name}"] = parameter
+        return tables
+
+    def blocks(self) -> dict[str, nn.Parameter]:
+        """The dense parameters, by name."""
+        rows = {id(parameter) for parameter in self.tables().values()}
+        return {n: p for n, p in self.named_parameters() if id(p) not in rows}
+
+    def touch(self, batch: Batch, step: int) -> Task:
+        """What the step needs, from the batch and the step's draw alone."""
+        targets_N = batch.targets_BT[batch.targets_BT >= 0]
+        plan = self.output.plan(targets_N, step)
+        ids_I, input_rows_BT = torch.unique(batch.inputs_BT, return_inverse=True)
+        rows: dict[str, Tensor | None] = {EMBEDDING: ids_I}
+        for name in self.output.tables():
+            rows[f"output.{name}"] = plan.ids_R
+        output_rows_R = None
+        if self.tied:
+            own = Touched({EMBEDDING: rows.pop("output.weight")})
+            ids = own.union(Touched({EMBEDDING: ids_I})).rows[EMBEDDING]
+            if ids is None:
+                input_rows_BT = batch.inputs_BT
+            else:
+                assert plan.ids_R is not None
+                input_rows_BT = torch.searchsorted(ids, ids_I)[input_rows_BT]
+                output_rows_R = torch.searchsorted(ids, plan.ids_R)
+            rows[EMBEDDING] = ids
+        return Task(batch, Touched(rows), input_rows_BT, output_rows_R, plan)
+
+    def loss(
+        self, task: Task, rows: Mapping[str, Tensor], state: State | None, noise: Noise | None
+    ) -> tuple[Tensor, State]:
+        """The summed training loss in nats over the batch's targets, and the state after it.
+
+        Args:
+            task: what `touch` returned.
+            rows: the touched rows of each table, `[R, ...]`, as leaves that collect gradients.
+            state: the state before the batch; None: afresh.
+            noise: the step's dropout masks.
+        """
+        batch = task.batch
+        if state is not None and batch.fresh_B is not None:
+            state = restart(state, batch.fresh_B)
+        x_BTE = F.embedding(task.input_rows_BT, rows[EMBEDDING])
+        hidden_BTD, after = self.body(x_BTE, state, noise)
+        targets_N = batch.targets_BT >= 0
+        hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[2])
+        if not bool(targets_N.all()):
+            hidden_ND = hidden_ND[targets_N.view(-1)]
+        output_rows = {
+            name: rows[EMBEDDING] if parameter is self.embedding.weight else rows[f"output.{name}"]
+            for name, parameter in self.output.tables().items()
+        }
+        if task.output_rows_R is not None:
+            output_rows["weight"] = output_rows["weight"].index_select(0, task.output_rows_R)
+        value = self.output.loss(hidden_ND, task.plan, output_rows)
+        return value, tuple(s.detach() for s in after)
+
+    @torch.no_grad()
+    def hidden(self, inputs_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Hidden states `[B, T, D]` of word ids, and the state after them; no dropout."""
+        hidden_BTD, after = self.body(self.embedding(inputs_BT), state, None)
+        return hidden_BTD, after
+
+
+def _body(config: ModelConfig) -> Body:
+    if config.kind == "lstm":
+        return LSTM(config.input_width, config.width, config.layers)
+    return Transformer(config.input_width, config.width, config.layers, config.heads)
+
+
+def _criterion(config: LossConfig, counts: Tensor, seed: int) -> Criterion:
+    if config.kind == "full":
+        return FullSoftmax()
+    make = SampledSoftmax if config.kind == "sampled" else NCE
+    return make(counts, config.samples, config.power, seed)

@@ -1,0 +1,66 @@
+"""The adaptive softmax, PyTorch's: frequent words in a head, rare ones in ever narrower clusters.
+
+Grave et al. 2016 (arXiv 1609.04309). It touches its head and each visited cluster whole, so its
+parameters are dense blocks: a cluster that no target of a step falls into gets no gradient and no
+update.
+
+N positions, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from thinwire.errors import UserError
+from thinwire.loss.contract import Plan
+from thinwire.loss.output import Output
+
+# Where the head and the clusters end, as shares of the vocabulary: the cuts that PyTorch's users
+# commonly choose for vocabularies between 30 k and 270 k words.
+CUTS = (0.03, 0.15, 0.5)
+
+
+class AdaptiveOutput(Output):
+    """An output layer that is PyTorch's `AdaptiveLogSoftmaxWithLoss`; ids must fall in frequency.
+
+    Raises:
+        UserError: a vocabulary too small to be cut.
+    """
+
+    def __init__(self, vocab_size: int, width: int) -> None:
+        super().__init__()
+        cutoffs = sorted({max(1, round(vocab_size * cut)) for cut in CUTS})
+        if cutoffs[-1] >= vocab_size:
+            raise UserError(
+                f"the adaptive loss cuts the vocabulary in {len(CUTS) + 1}, "
+                f"but this one has only {vocab_size} entries; use --loss.kind full"
+            )
+        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(width, vocab_size, cutoffs)
+
+    def plan(self, targets_N: Tensor, step: int) -> Plan:
+        """No rows: the clusters are blocks."""
+        return Plan(ids_R=None, target_rows_N=targets_N)
+
+    def tables(self) -> Mapping[str, nn.Parameter]:
+        """None."""
+        return {}
+
+    def loss(self, hidden_ND: Tensor, plan: Plan, rows: Mapping[str, Tensor]) -> Tensor:
+        """The summed exact cross-entropy in nats."""
+        value: Tensor = self.softmax(hidden_ND, plan.target_rows_N).output
+        return -value.sum()
+
+    @torch.no_grad()
+    def logprob(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """Exact, through the head and the target's cluster."""
+        value: Tensor = self.softmax(hidden_ND, targets_N).output
+        return value
+
+    @torch.no_grad()
+    def distribution(self, hidden_ND: Tensor) -> Tensor:
+        """Exact, through every cluster."""
+        value: Tensor = self.softmax.log_prob(hidden_ND)
+        return value

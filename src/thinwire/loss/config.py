@@ -1,0 +1,27 @@
+"""Settings of the loss."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from thinwire.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LossConfig:
+    """How the next word's probability is trained."""
+
+    kind: Literal["sampled", "full", "nce", "adaptive"] = "sampled"
+    """sampled: softmax over a sample of the vocabulary, corrected; full: exact; nce: noise-contrastive
+    estimation; adaptive: PyTorch's adaptive softmax."""
+    samples: int = 1500
+    """Expected number of distinct words drawn a step (targets not counted); sampled and nce."""
+    power: float = 0.75
+    """Words are drawn in proportion to their count raised to this power; sampled and nce."""
+
+    def __post_init__(self) -> None:
+        if self.samples < 1:
+            raise UserError(f"loss.samples is {self.samples}, but at least 1 word must be drawn")
+        if not 0.0 <= self.power <= 1.0:
+            raise UserError(f"loss.power is {self.power}, but it must lie between 0 and 1")

@@ -1,0 +1,84 @@
+"""The exact softmax over the whole vocabulary, in pieces that fit in memory.
+
+V vocabulary, N positions, D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thinwire.loss.contract import Criterion, Plan
+from thinwire.matmul import matmul_nt
+
+# At most so many logits exist at a time while training (256 MB) ...
+CHUNK_LOGITS = 2**26
+# ... and while evaluating, in tiles that stay in a processor's cache.
+TILE_POSITIONS = 1024
+TILE_WORDS = 4096
+
+
+class FullSoftmax(Criterion):
+    """Cross-entropy with the exact softmax; touches every output row at every step."""
+
+    def plan(self, targets_N: Tensor, step: int) -> Plan:
+        """Every row, whatever the targets."""
+        return Plan(ids_R=None, target_rows_N=targets_N)
+
+    def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
+        """The summed exact cross-entropy in nats."""
+        value: Tensor = _FullSoftmax.apply(  # type: ignore[no-untyped-call]
+            hidden_ND, weight_RD, bias_R, plan.target_rows_N
+        )
+        return value
+
+
+class _FullSoftmax(torch.autograd.Function):
+    """Computes the gradients together with the value, chunk by chunk of positions."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor
+    ) -> Tensor:
+        d_hidden, d_weight_VD, d_bias_V = [], None, None
+        total = hidden_ND.new_zeros(())
+        chunk = max(1, CHUNK_LOGITS // len(weight_VD))
+        for h_nD, y_n in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
+            logits_nV = matmul_nt(h_nD, weight_VD, bias_V)
+            n = torch.arange(len(y_n), device=y_n.device)
+            target_logit_n, largest_n = logits_nV[n, y_n], logits_nV.amax(1)
+            p_nV = torch.softmax(logits_nV, dim=1, out=logits_nV)
+            log_z_n = largest_n - p_nV.amax(1).log()
+            total += (log_z_n - target_logit_n).sum()
+
+            p_nV[n, y_n] -= 1.0
+            d_hidden.append(matmul_nt(p_nV, weight_VD.t()))
+            d_weight_nVD, d_bias_nV = matmul_nt(p_nV.t(), h_nD.t()), p_nV.sum(0)
+            d_weight_VD = d_weight_nVD if d_weight_VD is None else d_weight_VD.add_(d_weight_nVD)
+            d_bias_V = d_bias_nV if d_bias_V is None else d_bias_V.add_(d_bias_nV)
+        ctx.save_for_backward(torch.cat(d_hidden), d_weight_VD, d_bias_V)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden_ND, d_weight_VD, d_bias_V = ctx.saved_tensors
+        return d_hidden_ND * d_total, d_weight_VD.mul_(d_total), d_bias_V * d_total, None
+
+
+@torch.no_grad()
+def exact_logprob(
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor
+) -> Tensor:
+    """ln p(target) under the full softmax, `[N]`; never holds more than a tile of logits."""
+    logprob = []
+    for h_nD, y_n in zip(
+        hidden_ND.split(TILE_POSITIONS), targets_N.split(TILE_POSITIONS), strict=True
+    ):
+        log_z_n = h_nD.new_full((len(h_nD),), -torch.inf)
+        for w_vD, b_v in zip(weight_VD.split(TILE_WORDS), bias_V.split(TILE_WORDS), strict=True):
+            log_z_n = torch.logaddexp(log_z_n, torch.logsumexp(matmul_nt(h_nD, w_vD, b_v), dim=1))
+        target_logit_n = (h_nD * weight_VD.index_select(0, y_n)).sum(1) + bias_V[y_n]
+        logprob.append(target_logit_n - log_z_n)
+    return torch.cat(logprob) if logprob else hidden_ND.new_zeros(0)

@@ -1,0 +1,57 @@
+"""Noise-contrastive estimation: tell the target from noise words by logistic regression.
+
+Mnih & Teh 2012 (arXiv 1206.6426). With noise drawn at an expected k q(w) copies of word w, a word is
+the target's with the logit s(w, h) - ln Z - ln(k q(w)); at the optimum exp(s - ln Z) is the normalised
+probability, so that no partition function is computed in training. As implemented here the noise is one
+draw without replacement shared by all positions, so that the expected number of copies of w is its
+inclusion probability, and a noise word may be the target itself, as the theory has it. Z is 1: the
+output biases start at the log-probabilities of the words, with which the model starts normalised.
+
+N positions, S noise words, R rows touched (noise or target), D width.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from torch import Tensor
+from torch.nn import functional as F
+
+from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.planning import plan_rows
+from thinwire.loss.sampler import Sampler
+from thinwire.seeds import torch_generator
+
+
+class NCE(Criterion):
+    """Noise-contrastive estimation with noise shared by the batch.
+
+    Args:
+        counts: occurrences of each word in the training text, `[V]`.
+        samples: expected number of distinct noise words drawn a step.
+        power: noise is drawn in proportion to count ** power.
+        seed: draws depend on (seed, step) alone.
+    """
+
+    def __init__(
+        self, counts: Tensor | np.ndarray, samples: int, power: float = 0.75, seed: int = 0
+    ) -> None:
+        self.sampler = Sampler(counts, samples, power)
+        self.seed = seed
+
+    def plan(self, targets_N: Tensor, step: int) -> Plan:
+        """The rows of this step's noise, which is shared by all positions, and of the targets."""
+        sample = self.sampler.draw(torch_generator(self.seed, "sample", step=step))
+        return plan_rows(sample, targets_N)
+
+    def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
+        """The summed logistic loss in nats: not a cross-entropy, and not comparable with one."""
+        assert plan.log_inclusion_S is not None and plan.ids_R is not None
+        S = len(plan.log_inclusion_S)
+        noise_logit_NS = F.linear(hidden_ND, weight_RD[:S], bias_R[:S] - plan.log_inclusion_S)
+        target_log_inclusion_N = self.sampler.log_inclusion(plan.ids_R)[plan.target_rows_N]
+        target_logit_N = (
+            (hidden_ND * weight_RD.index_select(0, plan.target_rows_N)).sum(1)
+            + bias_R[plan.target_rows_N]
+            - target_log_inclusion_N
+        )
+        return F.softplus(-target_logit_N).sum() + F.softplus(noise_logit_NS).sum()

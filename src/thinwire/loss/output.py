@@ -1,0 +1,82 @@
+"""Output layers: what turns hidden states into a distribution over the vocabulary.
+
+An output layer trains through a plan of the rows that a step touches and is always evaluated
+exactly.
+
+N positions, V vocabulary, D width, R rows touched.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.full import exact_logprob
+from thinwire.matmul import matmul_nt
+
+
+class Output(nn.Module, ABC):
+    """The contract of output layers."""
+
+    @abstractmethod
+    def plan(self, targets_N: Tensor, step: int) -> Plan:
+        """What a step with these targets touches."""
+
+    @abstractmethod
+    def tables(self) -> Mapping[str, nn.Parameter]:
+        """The parameters that are read and trained row by row; the others are dense blocks."""
+
+    @abstractmethod
+    def loss(self, hidden_ND: Tensor, plan: Plan, rows: Mapping[str, Tensor]) -> Tensor:
+        """The summed training loss in nats, from the planned rows of each table."""
+
+    @abstractmethod
+    def logprob(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """ln p(target), exact, `[N]`."""
+
+    @abstractmethod
+    def distribution(self, hidden_ND: Tensor) -> Tensor:
+        """ln p of every word, exact, `[N, V]`."""
+
+
+class SoftmaxOutput(Output):
+    """One row and one bias a word; trained by any `Criterion`, evaluated by the full softmax.
+
+    Args:
+        weight_VD: the rows; with a tied output, the embedding's own parameter.
+        counts: occurrences of each word `[V]`: the biases start at the log of their share, so that
+            an untrained model already has the perplexity of a unigram.
+        criterion: how the rows are trained.
+    """
+
+    def __init__(self, weight_VD: nn.Parameter, counts: Tensor, criterion: Criterion) -> None:
+        super().__init__()
+        smoothed_V = counts.to(torch.float64).clamp(min=1.0)
+        self.weight = weight_VD
+        self.bias = nn.Parameter((smoothed_V / smoothed_V.sum()).log().to(torch.float32))
+        self.criterion = criterion
+
+    def plan(self, targets_N: Tensor, step: int) -> Plan:
+        """The criterion's plan."""
+        return self.criterion.plan(targets_N, step)
+
+    def tables(self) -> Mapping[str, nn.Parameter]:
+        """`weight` [V, D] and `bias` [V]."""
+        return {"weight": self.weight, "bias": self.bias}
+
+    def loss(self, hidden_ND: Tensor, plan: Plan, rows: Mapping[str, Tensor]) -> Tensor:
+        """The criterion's loss."""
+        return self.criterion.loss(hidden_ND, plan, rows["weight"], rows["bias"])
+
+    def logprob(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        """By the full softmax, in tiles."""
+        return exact_logprob(hidden_ND, self.weight, self.bias, targets_N)
+
+    @torch.no_grad()
+    def distribution(self, hidden_ND: Tensor) -> Tensor:
+        """By the full softmax."""
+        return torch.log_softmax(matmul_nt(hidden_ND, self.weight, self.bias), dim=1)

@@ -1,0 +1,162 @@
+"""Sampled softmax: an unbiased estimate of the partition function from a sample of the words.
+
+For a position with target y, the softmax's denominator is estimated as
+
+    Z = exp(s_y) + sum over drawn words i != y of exp(s_i) / q_i
+
+with q_i the probability that i was drawn (Horvitz-Thompson), that is, ln q_i is subtracted from the
+logits of drawn words. The target is exact: its own drawn copy (an accidental hit) is masked. A word
+that is at hand only because it is another position's target has no q_i and does not count; letting it
+count as if it were drawn would over-penalise words of middling frequency. With every q_i = 1 this is
+the full softmax. Estimators of this family are compared by Gao et al. 2021 (arXiv 2104.10507).
+
+One draw serves all positions of a step, so that the logits are one dense [N, S] product, and the
+step touches one set of rows.
+
+N positions, S sampled words, R rows touched (sampled or target), D width.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.planning import plan_rows
+from thinwire.loss.sampler import Sampler
+from thinwire.matmul import matmul_nt
+from thinwire.seeds import torch_generator
+
+# Logits are computed for so many at a time (32 MB); more would leave the processor's cache.
+CHUNK_LOGITS = 2**23
+
+
+class SampledSoftmax(Criterion):
+    """Cross-entropy with a sampled, corrected softmax.
+
+    Alone, in any PyTorch loop::
+
+        criterion = SampledSoftmax(counts, samples=2000)
+        loss = criterion(hidden_ND, targets_N, output.weight, output.bias, step) / N
+        loss.backward()      # output.weight.grad is sparse: only touched rows
+        RowAdagrad(output.parameters(), lr=0.1).step()
+
+    Args:
+        counts: occurrences of each word in the training text, `[V]`.
+        samples: expected number of distinct words drawn a step.
+        power: words are drawn in proportion to count ** power.
+        seed: draws depend on (seed, step) alone.
+    """
+
+    def __init__(
+        self, counts: Tensor | np.ndarray, samples: int, power: float = 0.75, seed: int = 0
+    ) -> None:
+        self.sampler = Sampler(counts, samples, power)
+        self.seed = seed
+
+    def plan(self, targets_N: Tensor, step: int) -> Plan:
+        """The rows of this step's draw, which is shared by all positions, and of the targets."""
+        sample = self.sampler.draw(torch_generator(self.seed, "sample", step=step))
+        return plan_rows(sample, targets_N)
+
+    def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
+        """The summed cross-entropy in nats, with the estimated partition function."""
+        return sampled_softmax(
+            hidden_ND, weight_RD, bias_R, plan.target_rows_N, plan.log_inclusion_S
+        )
+
+    def __call__(
+        self, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Tensor, step: int
+    ) -> Tensor:
+        """Plan, gather and compute in one call; the gradients of both tables are sparse."""
+        plan = self.plan(targets_N, step)
+        weight_RD, bias_R = gather_sparse(weight_VD, bias_V, plan)
+        return self.loss(hidden_ND, plan, weight_RD, bias_R)
+
+
+def gather_sparse(weight_VD: Tensor, bias_V: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+    """The planned rows of an output layer; gradients reach the tables as sparse COO tensors."""
+    assert plan.ids_R is not None
+    weight_RD = F.embedding(plan.ids_R, weight_VD, sparse=True)
+    bias_R = torch.gather(bias_V, 0, plan.ids_R, sparse_grad=True)
+    return weight_RD, bias_R
+
+
+def sampled_softmax(
+    hidden_ND: Tensor,
+    weight_RD: Tensor,
+    bias_R: Tensor,
+    target_rows_N: Tensor,
+    log_inclusion_S: Tensor | None,
+) -> Tensor:
+    """The summed sampled cross-entropy in nats over rows that are already gathered.
+
+    Args:
+        hidden_ND: hidden states.
+        weight_RD: output rows, the S sampled words first.
+        bias_R: their biases.
+        target_rows_N: the row of each position's target, int64 in [0, R).
+        log_inclusion_S: ln q of the sampled words.
+    """
+    assert log_inclusion_S is not None
+    value: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
+        hidden_ND, weight_RD, bias_R, target_rows_N, log_inclusion_S
+    )
+    return value
+
+
+class _SampledSoftmax(torch.autograd.Function):
+    """Computes the gradients together with the value, while the probabilities are at hand."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_RD: Tensor,
+        bias_R: Tensor,
+        target_rows_N: Tensor,
+        log_inclusion_S: Tensor,
+    ) -> Tensor:
+        S = len(log_inclusion_S)
+        weight_SD = weight_RD[:S]
+        offset_S = bias_R[:S] - log_inclusion_S
+        d_weight_RD = torch.zeros_like(weight_RD)
+        d_bias_R = torch.zeros_like(bias_R)
+        d_hidden_ND = torch.empty_like(hidden_ND)
+        total = hidden_ND.new_zeros(())
+
+        for rows in torch.arange(len(hidden_ND)).split(max(1, CHUNK_LOGITS // (S + 1))):
+            n = slice(int(rows[0]), int(rows[-1]) + 1)
+            h_nD, y_n = hidden_ND[n], target_rows_N[n]
+            w_y_nD = weight_RD.index_select(0, y_n)
+            target_logit_n = (h_nD * w_y_nD).sum(1) + bias_R[y_n]
+
+            logits = torch.cat(
+                [matmul_nt(h_nD, weight_SD, offset_S), target_logit_n[:, None]], dim=1
+            )
+            hit = (y_n < S).nonzero().squeeze(1)
+            logits[hit, y_n[hit]] = -torch.inf
+            # ln Z without a pass of its own: the largest probability is exp(largest logit) / Z.
+            largest_n = logits.amax(1)
+            p = torch.softmax(logits, dim=1)
+            log_z_n = largest_n - p.amax(1).log()
+            total += (log_z_n - target_logit_n).sum()
+
+            p_S, d_target_n = p[:, :S], p[:, S] - 1.0
+            d_hidden_ND[n] = matmul_nt(p_S, weight_SD.t()).addcmul_(w_y_nD, d_target_n[:, None])
+            d_weight_RD[:S] += matmul_nt(p_S.t(), h_nD.t())
+            d_weight_RD.index_add_(0, y_n, h_nD * d_target_n[:, None])
+            d_bias_R[:S] += p_S.sum(0)
+            d_bias_R.index_add_(0, y_n, d_target_n)
+
+        ctx.save_for_backward(d_hidden_ND, d_weight_RD, d_bias_R)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
+        d_hidden_ND, d_weight_RD, d_bias_R = ctx.saved_tensors
+        return d_hidden_ND * d_total, d_weight_RD * d_total, d_bias_R * d_total, None, None

@@ -1,0 +1,132 @@
+"""Draw words without replacement, with known inclusion probabilities.
+
+Inclusion-probability sampling, after Kaldi-RNNLM: the probability that word i is in the sample is
+q_i = min(alpha p_i, 1). Frequent words reach 1 by themselves, so the frequent set and the random
+set are one rule. As drawn here:
+
+1. Words sorted by falling p; the first C, whose q would reach 1, are always in.
+2. The other words are laid end to end as intervals of length q_i; together they span exactly m.
+3. One point falls uniformly in each of the m unit intervals [j, j + 1); a word that a point hits is
+   in. Neighbours are alike in frequency, so this stratifies the sample: each frequency range is
+   always represented, and the estimated partition function varies less than with independent draws.
+4. A word across a boundary, with parts a and b, can be hit twice; it is in with probability
+   1 - (1 - a)(1 - b) = a + b - a b. Every other word with q_i. These exact values are what is
+   returned, and m is chosen so that they sum to `samples`.
+
+A draw costs O(S log V), never O(V).
+
+V vocabulary, S words drawn.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from thinwire.errors import UserError
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Drawn words with the probabilities of being drawn.
+
+    Attributes:
+        ids_S: sorted distinct word ids, int64.
+        log_inclusion_S: natural log of the probability that each is in a draw, float32; at most 0.
+    """
+
+    ids_S: Tensor
+    log_inclusion_S: Tensor
+
+
+class Sampler:
+    """Draws samples of about `samples` distinct words from a vocabulary with the given counts.
+
+    Args:
+        counts: how often each word occurs in the training text, `[V]`; zeros count as one, since
+            a word that is never drawn could not be learned to be improbable.
+        samples: expected number of distinct words a draw; at least V: every word, always.
+        power: words are drawn in proportion to count ** power.
+
+    Raises:
+        UserError: fewer than one sample or an empty vocabulary.
+    """
+
+    def __init__(self, counts: Tensor | np.ndarray, samples: int, power: float = 0.75) -> None:
+        p_V = np.maximum(np.asarray(counts, dtype=np.float64), 1.0) ** power
+        if samples < 1 or p_V.size == 0:
+            raise UserError(f"cannot draw {samples} words from a vocabulary of {p_V.size}")
+        self.vocab_size = p_V.size
+        order_V = np.argsort(-p_V, kind="stable")
+        falling_V = p_V[order_V]
+        num_certain, num_points = _balance(falling_V, samples)
+
+        lengths = _interval_lengths(falling_V, num_certain, num_points)
+        inclusion_V = np.ones(p_V.size)
+        inclusion_V[order_V[num_certain:]] = _inclusion(lengths)
+        # The probabilities and the ends of the intervals, the only state that grows with V.
+        self.inclusion_V = torch.from_numpy(inclusion_V)
+        self._log_inclusion_V = self.inclusion_V.log().to(torch.float32)
+        self._order_V = torch.from_numpy(order_V)
+        self._num_certain = num_certain
+        self._ends = torch.from_numpy(np.cumsum(lengths))
+        self._starts_of_strata = torch.arange(num_points, dtype=torch.float64)
+
+    def draw(self, generator: torch.Generator) -> Sample:
+        """One sample; the same generator state gives the same sample on every machine."""
+        points = self._starts_of_strata + torch.rand(
+            len(self._starts_of_strata), generator=generator, dtype=torch.float64
+        )
+        hit = torch.searchsorted(self._ends, points, right=True).clamp_(max=len(self._ends) - 1)
+        tail = self._order_V[self._num_certain + hit.unique_consecutive()]
+        ids_S = torch.cat([self._order_V[: self._num_certain], tail]).sort().values
+        return Sample(ids_S, self._log_inclusion_V[ids_S])
+
+    def log_inclusion(self, ids: Tensor) -> Tensor:
+        """ln of the probability that each of these words is in a draw, float32."""
+        return self._log_inclusion_V.to(ids.device)[ids]
+
+
+def _interval_lengths(falling_V: np.ndarray, num_certain: int, num_points: int) -> np.ndarray:
+    tail = falling_V[num_certain:]
+    return num_points * tail / tail.sum() if num_points else tail[:0]
+
+
+def _inclusion(lengths: np.ndarray) -> np.ndarray:
+    """The exact probability that each interval is hit by one uniform point a unit interval."""
+    ends = np.cumsum(lengths)
+    starts = ends - lengths
+    boundary = np.floor(ends)
+    before = np.clip(boundary - starts, 0.0, lengths)  # the part before the last boundary inside
+    after = lengths - before
+    return lengths - before * after
+
+
+def _balance(falling_V: np.ndarray, samples: int) -> tuple[int, int]:
+    """(words always in, points to throw) whose expected number of distinct words is `samples`."""
+    V = falling_V.size
+    if samples >= V:
+        return V, 0
+    remaining_V = np.cumsum(falling_V[::-1])[::-1]
+
+    def certain(num_points: int) -> int:
+        # The first word whose interval fits into one unit: p_c m <= sum of p from c on.
+        fits_V = falling_V * num_points <= remaining_V
+        return int(np.argmax(fits_V))
+
+    def expected(num_points: int) -> float:
+        c = certain(num_points)
+        return c + float(_inclusion(_interval_lengths(falling_V, c, num_points)).sum())
+
+    low, high = 1, samples
+    while low < high:
+        middle = (low + high) // 2
+        if expected(middle) < samples:
+            low = middle + 1
+        else:
+            high = middle
+    best = min((m for m in (low - 1, low) if m >= 1), key=lambda m: abs(expected(m) - samples))
+    return certain(best), best

@@ -1,0 +1,1 @@
+"""Model bodies: embedded words in, hidden states out. No loss, no vocabulary, no network."""

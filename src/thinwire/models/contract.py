@@ -1,0 +1,45 @@
+"""What a model body is.
+
+B streams, T tokens, E embedding width, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor, nn
+
+from thinwire.models.noise import Noise
+
+State = tuple[Tensor, ...]
+"""What a body carries from one batch to the next: tensors whose first dimension is the stream.
+Empty for a body that carries nothing."""
+
+
+class Body(nn.Module, ABC):
+    """Embedded words in, hidden states out."""
+
+    carries_state: bool
+    """Whether the state makes the past beyond the batch visible."""
+
+    @abstractmethod
+    def initialise(self, generator: torch.Generator) -> None:
+        """Draw all parameters afresh."""
+
+    @abstractmethod
+    def forward(
+        self, x_BTE: Tensor, state: State | None, noise: Noise | None
+    ) -> tuple[Tensor, State]:
+        """Hidden states `[B, T, D]` and the state after the last token.
+
+        Args:
+            x_BTE: embedded words.
+            state: where to go on from; None: afresh.
+            noise: the step's dropout masks; None: no dropout (evaluation).
+        """
+
+
+def restart(state: State, fresh_B: Tensor) -> State:
+    """The state with the marked streams set back to the beginning."""
+    return tuple(s.masked_fill(fresh_B.view(-1, *[1] * (s.dim() - 1)), 0.0) for s in state)

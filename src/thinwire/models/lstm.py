@@ -1,0 +1,56 @@
+"""LSTM layers with dropout before, between and after them.
+
+B streams, T tokens, E embedding width, D width.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from thinwire.models.contract import Body, State
+from thinwire.models.noise import Noise
+
+
+class LSTM(Body):
+    """A stack of PyTorch's LSTM layers; carries (h, c) of each layer."""
+
+    carries_state = True
+
+    def __init__(self, input_width: int, width: int, layers: int) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(
+            nn.LSTM(input_width if layer == 0 else width, width) for layer in range(layers)
+        )
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Uniform in +-1/sqrt(D), biases zero, but one for the forget gate.
+
+        The forget gate starts open: Jozefowicz et al. 2015, "An Empirical Exploration of Recurrent
+        Network Architectures".
+        """
+        for layer in self.layers:
+            assert isinstance(layer, nn.LSTM)
+            D = layer.hidden_size
+            for name, parameter in layer.named_parameters():
+                if name.startswith("weight"):
+                    parameter.uniform_(-(D**-0.5), D**-0.5, generator=generator)
+                else:
+                    parameter.zero_()
+            layer.bias_ih_l0[D : 2 * D] = 1.0  # the gates stand in the order i, f, g, o
+
+    def forward(
+        self, x_BTE: Tensor, state: State | None, noise: Noise | None
+    ) -> tuple[Tensor, State]:
+        """See `Body`; the state is (h, c) of the first layer, then of the second, each `[B, D]`."""
+        after: list[Tensor] = []
+        x_BTD = noise.drop(x_BTE) if noise else x_BTE
+        for index, layer in enumerate(self.layers):
+            before = None if state is None else tuple(s[None] for s in state[2 * index :][:2])
+            hidden_TBD, (h, c) = layer(x_BTD.transpose(0, 1).contiguous(), before)
+            after += [h[0], c[0]]
+            x_BTD = hidden_TBD.transpose(0, 1)
+            if noise:
+                x_BTD = noise.drop(x_BTD)
+        return x_BTD, tuple(after)

@@ -1,0 +1,40 @@
+"""Which rows of which parameters a step needs: the notion that everything else speaks.
+
+A batch and its vocabulary sample decide, before any arithmetic, which rows of the embedding and
+output tables a step reads and changes. The loss computes on those rows, the optimiser updates
+them, an exchange sends them; no other row costs anything.
+
+R rows touched.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Touched:
+    """The rows of each named parameter that a step touches.
+
+    Attributes:
+        rows: parameter name -> distinct row ids `[R]`, int64, in the order in which the rows are
+            fetched; None means every row, in their own order.
+    """
+
+    rows: Mapping[str, Tensor | None]
+
+    def union(self, other: Touched) -> Touched:
+        """The rows touched by either, each once; sorted where both name the same parameter."""
+        merged = dict(self.rows)
+        for name, ids in other.rows.items():
+            if name not in merged:
+                merged[name] = ids
+            elif ids is None or merged[name] is None:
+                merged[name] = None
+            else:
+                merged[name] = torch.cat([merged[name], ids]).unique()  # type: ignore[list-item]
+        return Touched(merged)
