@@ -36,6 +36,7 @@ VERBS = {
     "generate": Verb("thinwire.cli.generate:generate", "Write text that goes on from a prompt."),
     "report": Verb("thinwire.cli.report:report", "Draw the curves and tables of some runs."),
 }
+VERBS = {name: verb for name, verb in VERBS.items() if find_spec(verb.function.partition(":")[0])}
 
 
 def build(verb: str | None = None) -> App:
@@ -50,8 +51,6 @@ def build(verb: str | None = None) -> App:
         suppress_keyboard_interrupt=False,
     )
     for order, (name, (function, summary)) in enumerate(VERBS.items()):
-        if find_spec(function.partition(":")[0]) is None:
-            continue
         app.command(function, name=name, help=None if name == verb else summary, sort_key=order)
     return app
 

@@ -1,0 +1,157 @@
+"""What the command line looks like from outside: help, exit statuses, one sentence an error."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from importlib.machinery import ModuleSpec
+from inspect import getdoc
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import thinwire
+from thinwire.cli import app
+from thinwire.errors import UserError
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch) -> Callable[[BaseException], None]:
+    """Register a verb, `stumble`, whose function raises what it is given."""
+
+    def register(error: BaseException) -> None:
+        def stumble(*, width: int = 1) -> None:
+            """Fall.
+
+            At length.
+            """
+            raise error
+
+        module = ModuleType("stumbling")
+        module.__spec__ = ModuleSpec("stumbling", None)
+        module.__dict__["stumble"] = stumble
+        monkeypatch.setitem(sys.modules, "stumbling", module)
+        monkeypatch.setitem(app.VERBS, "stumble", app.Verb("stumbling:stumble", "Fall."))
+
+    return register
+
+
+def test_help_lists_every_verb_with_its_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--help"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    for name, verb in app.VERBS.items():
+        assert f"{name} {verb.summary}" in " ".join(shown.replace("│", " ").split())
+
+
+@pytest.mark.parametrize("name", app.VERBS)
+def test_summary_is_the_verbs_own(name: str) -> None:
+    module, _, function = app.VERBS[name].function.partition(":")
+    docstring = getdoc(getattr(import_module(module), function)) or ""
+    assert docstring.splitlines()[0] == app.VERBS[name].summary
+
+
+def test_help_of_a_verb_is_its_docstring(
+    verb: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb(AssertionError("not called"))
+    assert app.main(["stumble", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "At length." in shown
+    assert "--width" in shown
+
+
+def test_no_arguments_print_the_help(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main([]) == 0
+    assert "Usage: thinwire" in capsys.readouterr().out
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["--version"]) == 0
+    assert capsys.readouterr().out == f"thinwire {thinwire.__version__}\n"
+
+
+@pytest.mark.parametrize(
+    ("argv", "sentence"),
+    [
+        (["stumbel"], 'Unknown command "stumbel". Did you mean "stumble"?'),
+        (["stumble", "--widht", "3"], "Unknown option: --widht. Did you mean --width?"),
+        (["stumble", "--width", "x"], 'unable to convert "x" into int'),
+        (["stumble"], "[3] rows, and 4 asked for."),
+    ],
+)
+def test_what_the_user_can_mend_is_one_sentence(
+    argv: list[str],
+    sentence: str,
+    verb: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    verb(UserError("[3] rows, and 4 asked for."))
+    assert app.main(argv) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert captured.err.startswith("thinwire: ")
+    assert sentence in captured.err
+    assert "Traceback" not in captured.err
+
+
+@pytest.mark.parametrize(
+    ("error", "sentence"),
+    [
+        (FileNotFoundError(errno.ENOENT, "No such file or directory", "a.txt"), "a.txt: No such"),
+        (PermissionError(errno.EACCES, "Permission denied", "a.txt"), "a.txt: Permission denied"),
+        (OSError(errno.ENOSPC, "No space left on device"), "thinwire: No space left on device"),
+        (OSError("the index does not answer"), "thinwire: the index does not answer"),
+    ],
+)
+def test_what_the_system_refuses_is_one_sentence(
+    error: OSError,
+    sentence: str,
+    verb: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    verb(error)
+    assert app.main(["stumble"]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_interrupt_is_130(verb: Callable[[BaseException], None]) -> None:
+    verb(KeyboardInterrupt())
+    assert app.main(["stumble"]) == 130
+
+
+def test_defects_keep_their_traceback(verb: Callable[[BaseException], None]) -> None:
+    verb(ZeroDivisionError())
+    with pytest.raises(ZeroDivisionError):
+        app.main(["stumble"])
+
+
+PRINTS_MUCH = """
+import sys
+from thinwire.cli import app
+app.build = lambda verb: lambda tokens: print("word " * 100_000)
+sys.exit(app.main([]))
+"""
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    done = subprocess.run(
+        [sys.executable, "-c", PRINTS_MUCH], stdout=writing, stderr=subprocess.PIPE, timeout=60
+    )
+    os.close(writing)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
+def test_a_full_disk_under_standard_output() -> None:
+    with Path("/dev/full").open("wb") as full:
+        done = subprocess.run(
+            [sys.executable, "-c", PRINTS_MUCH], stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
+    assert (done.returncode, done.stderr) == (2, b"thinwire: No space left on device\n")
