@@ -1,0 +1,1 @@
+"""Text to token ids on disk, and from there to batches."""

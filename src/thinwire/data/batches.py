@@ -1,0 +1,244 @@
+"""Batches out of a token stream, without end, resumable to the bit.
+
+Everything follows from (seed, number of the epoch, number of the step in it), so that pair is the
+whole state. N workers of b sequences read the same N * b streams as one worker of N * b does:
+stream j belongs to worker j // b.
+
+Context `text`: the split is cut into N * b equal streams that are read side by side, `length`
+tokens a step. Each epoch starts at another place of the text, so that the cuts, and the few tokens
+that fill no whole step, fall elsewhere.
+
+Context `line`: every line starts afresh. The lines are shuffled; pools of them are sorted by length
+and cut into groups of N * b lines, so that neighbours are of like length; the groups of a pool are
+shuffled. A stream whose line has ended takes the next line of that order; a line longer than
+`length` tokens takes several steps, with the state carried.
+
+Shapes: B sequences of this worker, T tokens a sequence, S = N * b streams; L lines, W windows
+(what one stream reads in one step), G steps of the epoch.
+"""
+
+from __future__ import annotations
+
+import heapq
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from thinwire.data.config import DataConfig
+from thinwire.errors import UserError
+from thinwire.seeds import numpy_generator
+
+NO_TARGET = -1
+GROUPS_A_POOL = 64
+
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One step of one worker."""
+
+    inputs_BT: torch.Tensor
+    """int64; the token before each target, end-of-line where a sequence starts afresh."""
+
+    targets_BT: torch.Tensor
+    """int64; `NO_TARGET` where there is none."""
+
+    fresh_B: torch.Tensor | None
+    """bool; where True the state starts afresh. None: all carry on."""
+
+    num_targets: int
+    """Targets of this step over all workers."""
+
+
+class Batches:
+    """Endless iterator over the batches of one worker."""
+
+    def __init__(
+        self,
+        ids: Ids,
+        config: DataConfig,
+        *,
+        seed: int,
+        eos_id: int,
+        worker: int = 0,
+        num_workers: int = 1,
+    ) -> None:
+        num_streams = num_workers * config.batch
+        cutter = _Text if config.context == "text" else _Lines
+        self._cut: _Cut = cutter(ids, num_streams, config.length, seed, eos_id)
+        self._rows = slice(worker * config.batch, (worker + 1) * config.batch)
+        self._state = {"epoch": 0, "step": 0, "streams": num_streams, "length": config.length}
+        self._cut.start(0)
+
+    def __iter__(self) -> Batches:
+        return self
+
+    def __next__(self) -> Batch:
+        if self._state["step"] == self._cut.num_steps:
+            self._state["epoch"] += 1
+            self._state["step"] = 0
+            self._cut.start(self._state["epoch"])
+        batch = self._cut.batch(self._state["step"], self._rows)
+        self._state["step"] += 1
+        return batch
+
+    @property
+    def epoch(self) -> float:
+        """Epochs read so far, a fraction."""
+        return self._state["epoch"] + self._state["step"] / self._cut.num_steps
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Steps of the current epoch; they differ from epoch to epoch in context `line` only."""
+        return self._cut.num_steps
+
+    def state_dict(self) -> dict[str, int]:
+        """Where the iterator stands; a few numbers, the same for all workers."""
+        return dict(self._state)
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go on where `state_dict()` was taken: the same split, seed, streams and length."""
+        for key, what in (("streams", "sequences over all workers"), ("length", "data.length")):
+            if state[key] != self._state[key]:
+                raise UserError(
+                    f"the saved run had {state[key]} as {what}, and this one has "
+                    f"{self._state[key]}: a run can only go on with the same number"
+                )
+        self._state = {key: int(state[key]) for key in self._state}
+        self._cut.start(self._state["epoch"])
+
+
+class _Cut(ABC):
+    """A way to cut one epoch into steps."""
+
+    num_steps: int
+
+    @abstractmethod
+    def start(self, epoch: int) -> None:
+        """Lay out this epoch and set `num_steps`."""
+
+    @abstractmethod
+    def batch(self, step: int, rows: slice) -> Batch:
+        """These rows (of S) of one step of the epoch."""
+
+
+class _Text(_Cut):
+    def __init__(self, ids: Ids, num_streams: int, length: int, seed: int, eos_id: int) -> None:
+        self._ids, self._length, self._seed, self._eos_id = ids, length, seed, eos_id
+        stream_tokens = len(ids) // num_streams
+        self.num_steps = stream_tokens // length
+        if self.num_steps == 0:
+            raise UserError(
+                f"the training text has {len(ids):,} tokens, too few for one step of "
+                f"{num_streams} sequences of {length} tokens ({num_streams * length:,}): "
+                "give it more text, or make data.batch or data.length smaller"
+            )
+        self._starts_S = np.arange(num_streams, dtype=np.int64) * stream_tokens
+
+    def start(self, epoch: int) -> None:
+        self._offset = int(
+            numpy_generator(self._seed, "batches", "offset", epoch).integers(len(self._ids))
+        )
+
+    def batch(self, step: int, rows: slice) -> Batch:
+        first_B = self._offset + self._starts_S[rows] + step * self._length
+        window = np.arange(-1, self._length)
+        tokens = self._ids[(first_B[:, None] + window) % len(self._ids)].astype(np.int64)
+        fresh_B = None
+        if step == 0:
+            tokens[:, 0] = self._eos_id
+            fresh_B = torch.ones(len(tokens), dtype=torch.bool)
+        tokens_BT = torch.from_numpy(tokens)
+        num_targets = len(self._starts_S) * self._length
+        return Batch(
+            tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous(), fresh_B, num_targets
+        )
+
+
+class _Lines(_Cut):
+    def __init__(self, ids: Ids, num_streams: int, length: int, seed: int, eos_id: int) -> None:
+        self._ids, self._seed, self._eos_id = ids, seed, eos_id
+        self._num_streams = num_streams
+        ends_L = _line_ends(ids, eos_id)
+        if len(ends_L) < num_streams:
+            raise UserError(
+                f"the training text has {len(ends_L):,} lines, too few for one step of "
+                f"{num_streams} sequences: give it more text, or make data.batch smaller"
+            )
+        self._lengths_L = np.diff(ends_L, prepend=0)
+        self._windows_L = -(-self._lengths_L // length)
+        self._first_window_L = np.cumsum(self._windows_L) - self._windows_L
+        # Windows follow one another in the text, so their starts give their lengths too. One more,
+        # an empty one, stands where a stream has nothing left to read.
+        num_windows = int(self._windows_L.sum())
+        line_of_W = np.repeat(np.arange(len(ends_L)), self._windows_L)
+        in_line_W = np.arange(num_windows) - self._first_window_L[line_of_W]
+        starts_L = ends_L - self._lengths_L
+        self._starts_W = np.append(starts_L[line_of_W] + in_line_W * length, [len(ids)] * 2)
+
+    def start(self, epoch: int) -> None:
+        order_L = self._shuffled(numpy_generator(self._seed, "batches", "lines", epoch))
+        windows_L = self._windows_L[order_L]
+        free = [(0, stream) for stream in range(self._num_streams)]  # a heap: (step, stream)
+        begin_L, stream_L = np.empty_like(order_L), np.empty_like(order_L)
+        for line, windows in enumerate(windows_L.tolist()):
+            step, stream = free[0]
+            begin_L[line], stream_L[line] = step, stream
+            heapq.heapreplace(free, (step + windows, stream))
+        self.num_steps = max(step for step, _ in free)
+
+        nothing = len(self._starts_W) - 2
+        self._window_GS = np.full((self.num_steps, self._num_streams), nothing)
+        line_of_W = np.repeat(np.arange(len(order_L)), windows_L)
+        in_line_W = np.arange(nothing) - (np.cumsum(windows_L) - windows_L)[line_of_W]
+        self._window_GS[begin_L[line_of_W] + in_line_W, stream_L[line_of_W]] = (
+            self._first_window_L[order_L][line_of_W] + in_line_W
+        )
+
+    def batch(self, step: int, rows: slice) -> Batch:
+        window_S = self._window_GS[step]
+        length_S = self._starts_W[window_S + 1] - self._starts_W[window_S]
+        start_B, length_B = self._starts_W[window_S[rows]], length_S[rows]
+        within_T = np.arange(int(length_S.max()))
+
+        positions_BT = start_B[:, None] + within_T
+        has_target_BT = within_T < length_B[:, None]
+        targets_BT = self._ids[positions_BT.clip(max=len(self._ids) - 1)].astype(np.int64)
+        # The token before a window is an end-of-line exactly where a line begins.
+        before_B = np.where(start_B > 0, self._ids[start_B - 1], self._eos_id)
+        inputs_BT = np.concatenate((before_B[:, None], targets_BT[:, :-1]), axis=1)
+        return Batch(
+            torch.from_numpy(np.where(has_target_BT, inputs_BT, self._eos_id)),
+            torch.from_numpy(np.where(has_target_BT, targets_BT, NO_TARGET)),
+            torch.from_numpy(before_B == self._eos_id),
+            int(length_S.sum()),
+        )
+
+    def _shuffled(self, generator: np.random.Generator) -> Positions:
+        """The lines in the order of the epoch, neighbours of like length, [L]."""
+        order_L = generator.permutation(len(self._lengths_L))
+        pool = GROUPS_A_POOL * self._num_streams
+        for first in range(0, len(order_L), pool):
+            lines = order_L[first : first + pool]
+            lines = lines[np.argsort(self._lengths_L[lines], kind="stable")]
+            whole = len(lines) - len(lines) % self._num_streams
+            groups = generator.permutation(lines[:whole].reshape(-1, self._num_streams))
+            order_L[first : first + pool] = np.concatenate((groups.ravel(), lines[whole:]))
+        return order_L
+
+
+def _line_ends(ids: Ids, eos_id: int, piece: int = 1 << 22) -> Positions:
+    """Position after each line's end, [L]; what follows the last end-of-line is a line too."""
+    ends = [
+        np.flatnonzero(ids[first : first + piece] == eos_id) + first + 1
+        for first in range(0, len(ids), piece)
+    ]
+    if len(ids) and ids[-1] != eos_id:
+        ends.append(np.array([len(ids)]))
+    return np.concatenate(ends, dtype=np.int64) if ends else np.empty(0, np.int64)

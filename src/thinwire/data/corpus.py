@@ -1,0 +1,216 @@
+"""A data folder: token ids as flat files of unsigned integers, and what is known about them.
+
+    tokenizer.json   as HF `tokenizers` writes and reads it
+    train.bin        ids in the narrowest little-endian unsigned type, lines ending in `eos_id`
+    valid.bin
+    test.bin
+    meta.json        `Meta`
+
+Ids run by falling frequency in the training split. The fingerprint stands for the content of all
+five files: two folders with the same fingerprint hold the same ids for the same words.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import numpy.typing as npt
+
+from thinwire.errors import UserError
+
+SPLITS = ("train", "valid", "test")
+TOKENIZER_FILE = "tokenizer.json"
+META_FILE = "meta.json"
+FORMAT = 1
+
+
+def narrowest_dtype(vocab_size: int) -> np.dtype[Any]:
+    """The narrowest little-endian unsigned type that holds the ids 0 ... vocab_size - 1."""
+    return np.min_scalar_type(max(vocab_size - 1, 0)).newbyteorder("<")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SplitMeta:
+    """What one split holds."""
+
+    tokens: int
+    """Ids in the split, ends of lines included."""
+
+    unknown: int
+    """How many of them are the id of unknown words."""
+
+    words: int
+    """What white space separates in the raw text, whatever the tokenizer; as `wc -w` counts."""
+
+    characters: int
+    """Characters of the raw text, one line end a line included: what bits a character divide by."""
+
+    lines: int
+    """Lines of the raw text, empty ones included."""
+
+    blake2b: str
+    """Digest of the split's file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Meta:
+    """The content of `meta.json`."""
+
+    format: int = FORMAT
+    """Version of this layout."""
+
+    tokenizer: str
+    """`word`, `space`, `bpe`, `bytes`, or `file` for one that was given."""
+
+    tokenizer_blake2b: str
+    """Digest of `tokenizer.json`."""
+
+    vocab_size: int
+    """Number of ids."""
+
+    dtype: str
+    """NumPy's name of the type in the `.bin` files: `uint8`, `uint16` or `uint32`."""
+
+    unk_id: int | None
+    """Id of unknown words; None where every text can be spelt."""
+
+    eos_id: int
+    """Id that ends every line."""
+
+    counts: list[int]
+    """By id: how often it occurs in the training split."""
+
+    splits: Mapping[str, SplitMeta]
+    """By name: train, valid, test."""
+
+    @property
+    def fingerprint(self) -> str:
+        """Hex digest of everything here, the digests of the other files included."""
+        content = json.dumps(asdict(self), sort_keys=True, ensure_ascii=True)
+        return blake2b(content.encode(), digest_size=16).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write `meta.json`."""
+        content = asdict(self) | {"fingerprint": self.fingerprint}
+        # One line each, but the counts (as many as ids) on a single one.
+        lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
+        path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+    @classmethod
+    def read(cls, path: Path) -> Meta:
+        """Read `meta.json`; UserError where it is damaged or of another format."""
+        try:
+            content = json.loads(path.read_text(encoding="utf-8"))
+            found, fingerprint = content.pop("format"), content.pop("fingerprint")
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): prepare the data again") from error
+        if found != FORMAT:
+            raise UserError(
+                f"{path} is of format {found}, and this thinwire reads format {FORMAT}: "
+                "prepare the data again"
+            )
+        try:
+            content["splits"] = {name: SplitMeta(**s) for name, s in content["splits"].items()}
+            meta = cls(**content)
+            computed = meta.fingerprint
+        except (TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is damaged ({error}): prepare the data again") from error
+        if computed != fingerprint:
+            raise UserError(
+                f"{path} says fingerprint {fingerprint}, but its content has {computed}: "
+                "prepare the data again"
+            )
+        return meta
+
+
+def file_digest(path: Path) -> str:
+    """Hex BLAKE2b digest of a file, read in pieces."""
+    digest = blake2b(digest_size=16)
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A data folder that has been checked: `Corpus.open(path)`."""
+
+    path: Path
+    meta: Meta
+
+    splits: ClassVar[tuple[str, ...]] = SPLITS
+
+    @classmethod
+    def open(cls, path: Path | str, *, verify: bool = True) -> Corpus:
+        """Open a data folder.
+
+        `verify` reads every file through and compares digests (a second a gigabyte); without it
+        only the metadata and the sizes are checked.
+        """
+        path = Path(path)
+        if not path.is_dir():
+            raise UserError(f"{path} is no data folder: make one with `thinwire prepare`")
+        if not (path / META_FILE).is_file():
+            raise UserError(
+                f"{path} is no data folder, for it holds no {META_FILE}: "
+                "make one with `thinwire prepare`"
+            )
+        corpus = cls(path, Meta.read(path / META_FILE))
+        corpus._check_sizes()
+        if verify:
+            corpus._check_digests()
+        return corpus
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """Where `tokenizer.json` is."""
+        return self.path / TOKENIZER_FILE
+
+    @property
+    def counts_V(self) -> npt.NDArray[np.int64]:
+        """By id: how often it occurs in the training split."""
+        return np.array(self.meta.counts, dtype=np.int64)
+
+    def ids(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:
+        """The ids of a split, [tokens], read-only and memory-mapped."""
+        if split not in self.meta.splits:
+            raise UserError(f"{split!r} is no split: there are {', '.join(self.meta.splits)}")
+        dtype = np.dtype(self.meta.dtype).newbyteorder("<")
+        if self.meta.splits[split].tokens == 0:  # an empty file cannot be mapped
+            return np.empty(0, dtype)
+        return np.memmap(self._bin(split), dtype=dtype, mode="r")
+
+    def _bin(self, split: str) -> Path:
+        return self.path / f"{split}.bin"
+
+    def _check_sizes(self) -> None:
+        width = np.dtype(self.meta.dtype).itemsize
+        for split, about in self.meta.splits.items():
+            file = self._bin(split)
+            if not file.is_file():
+                raise UserError(f"{file} is missing: prepare the data again")
+            found, expected = file.stat().st_size, about.tokens * width
+            if found != expected:
+                raise UserError(
+                    f"{file} has {found:,} bytes instead of {expected:,}: prepare the data again"
+                )
+        if not self.tokenizer_file.is_file():
+            raise UserError(f"{self.tokenizer_file} is missing: prepare the data again")
+
+    def _check_digests(self) -> None:
+        digests = {self.tokenizer_file: self.meta.tokenizer_blake2b}
+        digests |= {self._bin(split): about.blake2b for split, about in self.meta.splits.items()}
+        for file, expected in digests.items():
+            found = file_digest(file)
+            if found != expected:
+                raise UserError(
+                    f"{file} has the digest {found} instead of {expected}, so it was changed "
+                    "or damaged: prepare the data again"
+                )

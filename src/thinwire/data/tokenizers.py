@@ -1,0 +1,286 @@
+"""Text to token ids and back.
+
+Every tokenizer is kept as a `tokenizer.json` that HF `tokenizers` loads; on every line it gives the
+same ids there, and `</s>` after them, which its template post-processor adds. The kinds `word` and
+`space` do not need HF `tokenizers` here: a compiled regular expression and a dict are three times
+as fast, and a vocabulary of a million words loads in a fraction of the time.
+
+`<unk>` and `</s>` that stand in the text are these very tokens, as special tokens are in HF
+`tokenizers`.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import regex
+
+from thinwire.errors import UserError
+
+if TYPE_CHECKING:
+    import tokenizers
+
+UNK = "<unk>"
+EOS = "</s>"
+
+# What one token is, as it stands in tokenizer.json. `regex` and Oniguruma, which HF `tokenizers`
+# uses, agree on every character that the Unicode tables of both know.
+PATTERNS = {
+    "word": r"[\p{L}\p{M}]+(?:'[\p{Ll}]+)?|\p{N}+|[^\s\p{L}\p{M}\p{N}]",
+    "space": r"\S+",
+}
+# Special tokens come first, inside words too: the words around them end there.
+_FIND = {
+    "word": regex.compile(rf"{UNK}|{EOS}|{PATTERNS['word']}"),
+    "space": regex.compile(rf"{UNK}|{EOS}|(?:(?!{UNK}|{EOS})\S)+"),
+}
+
+Ids = npt.NDArray[np.uint32]
+
+
+class Tokenizer(ABC):
+    """What `tokenizer.json` says, whatever its kind: `Tokenizer.load(path)`."""
+
+    vocab_size: int
+    unk_id: int | None
+    eos_id: int
+
+    @staticmethod
+    def load(path: Path | str) -> Tokenizer:
+        """Read a `tokenizer.json`; UserError where it cannot serve."""
+        path = Path(path)
+        try:
+            content = json.loads(path.read_bytes())
+            kind = _kind(content)
+        except OSError as error:
+            raise UserError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
+        except (ValueError, AttributeError, TypeError) as error:
+            raise UserError(f"{path} is no tokenizer.json of HF tokenizers: {error}") from error
+        if kind is not None:
+            return WordTokenizer(kind, content["model"]["vocab"])
+        return HFTokenizer(path, content)
+
+    @abstractmethod
+    def encode(self, text: str) -> list[int]:
+        """The ids of one line, without its end-of-line."""
+
+    @abstractmethod
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text; an end-of-line becomes a line end."""
+
+    @abstractmethod
+    def token(self, id: int) -> str:
+        """The token as it stands in the vocabulary."""
+
+    def encode_lines(self, lines: Iterable[str]) -> list[Ids]:
+        """The ids of each line, `eos_id` after them."""
+        return [np.array([*self.encode(line), self.eos_id], dtype=np.uint32) for line in lines]
+
+
+class WordTokenizer(Tokenizer):
+    """Kinds `word` and `space`: a list of words; any other word is `<unk>`."""
+
+    def __init__(self, kind: str, vocab: dict[str, int]) -> None:
+        self.kind = kind
+        self.ids = vocab
+        self.vocab_size = len(vocab)
+        self.unk_id: int = vocab[UNK]
+        self.eos_id = vocab[EOS]
+        self._words = sorted(vocab, key=vocab.__getitem__)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one line, without its end-of-line."""
+        get, unk_id = self.ids.get, self.unk_id
+        return [get(word, unk_id) for word in find_words(self.kind, text)]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text; an end-of-line becomes a line end."""
+        words = (self._words[id] for id in ids)
+        return "".join(_spelt(words) if self.kind == "word" else _spaced(words))
+
+    def token(self, id: int) -> str:
+        """The token as it stands in the vocabulary."""
+        return self._words[id]
+
+
+class HFTokenizer(Tokenizer):
+    """Any other `tokenizer.json`, through HF `tokenizers`."""
+
+    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+        from tokenizers import Tokenizer as HF  # here: 30 ms that `word` and `space` do not need
+
+        try:
+            self._hf: tokenizers.Tokenizer = HF.from_file(str(path))
+        except Exception as error:  # the library raises plain Exception
+            raise UserError(f"{path} is no tokenizer.json of HF tokenizers: {error}") from error
+        self._hf.no_truncation()
+        self._hf.no_padding()
+        self.vocab_size = self._hf.get_vocab_size(with_added_tokens=True)
+        self.unk_id = self._unknown(path, content)
+        self.eos_id = self._end_of_line(path)
+
+    def encode(self, text: str) -> list[int]:
+        """The ids of one line, without its end-of-line."""
+        ids: list[int] = self._hf.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def encode_lines(self, lines: Iterable[str]) -> list[Ids]:
+        """The ids of each line, `eos_id` after them."""
+        return [
+            np.array([*line.ids, self.eos_id], dtype=np.uint32)
+            for line in self._hf.encode_batch_fast(list(lines), add_special_tokens=False)
+        ]
+
+    def decode(self, ids: Iterable[int]) -> str:
+        """Readable text; an end-of-line becomes a line end."""
+        lines: list[list[int]] = [[]]
+        for id in ids:
+            if id == self.eos_id:
+                lines.append([])
+            else:
+                lines[-1].append(int(id))
+        return "\n".join(self._hf.decode(line, skip_special_tokens=False) for line in lines)
+
+    def token(self, id: int) -> str:
+        """The token as it stands in the vocabulary."""
+        token: str | None = self._hf.id_to_token(id)
+        if token is None:
+            raise IndexError(f"id {id} of a vocabulary of {self.vocab_size}")
+        return token
+
+    # What ends a text in the tokenizers people have, the likeliest first.
+    _ENDS: Sequence[str] = (
+        EOS, "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "<EOS>", "[SEP]",
+    )  # fmt: skip
+
+    def _end_of_line(self, path: Path) -> int:
+        for token in self._ENDS:
+            if (id := self._hf.token_to_id(token)) is not None:
+                return int(id)
+        raise UserError(
+            f"{path} has no token that can end a line: add one of {', '.join(self._ENDS)}"
+        )
+
+    def _unknown(self, path: Path, content: dict[str, Any]) -> int | None:
+        model = content["model"]
+        if model.get("unk_id") is not None:  # Unigram counts, the others name
+            return int(model["unk_id"])
+        if model.get("unk_token") is not None:
+            id = self._hf.token_to_id(model["unk_token"])
+            if id is not None:
+                return int(id)
+        if '"ByteLevel"' in json.dumps(content["pre_tokenizer"]) or model.get("byte_fallback"):
+            return None
+        raise UserError(
+            f"{path} neither names an unknown token nor works on bytes, so it would drop "
+            "what it does not know"
+        )
+
+
+def find_words(kind: str, text: str) -> list[str]:
+    """The tokens of a text, kind `word` or `space`, as they stand in it."""
+    words: list[str] = _FIND[kind].findall(text)
+    return words
+
+
+def word_tokenizer_json(kind: str, words: Sequence[str]) -> str:
+    """The `tokenizer.json` of kind `word` or `space` with these words, in the order of their ids.
+
+    `words` holds `<unk>` and `</s>`.
+    """
+    vocab = {word: id for id, word in enumerate(words)}
+    assert len(vocab) == len(words)
+    content = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": sorted(
+            (special_token(vocab[content], content) for content in (UNK, EOS)),
+            key=lambda token: token["id"],
+        ),
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Split",
+            "pattern": {"Regex": PATTERNS[kind]},
+            "behavior": "Removed",
+            "invert": True,
+        },
+        "post_processor": end_of_line_template(vocab[EOS]),
+        "decoder": None,
+        "model": {"type": "WordLevel", "vocab": vocab, "unk_token": UNK},
+    }
+    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+
+
+def special_token(id: int, content: str) -> dict[str, Any]:
+    """An entry of `added_tokens`."""
+    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
+    return {"id": id, "content": content, **flags, "special": True}
+
+
+def end_of_line_template(eos_id: int) -> dict[str, Any]:
+    """The `post_processor` that puts `</s>` after a line."""
+    line = {"Sequence": {"id": "A", "type_id": 0}}
+    end = {"SpecialToken": {"id": EOS, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [line, end],
+        "pair": [line, end, {"Sequence": {"id": "B", "type_id": 0}}, end],
+        "special_tokens": {EOS: {"id": EOS, "ids": [eos_id], "tokens": [EOS]}},
+    }
+
+
+def _kind(content: dict[str, Any]) -> str | None:
+    """`word` or `space` where the file is one that `word_tokenizer_json` writes."""
+    model, splitter = content["model"], content.get("pre_tokenizer") or {}
+    if model["type"] != "WordLevel" or content.get("normalizer") or splitter.get("type") != "Split":
+        return None
+    if model.get("unk_token") != UNK or not {UNK, EOS} <= model["vocab"].keys():
+        return None
+    if {token["content"] for token in content["added_tokens"]} != {UNK, EOS}:
+        return None
+    for kind in PATTERNS:
+        ours = {"type": "Split", "pattern": {"Regex": PATTERNS[kind]}}
+        ours |= {"behavior": "Removed", "invert": True}
+        if splitter == ours:
+            return kind
+    return None
+
+
+_NO_SPACE_BEFORE = frozenset(".,;:!?%)]}’”…、。，！？；：）")  # noqa: RUF001
+_NO_SPACE_AFTER = frozenset("([{‘“$£€#（")  # noqa: RUF001
+_JOINS = frozenset("-'/–—@&*_")  # noqa: RUF001
+
+
+def _spelt(words: Iterable[str]) -> Iterator[str]:
+    """Words with the spaces that English would put between them; a guess, for people to read.
+
+    What is put before a word depends on earlier words only, so that a stream can be shown as it
+    grows.
+    """
+    space, quoted = "", False
+    for word in words:
+        if word == EOS:
+            space, quoted = "", False
+            yield "\n"
+        elif word == '"':
+            yield word if quoted else space + word
+            space = " " if quoted else ""
+            quoted = not quoted
+        else:
+            joined = word in _NO_SPACE_BEFORE or word in _JOINS
+            yield word if joined else space + word
+            space = "" if word in _NO_SPACE_AFTER or word in _JOINS else " "
+
+
+def _spaced(words: Iterable[str]) -> Iterator[str]:
+    space = ""
+    for word in words:
+        yield "\n" if word == EOS else space + word
+        space = "" if word == EOS else " "
