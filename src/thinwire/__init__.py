@@ -11,14 +11,32 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from thinwire.errors import UserError as UserError
+    from thinwire.loss.nce import NCE as NCE
+    from thinwire.loss.sampled import SampledSoftmax as SampledSoftmax
+    from thinwire.loss.sampler import Sampler as Sampler
+    from thinwire.optim.rowwise import RowAdagrad as RowAdagrad
+    from thinwire.optim.rowwise import RowSGD as RowSGD
 
 __version__ = "0.1.0"
 
 _HOME = {
     "UserError": "thinwire.errors",
+    "NCE": "thinwire.loss.nce",
+    "SampledSoftmax": "thinwire.loss.sampled",
+    "Sampler": "thinwire.loss.sampler",
+    "RowAdagrad": "thinwire.optim.rowwise",
+    "RowSGD": "thinwire.optim.rowwise",
 }
 
-__all__ = ["UserError", "__version__"]
+__all__ = [
+    "NCE",
+    "RowAdagrad",
+    "RowSGD",
+    "SampledSoftmax",
+    "Sampler",
+    "UserError",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> object:

@@ -1,0 +1,77 @@
+"""The snippets of README and docs run, and their links lead somewhere.
+
+A block of ```bash or ```python runs when `<!-- run -->` stands on the line before it. The blocks of
+a page run in their order in one folder, which holds at first a small `book.txt` only.
+
+    <!-- run: 600 => 2; model.width 512 => model.width 16 -->   replaces text before running
+    <!-- setup: thinwire prepare book.txt --out data -->        runs unseen, in its place
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+STEP = re.compile(
+    r"<!-- setup: (?P<setup>.*?) -->"
+    r"|<!-- run(?:: (?P<swaps>.*?))? -->\n+```(?P<language>bash|python)\n(?P<code>.*?)^```",
+    re.DOTALL | re.MULTILINE,
+)
+LINK = re.compile(r"\]\((?!https?:)(?P<target>[^)#\s]+)(?:#[^)]*)?\)")
+
+
+def steps(page: Path) -> list[tuple[str, str]]:
+    """(language, code) of what is to run, replacements made."""
+    found = []
+    for match in STEP.finditer(page.read_text(encoding="utf-8")):
+        if match["setup"]:
+            found.append(("bash", match["setup"]))
+            continue
+        code = match["code"]
+        for swap in filter(None, (match["swaps"] or "").split(";")):
+            old, new = (side.strip() for side in swap.split("=>"))
+            assert old in code, f"{page.name}: nothing to replace, no {old!r} in\n{code}"
+            code = code.replace(old, new)
+        found.append((match["language"], code))
+    return found
+
+
+def command(language: str, code: str) -> list[str]:
+    if language == "python":
+        return [sys.executable, "-W", "error", "-c", code]
+    shell = f'thinwire() {{ "{sys.executable}" -m thinwire "$@"; }}\n{code}'
+    return ["bash", "-euo", "pipefail", "-c", shell]
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if steps(p)], ids=lambda page: page.name)
+def test_snippets_run(page: Path, book: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    for language, code in steps(page):
+        done = subprocess.run(
+            command(language, code),
+            cwd=book.parent,
+            env={**os.environ, "PATH": path},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            timeout=100,
+        )
+        assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    targets = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_every_page_is_in_the_menu() -> None:
+    menu = re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
+    assert sorted(menu) == [page.name for page in PAGES[1:]]
