@@ -1,7 +1,7 @@
 """The settings of a run: each component's own config, composed; read and written as strict TOML.
 
-A config folder-wide rule: what is not understood is refused. The command line, a TOML file and Python
-fill the same frozen dataclasses.
+What is not understood is refused. The command line, a TOML file and Python fill the same frozen
+dataclasses.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import json
 import tomllib
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
+from hashlib import blake2b
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -115,6 +116,10 @@ class RunConfig:
             + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items() if value is not None)
             for section, values in asdict(self).items()
         )
+
+    def fingerprint(self) -> str:
+        """A short digest of all settings."""
+        return blake2b(self.to_toml().encode(), digest_size=8).hexdigest()
 
     @classmethod
     def from_dict(cls, sections: dict[str, Any], source: str = "the settings") -> RunConfig:

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from cyclopts import App, CycloptsError
 
 from thinwire import __version__
+from thinwire.cli.settings import settings_from_files
 from thinwire.errors import UserError
 
 
@@ -39,8 +40,9 @@ VERBS = {
 VERBS = {name: verb for name, verb in VERBS.items() if find_spec(verb.function.partition(":")[0])}
 
 
-def build(verb: str | None = None) -> App:
-    """The app with every verb; `verb`, the one about to run, is described by its own docstring."""
+def build(tokens: Sequence[str] = ()) -> App:
+    """The app with every verb; the one about to run is described by its own docstring."""
+    verb = tokens[0] if tokens else None
     app = App(
         name="thinwire",
         help="Train a neural language model on the machines you have.",
@@ -49,6 +51,7 @@ def build(verb: str | None = None) -> App:
         exit_on_error=False,
         print_error=False,
         suppress_keyboard_interrupt=False,
+        config=settings_from_files(tokens) if verb == "train" else (),
     )
     for order, (name, (function, summary)) in enumerate(VERBS.items()):
         app.command(function, name=name, help=None if name == verb else summary, sort_key=order)
@@ -59,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit status."""
     tokens = list(sys.argv[1:] if argv is None else argv)
     try:
-        build(tokens[0] if tokens else None)(tokens)
+        build(tokens)(tokens)
         sys.stdout.flush()
         return 0
     except (UserError, CycloptsError) as error:

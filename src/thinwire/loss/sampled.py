@@ -33,6 +33,8 @@ from thinwire.seeds import torch_generator
 
 # Logits are computed for so many at a time (32 MB); more would leave the processor's cache.
 CHUNK_LOGITS = 2**23
+# The logit of a word that must not count; finite, so that a row of nothing else has a softmax.
+MASKED = -1e30
 
 
 class SampledSoftmax(Criterion):
@@ -129,29 +131,30 @@ class _SampledSoftmax(torch.autograd.Function):
         d_hidden_ND = torch.empty_like(hidden_ND)
         total = hidden_ND.new_zeros(())
 
-        for rows in torch.arange(len(hidden_ND)).split(max(1, CHUNK_LOGITS // (S + 1))):
-            n = slice(int(rows[0]), int(rows[-1]) + 1)
+        for first in range(0, len(hidden_ND), max(1, CHUNK_LOGITS // S)):
+            n = slice(first, first + max(1, CHUNK_LOGITS // S))
             h_nD, y_n = hidden_ND[n], target_rows_N[n]
             w_y_nD = weight_RD.index_select(0, y_n)
             target_logit_n = (h_nD * w_y_nD).sum(1) + bias_R[y_n]
 
-            logits = torch.cat(
-                [matmul_nt(h_nD, weight_SD, offset_S), target_logit_n[:, None]], dim=1
-            )
+            logits_nS = matmul_nt(h_nD, weight_SD, offset_S)
             hit = (y_n < S).nonzero().squeeze(1)
-            logits[hit, y_n[hit]] = -torch.inf
-            # ln Z without a pass of its own: the largest probability is exp(largest logit) / Z.
-            largest_n = logits.amax(1)
-            p = torch.softmax(logits, dim=1)
-            log_z_n = largest_n - p.amax(1).log()
-            total += (log_z_n - target_logit_n).sum()
+            logits_nS[hit, y_n[hit]] = MASKED
+            # The softmax among the drawn words, and how it shares the whole with the target. Their
+            # ln Z costs no pass of its own: the largest probability is exp(largest logit) / Z.
+            largest_n = logits_nS.amax(1)
+            p_nS = torch.softmax(logits_nS, dim=1, out=logits_nS)
+            margin_n = largest_n - p_nS.amax(1).log() - target_logit_n
+            share_n = margin_n.sigmoid()
+            total += F.softplus(margin_n).sum()
 
-            p_S, d_target_n = p[:, :S], p[:, S] - 1.0
-            d_hidden_ND[n] = matmul_nt(p_S, weight_SD.t()).addcmul_(w_y_nD, d_target_n[:, None])
-            d_weight_RD[:S] += matmul_nt(p_S.t(), h_nD.t())
-            d_weight_RD.index_add_(0, y_n, h_nD * d_target_n[:, None])
-            d_bias_R[:S] += p_S.sum(0)
-            d_bias_R.index_add_(0, y_n, d_target_n)
+            # The share scales the narrow factors of the products, not the wide one.
+            shared_h_nD = h_nD * share_n[:, None]
+            d_hidden_ND[n] = (matmul_nt(p_nS, weight_SD.t()) - w_y_nD).mul_(share_n[:, None])
+            d_weight_RD[:S] += matmul_nt(p_nS.t(), shared_h_nD.t())
+            d_bias_R[:S] += share_n @ p_nS
+            d_weight_RD.index_add_(0, y_n, shared_h_nD, alpha=-1)
+            d_bias_R.index_add_(0, y_n, share_n, alpha=-1)
 
         ctx.save_for_backward(d_hidden_ND, d_weight_RD, d_bias_R)
         return total

@@ -80,6 +80,9 @@ class Sampler:
         points = self._starts_of_strata + torch.rand(
             len(self._starts_of_strata), generator=generator, dtype=torch.float64
         )
+        if not len(points):
+            ids_S = self._order_V.sort().values
+            return Sample(ids_S, self._log_inclusion_V[ids_S])
         hit = torch.searchsorted(self._ends, points, right=True).clamp_(max=len(self._ends) - 1)
         tail = self._order_V[self._num_certain + hit.unique_consecutive()]
         ids_S = torch.cat([self._order_V[: self._num_certain], tail]).sort().values
@@ -92,7 +95,7 @@ class Sampler:
 
 def _interval_lengths(falling_V: np.ndarray, num_certain: int, num_points: int) -> np.ndarray:
     tail = falling_V[num_certain:]
-    return num_points * tail / tail.sum() if num_points else tail[:0]
+    return num_points * tail / tail.sum() if len(tail) else tail
 
 
 def _inclusion(lengths: np.ndarray) -> np.ndarray:
@@ -115,13 +118,13 @@ def _balance(falling_V: np.ndarray, samples: int) -> tuple[int, int]:
     def certain(num_points: int) -> int:
         # The first word whose interval fits into one unit: p_c m <= sum of p from c on.
         fits_V = falling_V * num_points <= remaining_V
-        return int(np.argmax(fits_V))
+        return int(np.argmax(fits_V)) if fits_V.any() else V
 
     def expected(num_points: int) -> float:
         c = certain(num_points)
         return c + float(_inclusion(_interval_lengths(falling_V, c, num_points)).sum())
 
-    low, high = 1, samples
+    low, high = 1, V
     while low < high:
         middle = (low + high) // 2
         if expected(middle) < samples:
@@ -129,4 +132,5 @@ def _balance(falling_V: np.ndarray, samples: int) -> tuple[int, int]:
         else:
             high = middle
     best = min((m for m in (low - 1, low) if m >= 1), key=lambda m: abs(expected(m) - samples))
-    return certain(best), best
+    num_certain = certain(best)
+    return num_certain, best if num_certain < V else 0

@@ -27,6 +27,7 @@ from threading import Thread
 from typing import Any, Literal
 
 import torch
+from rich.text import Text
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -245,9 +246,8 @@ class Checkpoints:
         yield from (step for step in reversed(steps) if step != best)
 
     def _warn(self, sentence: str) -> None:
-        console.print(
-            f"Warning: in {self.run}, {sentence}", style="yellow", markup=False, soft_wrap=True
-        )
+        # A Text, for a path may hold square brackets, which rich would interpret.
+        console.print(Text(f"Warning: in {self.run}, {sentence}", "yellow"), soft_wrap=True)
 
     def _folder(self, step: int) -> Path:
         folder = self.run / f"step-{step}"

@@ -1,0 +1,28 @@
+"""Where `thinwire train` finds settings besides its flags: a TOML file, or the run it resumes."""
+
+from __future__ import annotations
+
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from pathlib import Path
+
+from cyclopts.config import Dict
+
+from thinwire.config import read_toml
+
+
+def settings_from_files(tokens: Sequence[str]) -> tuple[Dict, ...]:
+    """The settings that flags are laid over: those of --config or, resuming, of the run itself."""
+    parser = ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--config", type=Path)
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--resume", action="store_true")
+    seen, _ = parser.parse_known_args(list(tokens))
+    file = seen.config
+    if file is None and seen.resume and seen.out and (seen.out / "config.toml").exists():
+        file = seen.out / "config.toml"
+    if file is None:
+        return ()
+    sections = read_toml(file)
+    sections.pop("corpus", None)  # a run's own file also says which data folder it was used on
+    return (Dict(sections, use_commands_as_keys=False, source=str(file)),)

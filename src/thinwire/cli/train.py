@@ -1,0 +1,38 @@
+"""`thinwire train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from thinwire.config import RunConfig
+
+
+def train(
+    data: Path,
+    *,
+    out: Path,
+    config: Path | None = None,
+    resume: bool = False,
+    settings: Annotated[RunConfig, Parameter(name="*")] = RunConfig(),  # noqa: B008 (frozen)
+) -> None:
+    """Train a language model on a data folder.
+
+    Ctrl+C saves and stops; the same command with --resume goes on.
+
+    Parameters
+    ----------
+    data
+        A data folder, made by `thinwire prepare`.
+    out
+        The run folder to create.
+    config
+        Settings from a TOML file, with sections named as below; flags go before it.
+    resume
+        Go on with the run in --out, with its own settings; budgets may be raised.
+    """
+    from thinwire.train.loop import train as run
+
+    run(data, out, settings, resume=resume)

@@ -1,0 +1,78 @@
+"""The clock of a run and its budget.
+
+`seconds` runs from the first step to the last and stands still while the worker evaluates or saves;
+`wall_seconds` never stands still. Both go on where a resumed run left off.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+from thinwire.config import DEFAULT_SECONDS, RunSettings
+
+
+class Clock:
+    """Two stopwatches, started by the first call of `start`."""
+
+    def __init__(self, seconds: float = 0.0, wall_seconds: float = 0.0) -> None:
+        self._seconds, self._wall = seconds, wall_seconds
+        self._began: float | None = None
+        self._paused = 0.0
+        self._pause_began: float | None = None
+
+    def start(self) -> None:
+        """Let both run."""
+        self._began = perf_counter()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """`seconds` stands still inside."""
+        self._pause_began = perf_counter()
+        try:
+            yield
+        finally:
+            self._paused += perf_counter() - self._pause_began
+            self._pause_began = None
+
+    @property
+    def wall_seconds(self) -> float:
+        """Seconds since the start, those of earlier sessions of the run included."""
+        return self._wall + (perf_counter() - self._began if self._began else 0.0)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of training."""
+        if self._began is None:
+            return self._seconds
+        return self._seconds + (self._pause_began or perf_counter()) - self._began - self._paused
+
+
+class Budget:
+    """How far a run may go: the first limit that is reached ends it."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        self.limits = {
+            "seconds": settings.seconds,
+            "tokens": settings.tokens,
+            "epochs": settings.epochs,
+        }
+        if all(limit is None for limit in self.limits.values()):
+            self.limits["seconds"] = DEFAULT_SECONDS
+
+    @property
+    def timed(self) -> bool:
+        """Whether the clock can end the run, so that its length is not the same every time."""
+        return self.limits["seconds"] is not None
+
+    def progress(self, *, seconds: float, tokens: int, epochs: float) -> float:
+        """The part of the budget that is spent, from 0 on; the run is over at 1."""
+        spent = {"seconds": seconds, "tokens": tokens, "epochs": epochs}
+        return max(spent[name] / limit for name, limit in self.limits.items() if limit is not None)
+
+    def reason(self, *, seconds: float, tokens: int, epochs: float) -> str:
+        """Which limit was reached, for the record."""
+        spent = {"seconds": seconds, "tokens": tokens, "epochs": epochs}
+        reached = [n for n, limit in self.limits.items() if limit is not None and spent[n] >= limit]
+        return f"{reached[0]} spent" if reached else "stopped"

@@ -1,0 +1,183 @@
+"""Exact, corpus-level perplexity.
+
+The split is cut at line ends into 64 streams that depend on the data alone, each started from
+end-of-line, so that the result depends on no batch or chunk size. A body that carries its state
+carries it over the lines of a stream. One that does not sees windows of `data.length` tokens, of which the
+second half is scored, so that every token has at least half a window of context, but for the first
+of a stream.
+
+S streams, T tokens a chunk, N positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import exp, log
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from thinwire.data.batches import NO_TARGET
+from thinwire.errors import UserError
+from thinwire.language_model import LanguageModel
+from thinwire.models.contract import State
+
+NUM_STREAMS = 64
+MIN_STREAM_TOKENS = 256
+CHUNK_TOKENS = 64
+
+Ids = npt.NDArray[np.unsignedinteger[Any]]
+Positions = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What an exact evaluation found.
+
+    Attributes:
+        ppl: perplexity, exp of the mean negative log-probability over all scored tokens.
+        ppl_known: the same with unknown words left out of the average.
+        tokens_scored: number of tokens, end-of-line included.
+        tokens_unknown: those of them outside the vocabulary.
+        nats: the summed negative log-probability.
+    """
+
+    ppl: float
+    ppl_known: float
+    tokens_scored: int
+    tokens_unknown: int
+    nats: float
+
+    def bits_per_character(self, num_characters: int) -> float:
+        """Bits a character of the raw text that these tokens are."""
+        return self.nats / log(2) / num_characters
+
+
+def evaluate(
+    model: LanguageModel,
+    ids: Ids,
+    *,
+    eos_id: int,
+    unk_id: int | None,
+    window: int,
+    max_tokens: int = 0,
+) -> Evaluation:
+    """The exact perplexity of `ids`, or of about `max_tokens` of them spread over the text.
+
+    Args:
+        model: a trained model.
+        ids: a split.
+        eos_id: the end-of-line token, with which streams start and end.
+        unk_id: the unknown word, if the vocabulary has one.
+        window: tokens that a body without a state sees at a time.
+        max_tokens: 0: all.
+
+    Raises:
+        UserError: a split without tokens.
+    """
+    if len(ids) == 0:
+        raise UserError("there is nothing to evaluate: the text has no tokens")
+    bounds = stream_bounds(ids, eos_id)
+    if max_tokens:
+        longest = -(-max_tokens // (len(bounds) - 1))
+        spans = [(a, min(b, a + longest)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    else:
+        spans = list(zip(bounds, bounds[1:], strict=False))
+    chunks = _carried if model.body.carries_state else _windows
+    nats = torch.zeros((), dtype=torch.float64)
+    nats_unknown = torch.zeros((), dtype=torch.float64)
+    scored = unknown = 0
+    for hidden_ND, targets_N in chunks(model, ids, spans, eos_id, window):
+        nats_N = -model.output.logprob(hidden_ND, targets_N).to(torch.float64).cpu()
+        nats += nats_N.sum()
+        scored += len(targets_N)
+        if unk_id is not None:
+            is_unknown_N = (targets_N == unk_id).cpu()
+            nats_unknown += nats_N[is_unknown_N].sum()
+            unknown += int(is_unknown_N.sum())
+    known = scored - unknown
+    return Evaluation(
+        ppl=_exp(float(nats) / scored),
+        ppl_known=_exp(float(nats - nats_unknown) / known) if known else float("nan"),
+        tokens_scored=scored,
+        tokens_unknown=unknown,
+        nats=float(nats),
+    )
+
+
+def stream_bounds(ids: Ids, eos_id: int) -> list[int]:
+    """Where the streams of a split begin, and its end: cuts at line ends, as even as these allow."""
+    num_streams = max(1, min(NUM_STREAMS, len(ids) // MIN_STREAM_TOKENS))
+    ends = np.flatnonzero(np.asarray(ids) == eos_id) + 1
+    ends = np.append(ends[ends < len(ids)], len(ids))
+    even = np.arange(1, num_streams) * len(ids) // num_streams
+    cuts = ends[np.searchsorted(ends, even)]
+    return [0, *sorted({int(cut) for cut in cuts} - {len(ids)}), len(ids)]
+
+
+Chunk = tuple[Tensor, Tensor]
+Span = tuple[int, int]
+
+
+def _carried(
+    model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, window: int
+) -> Iterator[Chunk]:
+    """All streams side by side, `CHUNK_TOKENS` at a time, the state carried."""
+    state: State | None = None
+    for done in range(0, max(b - a for a, b in spans), CHUNK_TOKENS):
+        # A stream that has ended leaves; those that go on keep their state.
+        alive = [i for i, (a, b) in enumerate(spans) if a + done < b]
+        if state is not None and len(alive) < len(spans):
+            state = tuple(s[alive] for s in state)
+        spans = [spans[i] for i in alive]
+        pieces = [(a + done, min(b, a + done + CHUNK_TOKENS)) for a, b in spans]
+        inputs_ST, targets_ST = _cut(model, ids, pieces, eos_id, first=done == 0)
+        hidden_STD, state = model.hidden(inputs_ST, state)
+        is_target_ST = targets_ST != NO_TARGET
+        yield hidden_STD[is_target_ST], targets_ST[is_target_ST]
+
+
+def _windows(
+    model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, window: int
+) -> Iterator[Chunk]:
+    """Overlapping windows of each stream, `NUM_STREAMS` windows at a time; each token scored once."""
+    stride = max(1, window // 2)
+    windows = [
+        (start, min(b, start + window), start + (0 if start == a else window - stride), start == a)
+        for a, b in spans
+        for start in range(a, max(a + 1, b - (window - stride)), stride)
+    ]
+    for group in range(0, len(windows), NUM_STREAMS):
+        some = windows[group : group + NUM_STREAMS]
+        inputs_ST, targets_ST = _cut(model, ids, [(a, b) for a, b, _, _ in some], eos_id)
+        for row, (start, _, score_from, fresh) in enumerate(some):
+            targets_ST[row, : score_from - start] = NO_TARGET
+            if fresh:
+                inputs_ST[row, 0] = eos_id
+        hidden_STD, _ = model.hidden(inputs_ST, None)
+        is_target_ST = targets_ST != NO_TARGET
+        yield hidden_STD[is_target_ST], targets_ST[is_target_ST]
+
+
+def _cut(
+    model: LanguageModel, ids: Ids, pieces: list[Span], eos_id: int, first: bool = False
+) -> tuple[Tensor, Tensor]:
+    """Inputs and targets of some pieces, side by side, padded at the end."""
+    T = max(b - a for a, b in pieces)
+    inputs_ST = np.full((len(pieces), T), eos_id, dtype=np.int64)
+    targets_ST = np.full((len(pieces), T), NO_TARGET, dtype=np.int64)
+    for row, (a, b) in enumerate(pieces):
+        targets_ST[row, : b - a] = ids[a:b]
+        inputs_ST[row, 1 : b - a] = ids[a : b - 1]
+        if a > 0 and not first:
+            inputs_ST[row, 0] = ids[a - 1]
+    device = model.embedding.weight.device
+    return torch.from_numpy(inputs_ST).to(device), torch.from_numpy(targets_ST).to(device)
+
+
+def _exp(mean_nats: float) -> float:
+    return exp(mean_nats) if mean_nats < 700 else float("inf")

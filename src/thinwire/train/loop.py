@@ -1,0 +1,488 @@
+"""Training: the loop, and what it needs around it.
+
+A step is five calls, the same for one worker and for many:
+
+    touch      which rows the batch and the step's sample need
+    fetch      the exchange makes those rows current
+    loss       hidden states, then the loss over the touched words
+    backward   gradients of what was touched
+    push       the exchange agrees on them and has the row-wise update applied
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from math import isfinite, log
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import torch
+
+from thinwire import __version__
+from thinwire.config import RunConfig
+from thinwire.data.batches import Batch, Batches
+from thinwire.data.corpus import Corpus
+from thinwire.errors import UserError
+from thinwire.exchange.local import Local
+from thinwire.language_model import LanguageModel
+from thinwire.models.noise import Noise
+from thinwire.optim.build import dense_optimizer, row_optimizer
+from thinwire.optim.schedules import Schedule
+from thinwire.optim.state import load_named_state, named_state
+from thinwire.train.checkpoints import Checkpoint, Checkpoints
+from thinwire.train.clock import Budget, Clock
+from thinwire.train.evaluation import evaluate
+from thinwire.train.metrics import MetricsWriter
+from thinwire.train.progress import TrainingDisplay
+from thinwire.train.run_folder import RunFolder
+
+# A smoothed loss so far above its lowest value will not come back; 2 nats are a factor of 7 in
+# perplexity.
+EXPLODED_NATS = 2.0
+SMOOTHING_STEPS = 100
+# A plateau schedule under a budget of tokens or epochs evaluates so often in a run: the clock must
+# not steer the numbers there.
+PLATEAU_EVALUATIONS = 20
+
+
+def train(data: Path, out: Path, config: RunConfig, *, resume: bool = False) -> None:
+    """Train a language model on the data folder `data` and leave it in the run folder `out`.
+
+    Ctrl+C saves and raises KeyboardInterrupt. With `resume` a run goes on from its newest whole
+    step; its budgets may have grown.
+
+    Raises:
+        UserError: what the user can mend, among it a run whose loss is no longer finite.
+    """
+    corpus = Corpus.open(data)
+    device = set_up_device(config)
+    folder = _resumed(out, config, corpus) if resume else RunFolder.create(out, config, corpus)
+    trainer = Trainer(folder, config, corpus, device)
+    if resume:
+        trainer.restore()
+    trainer.run()
+
+
+def set_up_device(config: RunConfig) -> torch.device:
+    """The device to compute on, with the number of threads set."""
+    torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
+    wanted = config.run.device
+    if wanted == "auto":
+        wanted = "cuda" if torch.cuda.is_available() else "cpu"
+    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not available[wanted]:
+        raise UserError(f"--device {wanted} was asked for, but PyTorch finds no such device here")
+    return torch.device(wanted)
+
+
+def _resumed(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
+    folder = RunFolder.open(out)
+    if corpus.meta.fingerprint != folder.fingerprint:
+        raise UserError(
+            f"{out} was trained on a corpus with fingerprint {folder.fingerprint[:12]}, "
+            f"but {corpus.path} has {corpus.meta.fingerprint[:12]}"
+        )
+    for section in ("model", "loss", "data", "optim"):
+        saved, asked = getattr(folder.config, section), getattr(config, section)
+        for name in vars(saved):
+            if getattr(saved, name) != getattr(asked, name):
+                raise UserError(
+                    f"a resumed run keeps its settings, but {section}.{name} was "
+                    f"{getattr(saved, name)} in {out} and is now {getattr(asked, name)}"
+                )
+    if folder.config.run.seed != config.run.seed:
+        raise UserError(
+            f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, not {config.run.seed}"
+        )
+    folder.write_config(config)
+    return replace(folder, config=config)
+
+
+class Trainer:
+    """One worker's run: everything that a step changes, and the loop over it."""
+
+    def __init__(
+        self, folder: RunFolder, config: RunConfig, corpus: Corpus, device: torch.device
+    ) -> None:
+        self.folder, self.config, self.corpus, self.device = folder, config, corpus, device
+        self.model = folder.new_model(config).to(device)
+        self.tables, self.blocks = self.model.tables(), self.model.blocks()
+        self.exchange = Local(
+            self.tables,
+            self.blocks,
+            row_optimizer(self.tables.values(), config.optim),
+            dense_optimizer(self.blocks.values(), config.optim),
+            config.optim.clip,
+        )
+        self.schedule = Schedule(config.optim)
+        self.batches = Batches(
+            corpus.ids("train"), config.data, seed=config.run.seed, eos_id=corpus.meta.eos_id
+        )
+        self.budget = Budget(config.run)
+        self.clock = Clock()
+        self.checkpoints = Checkpoints(folder.path, config.checkpoint.keep)
+        self.state: tuple[torch.Tensor, ...] | None = None
+        self.step = 0
+        self.tokens = 0
+        self.best_ppl = float("inf")
+        self.smoothed_loss = log(self.model.vocab_size)
+        self.lowest_loss = self.smoothed_loss
+        self.stop_asked = False
+
+    def run(self) -> None:
+        """Train until the budget is spent; then evaluate, save and record the end."""
+        metrics = MetricsWriter(self.folder.path, tensorboard=self.config.metrics.tensorboard)
+        with TrainingDisplay() as display, _signals(self):
+            self._describe(metrics, display)
+            self.clock.start()
+            try:
+                self._loop(metrics, display)
+            finally:
+                self.checkpoints.wait()
+                metrics.close()
+        if self.stop_asked:
+            raise KeyboardInterrupt
+
+    def _loop(self, metrics: MetricsWriter, display: TrainingDisplay) -> None:
+        evaluated, saved = _Every(self._eval_interval()), _Every(self.config.checkpoint.every_seconds)
+        report = _Report(self)
+        evaluated_step = -1
+        while not self.stop_asked and self.progress() < 1.0:
+            loss = self._step()
+            report.add(loss)
+            if report.due():
+                line = report.line()
+                metrics.write("train", **line)
+                display.train(
+                    progress=min(1.0, self.progress()),
+                    **{k: line[k] for k in ("seconds", "tokens", "loss", "tokens_per_second")},
+                )
+            if evaluated.due(self._eval_clock()):
+                with self.clock.paused():
+                    self._evaluate(metrics, display)
+                evaluated_step = self.step
+            elif saved.due(self.clock.seconds):
+                with self.clock.paused():
+                    self.save()
+        with self.clock.paused():
+            if report.steps:
+                metrics.write("train", **report.line())
+            if evaluated_step != self.step and not self.stop_asked:
+                self._evaluate(metrics, display)
+            self.save()
+        reason = "interrupted" if self.stop_asked else self.budget.reason(**self._spent())
+        metrics.write("end", reason=reason, step=self.step, **self._spent_record())
+
+    def _step(self) -> float:
+        """One step; returns the mean loss a token in nats."""
+        self._set_rates()
+        batch = _to_device(next(self.batches), self.device)
+        task = self.model.touch(batch, self.step)
+        rows = self.exchange.fetch(task.touched)
+        total, state = self.model.loss(task, rows, self.state, self._noise())
+        loss = float(total.detach()) / batch.num_targets
+        if not isfinite(loss):
+            raise self._diverged(f"the loss is {loss} at step {self.step + 1}")
+        (total / batch.num_targets).backward()
+        norm = self.exchange.push(task.touched, rows)
+        if not isfinite(norm):
+            raise self._diverged(f"the gradient's norm is {norm} at step {self.step + 1}")
+        self.state = state
+        self.step += 1
+        self.tokens += batch.num_targets
+        self._watch(loss)
+        return loss
+
+    def _set_rates(self) -> None:
+        factor = self.schedule.factor(self.step, self.progress())
+        for optimizer, rate in (
+            (self.exchange.dense_optimizer, self.config.optim.lr),
+            (self.exchange.row_optimizer, self.config.optim.row_lr),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+
+    def _noise(self) -> Noise | None:
+        if self.config.model.dropout == 0.0:
+            return None
+        return Noise(
+            self.config.model.dropout, self.config.run.seed, self.step, 0, self.config.data.batch
+        )
+
+    def _watch(self, loss: float) -> None:
+        """Stop a run whose smoothed loss has risen beyond hope."""
+        self.smoothed_loss += (loss - self.smoothed_loss) / SMOOTHING_STEPS
+        self.lowest_loss = min(self.lowest_loss, self.smoothed_loss)
+        if self.smoothed_loss > self.lowest_loss + EXPLODED_NATS:
+            raise self._diverged(
+                f"the loss has risen from {self.lowest_loss:.2f} to {self.smoothed_loss:.2f} nats a "
+                f"token by step {self.step}"
+            )
+
+    def _diverged(self, what: str) -> UserError:
+        newest = self.checkpoints.newest
+        kept = f"the last good state is step {newest}" if newest else "no step had been saved yet"
+        optim = self.config.optim
+        return UserError(
+            f"{what}, so training has stopped; {kept}. Try a lower --optim.lr (now {optim.lr:g}) or "
+            f"--optim.row_lr (now {optim.row_lr:g}), more --optim.warmup_steps (now "
+            f"{optim.warmup_steps}) or a tighter --optim.clip (now {optim.clip:g})"
+        )
+
+    def _evaluate(self, metrics: MetricsWriter, display: TrainingDisplay) -> None:
+        found = evaluate(
+            self.model,
+            self.corpus.ids("valid"),
+            eos_id=self.corpus.meta.eos_id,
+            unk_id=self.corpus.meta.unk_id,
+            window=self.config.data.length,
+            max_tokens=self.config.eval.tokens,
+        )
+        best = found.ppl < self.best_ppl
+        self.best_ppl = min(found.ppl, self.best_ppl)
+        self.schedule.observe(found.ppl)
+        spent = self._spent_record()
+        metrics.write(
+            "valid",
+            step=self.step,
+            **spent,
+            ppl=found.ppl,
+            ppl_known=found.ppl_known,
+            tokens_scored=found.tokens_scored,
+        )
+        display.valid(seconds=spent["seconds"], tokens=self.tokens, ppl=found.ppl, best=best)
+        if best:
+            self.save(best=True)
+
+    def save(self, *, best: bool = False) -> None:
+        """Save this step, if it is not saved yet."""
+        if self.step in self.checkpoints.steps and not best:
+            return
+        self.checkpoints.save(
+            self.step,
+            {
+                "model": {name: p.detach() for name, p in {**self.tables, **self.blocks}.items()},
+                "optimizer": {**self._optimizer_state()},
+                "carry": {f"state.{i}": s for i, s in enumerate(self.state or ())},
+            },
+            {
+                "tokens": self.tokens,
+                **self._spent_record(),
+                "batches": self.batches.state_dict(),
+                "schedule": self.schedule.state_dict(),
+                "best_ppl": self.best_ppl if isfinite(self.best_ppl) else None,
+                "smoothed_loss": self.smoothed_loss,
+                "lowest_loss": self.lowest_loss,
+            },
+            best=best,
+        )
+
+    def restore(self) -> None:
+        """Go on from the newest whole step."""
+        saved: Checkpoint = self.checkpoints.load()
+        load_parameters(self.model, saved)
+        optimizer = saved.open("optimizer")
+        load_named_state(self.exchange.row_optimizer, self._names(self.tables), _part(optimizer, "rows."))
+        load_named_state(
+            self.exchange.dense_optimizer, self._names(self.blocks), _part(optimizer, "blocks.")
+        )
+        carry = saved.open("carry")
+        self.state = tuple(carry[f"state.{i}"].to(self.device) for i in range(len(carry))) or None
+        state = saved.state
+        self.step, self.tokens = saved.step, state["tokens"]
+        self.clock = Clock(state["seconds"], state["wall_seconds"])
+        self.batches.load_state_dict(state["batches"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.best_ppl = float("inf") if state["best_ppl"] is None else state["best_ppl"]
+        self.smoothed_loss, self.lowest_loss = state["smoothed_loss"], state["lowest_loss"]
+
+    def _optimizer_state(self) -> dict[str, torch.Tensor]:
+        rows = named_state(self.exchange.row_optimizer, self._names(self.tables))
+        blocks = named_state(self.exchange.dense_optimizer, self._names(self.blocks))
+        return {
+            **{f"rows.{name}": tensor for name, tensor in rows.items()},
+            **{f"blocks.{name}": tensor for name, tensor in blocks.items()},
+        }
+
+    @staticmethod
+    def _names(parameters: dict[str, torch.nn.Parameter]) -> dict[torch.Tensor, str]:
+        return {parameter: name for name, parameter in parameters.items()}
+
+    def progress(self) -> float:
+        """The part of the budget that is spent."""
+        return self.budget.progress(**self._spent())
+
+    def _spent(self) -> dict[str, Any]:
+        return {
+            "seconds": self.clock.seconds,
+            "tokens": self.tokens,
+            "epochs": self.batches.epoch,
+        }
+
+    def _spent_record(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "seconds": round(self.clock.seconds, 3),
+            "wall_seconds": round(self.clock.wall_seconds, 3),
+        }
+
+    def _eval_interval(self) -> float:
+        """In seconds or, where the clock must not matter, in tokens."""
+        every = self.config.eval
+        if every.every_tokens:
+            return every.every_tokens
+        if self.config.optim.schedule == "plateau" and not self.budget.timed:
+            epoch_tokens = self.batches.steps_per_epoch * self.config.data.batch * self.config.data.length
+            run = self.config.run
+            total = min(run.tokens or float("inf"), (run.epochs or float("inf")) * epoch_tokens)
+            return total / PLATEAU_EVALUATIONS
+        return every.every_seconds
+
+    def _eval_clock(self) -> float:
+        by_tokens = self.config.eval.every_tokens or (
+            self.config.optim.schedule == "plateau" and not self.budget.timed
+        )
+        return self.tokens if by_tokens else self.clock.seconds
+
+    def _describe(self, metrics: MetricsWriter, display: TrainingDisplay) -> None:
+        if self.step:
+            metrics.write("resume", step=self.step, **self._spent_record())
+            display.note(f"Going on from step {self.step} in {self.folder.path}")
+        num_rows = sum(p.numel() for p in self.tables.values())
+        num_dense = sum(p.numel() for p in self.blocks.values())
+        metrics.write(
+            "start",
+            step=self.step,
+            versions={"thinwire": __version__, "torch": torch.__version__, "python": platform.python_version()},
+            machine={"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": str(self.device)},
+            workers=1,
+            parameters=num_rows + num_dense,
+            config=self.config.fingerprint(),
+            data=self.folder.fingerprint,
+        )
+        run = self.config.run
+        budget = ", ".join(
+            f"{value:,.6g} {name}"
+            for name, value in self.budget.limits.items()
+            if value is not None
+        )
+        display.note(
+            f"{self.config.model.kind} of width {self.config.model.width}, "
+            f"{(num_rows + num_dense) / 1e6:.1f} M parameters ({num_dense / 1e6:.2f} M dense), "
+            f"{self.config.loss.kind} loss, {self.corpus.meta.vocab_size:,} words, "
+            f"{torch.get_num_threads()} threads on {self.device}, seed {run.seed}; budget: {budget}"
+        )
+
+
+class _Every:
+    """True once an interval of some clock has passed since the last time."""
+
+    def __init__(self, interval: float) -> None:
+        self._interval = interval
+        self._next: float | None = None
+
+    def due(self, now: float) -> bool:
+        if self._next is None:
+            self._next = now - now % self._interval + self._interval if self._interval else now
+        if now < self._next:
+            return False
+        self._next = now + self._interval
+        return True
+
+
+class _Report:
+    """Averages between two `train` lines."""
+
+    def __init__(self, trainer: Trainer) -> None:
+        self._trainer = trainer
+        self._settings = trainer.config.metrics
+        self._restart()
+
+    def _restart(self) -> None:
+        self.steps = 0
+        self._sum = 0.0
+        self._tokens, self._seconds = self._trainer.tokens, self._trainer.clock.seconds
+
+    def add(self, loss: float) -> None:
+        self.steps += 1
+        self._sum += loss
+
+    def due(self) -> bool:
+        if self._settings.every_steps:
+            return self.steps >= self._settings.every_steps
+        return self._trainer.clock.seconds - self._seconds >= self._settings.every_seconds
+
+    def line(self) -> dict[str, Any]:
+        trainer = self._trainer
+        spent = trainer._spent_record()
+        line = {
+            "step": trainer.step,
+            **spent,
+            "loss": self._sum / self.steps,
+            "tokens_per_second": (trainer.tokens - self._tokens)
+            / max(1e-9, spent["seconds"] - self._seconds),
+            "lr": trainer.exchange.dense_optimizer.param_groups[0]["lr"],
+        }
+        self._restart()
+        return line
+
+
+@contextmanager
+def _signals(trainer: Trainer) -> Iterator[None]:
+    """Ctrl+C and SIGTERM end the run after the step at hand; a second one ends it at once."""
+
+    def ask(number: int, frame: FrameType | None) -> None:
+        if trainer.stop_asked:
+            raise KeyboardInterrupt
+        trainer.stop_asked = True
+
+    try:
+        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
+    except ValueError:  # not the main thread: whoever runs that one handles signals
+        before = {}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def load_parameters(model: LanguageModel, saved: Checkpoint) -> None:
+    """Copy a checkpoint's parameters into a model of the same settings.
+
+    Raises:
+        UserError: a parameter is missing or has another shape.
+    """
+    found = saved.open("model")
+    parameters = {**model.tables(), **model.blocks()}
+    for name, parameter in parameters.items():
+        if name not in found:
+            raise UserError(f"{saved.path} holds no {name}: it is of another model")
+        if found[name].shape != parameter.shape:
+            raise UserError(
+                f"{name} is {list(found[name].shape)} in {saved.path}, "
+                f"but the model has {list(parameter.shape)}"
+            )
+        with torch.no_grad():
+            parameter.copy_(found[name])
+
+
+def _to_device(batch: Batch, device: torch.device) -> Batch:
+    if device.type == "cpu":
+        return batch
+    return Batch(
+        batch.inputs_BT.to(device, non_blocking=True),
+        batch.targets_BT.to(device, non_blocking=True),
+        None if batch.fresh_B is None else batch.fresh_B.to(device, non_blocking=True),
+        batch.num_targets,
+    )
+
+
+def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

@@ -1,0 +1,63 @@
+"""`metrics.jsonl`: what a run measured, one JSON object a line, only ever appended to.
+
+A resumed run appends a `resume` line that names the step it went on from; what stands before it with
+a later step was lost, and `read_metrics` leaves it out.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class MetricsWriter:
+    """Appends lines to a run's metrics, and to TensorBoard where that is asked for."""
+
+    def __init__(self, run: Path, *, tensorboard: bool = False) -> None:
+        self._file = (run / METRICS_FILE).open("a", encoding="utf-8")
+        self._board: Any = _board(run) if tensorboard else None
+
+    def write(self, event: str, **values: Any) -> None:
+        """One line; flushed, so that readers see it at once."""
+        self._file.write(json.dumps({"event": event, **values}) + "\n")
+        self._file.flush()
+        if self._board is not None and "step" in values:
+            for name, value in values.items():
+                if isinstance(value, int | float) and name != "step":
+                    self._board.add_scalar(f"{event}/{name}", value, values["step"])
+
+    def close(self) -> None:
+        """Close the files."""
+        self._file.close()
+        if self._board is not None:
+            self._board.close()
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The lines of a run that count; a line cut short by a crash is left out."""
+    file = run / METRICS_FILE
+    lines: list[dict[str, Any]] = []
+    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if line["event"] == "resume":
+            lines = [old for old in lines if old.get("step", 0) <= line["step"] and old["event"] != "end"]
+        lines.append(line)
+    return lines
+
+
+def _board(run: Path) -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        from thinwire.errors import UserError
+
+        raise UserError(
+            "--metrics.tensorboard needs TensorBoard: pip install 'thinwire[tensorboard]'"
+        ) from None
+    return SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]

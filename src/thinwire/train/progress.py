@@ -1,0 +1,85 @@
+"""What people see while a run trains: a line that moves on a terminal, lines that stay in a log."""
+
+from __future__ import annotations
+
+from types import TracebackType
+
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from thinwire.console import console
+
+CURVE_WIDTH = 24
+BARS = "▁▂▃▄▅▆▇█"
+
+
+class TrainingDisplay:
+    """Speed, loss, validation perplexity, time left and a small curve of the loss."""
+
+    def __init__(self) -> None:
+        self._losses: list[float] = []
+        self._ppl: float | None = None
+        self._live = Live(console=console, refresh_per_second=2, transient=True)
+
+    def __enter__(self) -> TrainingDisplay:
+        if console.is_terminal:
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._live.stop()
+
+    def train(
+        self, *, progress: float, seconds: float, tokens: int, loss: float, tokens_per_second: float
+    ) -> None:
+        """Show how the training goes; `progress` is the part of the budget that is spent."""
+        self._losses.append(loss)
+        if not console.is_terminal:
+            return
+        left = seconds / progress * (1.0 - progress) if progress > 0 else 0.0
+        row = Table.grid(padding=(0, 2))
+        row.add_row(
+            f"[bold]{progress:4.0%}[/]",
+            f"{tokens / 1e6:.2f} M tokens",
+            f"{tokens_per_second:,.0f} tokens/s",
+            f"loss {loss:.3f}",
+            Text(_curve(self._losses), style="green"),
+            f"validation ppl {self._ppl:.1f}" if self._ppl else "",
+            f"{_clock(left)} left",
+        )
+        self._live.update(row)
+
+    def valid(self, *, seconds: float, tokens: int, ppl: float, best: bool) -> None:
+        """Print one line that stays."""
+        self._ppl = ppl
+        console.print(
+            f"{_clock(seconds)}  {tokens / 1e6:8.2f} M tokens  "
+            f"validation perplexity [bold]{ppl:.2f}[/]{'  best so far' if best else ''}"
+        )
+
+    def note(self, sentence: str) -> None:
+        """Print a sentence that stays."""
+        console.print(sentence, markup=False)
+
+
+def _curve(values: list[float]) -> str:
+    """The last values as bars, the highest and the lowest of them full and empty."""
+    if len(values) > CURVE_WIDTH:  # the whole run, each bar a mean
+        size = len(values) / CURVE_WIDTH
+        parts = [values[int(i * size) : int((i + 1) * size)] for i in range(CURVE_WIDTH)]
+        values = [sum(part) / len(part) for part in parts]
+    low, high = min(values), max(values)
+    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
+    return "".join(BARS[round((value - low) * scale)] for value in values)
+
+
+def _clock(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes:02d}:{seconds:02d}"

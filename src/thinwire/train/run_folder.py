@@ -1,0 +1,113 @@
+"""A run folder: settings, the tokenizer, metrics and steps, enough to use the model anywhere.
+
+    config.toml        all settings, and which data folder they were used on
+    metrics.jsonl      what was measured
+    tokenizer.json     the data folder's
+    counts.safetensors occurrences of each word in the training text: what samples are drawn by
+    step-N/            checkpoints
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from thinwire.config import RunConfig, read_toml
+from thinwire.data.corpus import Corpus
+from thinwire.errors import UserError
+from thinwire.language_model import LanguageModel
+
+CONFIG_FILE = "config.toml"
+TOKENIZER_FILE = "tokenizer.json"
+COUNTS_FILE = "counts.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An existing run: where it is, its settings, and the data folder it was trained on."""
+
+    path: Path
+    config: RunConfig
+    data: Path
+    fingerprint: str
+    unk_id: int | None
+    eos_id: int
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
+        """Make the folder, parents included.
+
+        Raises:
+            UserError: it already holds a run.
+        """
+        if (path / CONFIG_FILE).exists():
+            raise UserError(f"{path} already holds a run: go on with --resume, or name another --out")
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, and a run needs a folder")
+        path.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(corpus.tokenizer_file, path / TOKENIZER_FILE)
+        save_file({"counts": torch.from_numpy(corpus.counts_V.copy())}, path / COUNTS_FILE)
+        run = cls(
+            path,
+            config,
+            corpus.path.resolve(),
+            corpus.meta.fingerprint,
+            corpus.meta.unk_id,
+            corpus.meta.eos_id,
+        )
+        run.write_config(config)
+        return run
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Read an existing run's settings.
+
+        Raises:
+            UserError: there is no run, or its settings cannot be read.
+        """
+        if not (path / CONFIG_FILE).exists():
+            raise UserError(f"{path} is not a run folder: it has no {CONFIG_FILE}")
+        sections = read_toml(path / CONFIG_FILE)
+        corpus = sections.pop("corpus", {})
+        if not {"path", "fingerprint", "eos_id"} <= corpus.keys():
+            raise UserError(f"{path / CONFIG_FILE} does not say which data folder it was used on")
+        return cls(
+            path,
+            RunConfig.from_dict(sections, str(path / CONFIG_FILE)),
+            Path(corpus["path"]),
+            corpus["fingerprint"],
+            corpus.get("unk_id"),
+            corpus["eos_id"],
+        )
+
+    def write_config(self, config: RunConfig) -> None:
+        """Record the settings, whole or not at all."""
+        unk = "" if self.unk_id is None else f"unk_id = {self.unk_id}\n"
+        text = (
+            f"{config.to_toml()}\n[corpus]\n"
+            f'path = "{self.data.as_posix()}"\nfingerprint = "{self.fingerprint}"\n'
+            f"{unk}eos_id = {self.eos_id}\n"
+        )
+        temporary = self.path / f"{CONFIG_FILE}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / CONFIG_FILE)
+
+    def counts_V(self) -> Tensor:
+        """Occurrences of each word in the training text, int64."""
+        return load_file(self.path / COUNTS_FILE)["counts"]
+
+    def new_model(self, config: RunConfig | None = None) -> LanguageModel:
+        """The untrained model of this run."""
+        config = config or self.config
+        return LanguageModel(config.model, config.loss, self.counts_V(), config.run.seed)
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer the model was trained with."""
+        return self.path / TOKENIZER_FILE
