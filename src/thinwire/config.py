@@ -7,7 +7,7 @@ dataclasses.
 from __future__ import annotations
 
 import json
-import tomllib
+import sys
 from dataclasses import asdict, dataclass, field, fields
 from difflib import get_close_matches
 from hashlib import blake2b
@@ -21,6 +21,11 @@ from thinwire.errors import UserError
 from thinwire.loss.config import LossConfig
 from thinwire.models.config import ModelConfig
 from thinwire.optim.config import OptimConfig
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
 
 DEFAULT_SECONDS = 600.0
 

@@ -81,6 +81,8 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
         (["stumbel"], 'Unknown command "stumbel". Did you mean "stumble"?'),
         (["stumble", "--widht", "3"], "Unknown option: --widht. Did you mean --width?"),
         (["stumble", "--width", "x"], 'unable to convert "x" into int'),
+        (["train", "data", "--out"], "--out"),
+        (["train", "data", "--config"], "--config"),
         (["stumble"], "[3] rows, and 4 asked for."),
     ],
 )

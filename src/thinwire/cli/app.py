@@ -11,13 +11,15 @@ import os
 import sys
 from collections.abc import Sequence
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from cyclopts import App, CycloptsError
 
 from thinwire import __version__
-from thinwire.cli.settings import settings_from_files
 from thinwire.errors import UserError
+
+if TYPE_CHECKING:
+    from cyclopts.config import Dict
 
 
 class Verb(NamedTuple):
@@ -51,11 +53,17 @@ def build(tokens: Sequence[str] = ()) -> App:
         exit_on_error=False,
         print_error=False,
         suppress_keyboard_interrupt=False,
-        config=settings_from_files(tokens) if verb == "train" else (),
+        config=_settings(tokens) if verb == "train" else (),
     )
     for order, (name, (function, summary)) in enumerate(VERBS.items()):
         app.command(function, name=name, help=None if name == verb else summary, sort_key=order)
     return app
+
+
+def _settings(tokens: Sequence[str]) -> tuple[Dict, ...]:
+    from thinwire.cli.settings import settings_from_files
+
+    return settings_from_files(tokens)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,8 +14,9 @@ from thinwire.config import read_toml
 def settings_from_files(tokens: Sequence[str]) -> tuple[Dict, ...]:
     """The settings that flags are laid over: those of --config or, resuming, of the run itself."""
     parser = ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    parser.add_argument("--config", type=Path)
-    parser.add_argument("--out", type=Path)
+    # "?": that a value is missing is for the real parser to say.
+    parser.add_argument("--config", type=Path, nargs="?")
+    parser.add_argument("--out", type=Path, nargs="?")
     parser.add_argument("--resume", action="store_true")
     seen, _ = parser.parse_known_args(list(tokens))
     file = seen.config
