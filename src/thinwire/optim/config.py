@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from math import isfinite
-from typing import Literal
+from typing import Literal, get_args
 
 from thinwire.errors import UserError
 
@@ -70,6 +70,12 @@ class OptimConfig:
     """plateau: evaluations without a new best that are borne before a cut."""
 
     def __post_init__(self) -> None:
+        for name, kinds in (("kind", DenseKind), ("rows", RowKind), ("schedule", ScheduleKind)):
+            if getattr(self, name) not in get_args(kinds):
+                raise UserError(
+                    f"optim.{name} is {getattr(self, name)}, which is none of "
+                    f"{', '.join(get_args(kinds))}."
+                )
         for name in ("lr", "row_lr"):
             _require(self, name, getattr(self, name) > 0, "above 0")
         for name in ("weight_decay", "initial_accumulator", "clip"):

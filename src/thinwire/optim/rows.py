@@ -20,8 +20,9 @@ class RowOptimizer(Optimizer, ABC):
 
     Gradients come as PyTorch leaves them in `p.grad`, sparse (`nn.Embedding(sparse=True)`) or
     dense, to `step()`; or, already merged by row, to `update_rows()`. Rows that are not named keep
-    their bits, and so does their state. A row optimiser is final and consists of its constructor,
-    `_new_state` and `_update`.
+    their bits, and so does their state, which is made at once, on the parameter's device, in fp32.
+
+    A row optimiser is final and consists of its constructor, `_new_state` and `_update`.
     """
 
     @abstractmethod
@@ -37,7 +38,7 @@ class RowOptimizer(Optimizer, ABC):
         state: dict[str, Tensor],
         group: dict[str, Any],
     ) -> None:
-        """Change the rows `ids_R` of the parameter and of the state; leave `grad_R` as it is."""
+        """Change rows `ids_R` of the parameter and its state; leave `grad_R`, fp32, alone."""
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -54,7 +55,7 @@ class RowOptimizer(Optimizer, ABC):
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     ids_R, grad_R = merged(parameter.grad)
-                    self._update(parameter, ids_R, grad_R, self.state[parameter], group)
+                    self._update(parameter, ids_R, grad_R.float(), self.state[parameter], group)
         return loss
 
     @torch.no_grad()
@@ -65,10 +66,16 @@ class RowOptimizer(Optimizer, ABC):
             parameter: [V, D] or [V].
             ids_R: distinct row numbers, int64; None for all rows in order.
             grad_R: the gradient of those rows, [R, D] or [R]. It is not changed.
+
+        Raises:
+            ValueError: the gradient is not of the shape of those rows, or the parameter is not one
+                of this optimiser's. That ids are distinct is not checked.
         """
-        num_rows = len(parameter) if ids_R is None else len(ids_R)
-        assert grad_R.shape == (num_rows, *parameter.shape[1:]), "a gradient for each named row"
-        self._update(parameter, ids_R, grad_R, self.state[parameter], self._group_of(parameter))
+        expected = parameter.shape if ids_R is None else (len(ids_R), *parameter.shape[1:])
+        if grad_R.shape != expected:
+            raise ValueError(f"The gradient is {list(grad_R.shape)}, its rows {list(expected)}.")
+        group = self._group_of(parameter)
+        self._update(parameter, ids_R, grad_R.float(), self.state[parameter], group)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters (torch's hook, through which the constructor's pass too)."""
@@ -79,21 +86,21 @@ class RowOptimizer(Optimizer, ABC):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore what `state_dict()` gave; unlike torch's own, every tensor keeps its type."""
-        super().load_state_dict(state_dict)
         parameters = [p for group in self.param_groups for p in group["params"]]
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
-        for parameter, saved_id in zip(parameters, saved_ids, strict=True):
-            saved = state_dict["state"][saved_id]
-            like = self._new_state(parameter, {**self.defaults})
+        present = [self.state[p] for p in parameters]
+        super().load_state_dict(state_dict)
+        for parameter, saved_id, like in zip(parameters, saved_ids, present, strict=True):
+            saved = state_dict["state"].get(saved_id, {})
             self.state[parameter] = {
-                name: saved[name].to(device=like[name].device, copy=True) for name in like
+                name: saved[name].to(tensor.device, copy=True) for name, tensor in like.items()
             }
 
     def _group_of(self, parameter: Tensor) -> dict[str, Any]:
         for group in self.param_groups:
             if any(parameter is p for p in group["params"]):
                 return group
-        raise KeyError("update_rows was given a parameter that this optimiser does not hold")
+        raise ValueError("update_rows was given a parameter that this optimiser does not hold.")
 
 
 def merged(grad: Tensor) -> tuple[Tensor | None, Tensor]:
@@ -101,7 +108,7 @@ def merged(grad: Tensor) -> tuple[Tensor | None, Tensor]:
     if grad.layout is not torch.sparse_coo:
         return None, grad
     grad = grad.coalesce()
-    assert grad.sparse_dim() == 1, "a sparse gradient that names rows"
+    assert grad.sparse_dim() == 1, "a sparse gradient names rows, not single elements"
     return grad.indices()[0], grad.values()
 
 
@@ -112,16 +119,22 @@ def read(table: Tensor, ids_R: Tensor | None) -> Tensor:
 
 def write(table: Tensor, ids_R: Tensor | None, rows_R: Tensor) -> None:
     """Put back rows that came from `read`."""
-    if ids_R is not None:
-        table.index_copy_(0, ids_R, rows_R)
+    if ids_R is None:
+        return
+    if _in_sixteen_bytes(table):
+        # index_copy_ goes element by element, so larger elements make it faster: 2000 rows of 256
+        # on one core take 0.19 ms as floats and 0.07 ms as complex doubles.
+        table, rows_R = table.view(torch.complex128), rows_R.view(torch.complex128)
+    table.index_copy_(0, ids_R, rows_R)
 
 
 def add(table: Tensor, ids_R: Tensor | None, rows_R: Tensor) -> None:
     """table[ids] += rows."""
+    rows_R = rows_R.to(table.dtype)
     if ids_R is None:
         table.add_(rows_R)
     elif table.ndim == 2 and table.device.type == "cpu":
-        # 2000 rows of 256 on one core: 0.07 ms, and index_add_ 0.15 ms.
+        # 2000 rows of 256 on one core: 0.08 ms, and index_add_ 0.15 ms.
         table.scatter_add_(0, ids_R[:, None].expand_as(rows_R), rows_R)
     else:
         table.index_add_(0, ids_R, rows_R)
@@ -130,20 +143,43 @@ def add(table: Tensor, ids_R: Tensor | None, rows_R: Tensor) -> None:
 def add_scaled(table: Tensor, ids_R: Tensor | None, rows_R: Tensor, scale_R: Tensor) -> None:
     """table[ids] += scale * rows, with one number of `scale_R` for each row."""
     scale_R = column(scale_R, rows_R)
-    if ids_R is None:
+    if ids_R is None and table.dtype is rows_R.dtype:
         table.addcmul_(rows_R, scale_R)
     else:
         add(table, ids_R, rows_R * scale_R)
 
 
+def per_row(parameter: Tensor, value: float = 0.0, dtype: torch.dtype = torch.float32) -> Tensor:
+    """[V]: one number for each row of the parameter."""
+    return torch.full(parameter.shape[:1], value, dtype=dtype, device=parameter.device)
+
+
+def per_element(parameter: Tensor, value: float = 0.0) -> Tensor:
+    """[V, D]: one float for each element of the parameter."""
+    return torch.full_like(
+        parameter, value, dtype=torch.float32, memory_format=torch.contiguous_format
+    ).detach()
+
+
 def column(numbers_R: Tensor, rows_R: Tensor) -> Tensor:
     """One number a row, shaped to be multiplied with the rows."""
-    return numbers_R.view(-1, *[1] * (rows_R.ndim - 1))
+    return numbers_R.reshape(rows_R.shape[:1] + (1,) * (rows_R.ndim - 1))
 
 
 def mean_square(rows_R: Tensor) -> Tensor:
     """[R]: the mean over each row of its squared elements."""
-    if rows_R.ndim == 1:
+    if rows_R.ndim < 2:
         return rows_R.square()
     # The norm is one fused pass: 0.03 ms for 2000 rows of 256, and pow(2).mean(1) 0.07 ms.
-    return torch.linalg.vector_norm(rows_R, dim=1).square_().div_(rows_R.shape[1])
+    norm_R = torch.linalg.vector_norm(rows_R.flatten(1), dim=1)
+    return norm_R.square_().div_(rows_R.shape[1:].numel())
+
+
+def _in_sixteen_bytes(table: Tensor) -> bool:
+    return (
+        table.dtype is torch.float32
+        and table.ndim == 2
+        and table.is_contiguous()
+        and table.shape[1] % 4 == 0
+        and table.storage_offset() % 4 == 0
+    )

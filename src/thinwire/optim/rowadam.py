@@ -1,0 +1,107 @@
+"""Lazy Adam and AdamW on rows, with each row's own clock.
+
+Dense Adam changes every row at every step, for its averages decay even where there is no gradient.
+Lazily, a row is changed only when it is touched, and the decay it missed is made up then:
+
+    m_r = b1^age m_r + (1 - b1) g_r          age: updates since the row's last one (ages.py)
+    v_r = b2^age v_r + (1 - b2) g_r^2
+
+Bias correction. m_r is a sum over the row's own gradients, each with weight (1 - b1) b1^(its age).
+Dense Adam divides by what these weights add up to, 1 - b1^t. A row that was touched now and then
+has other weights, and so another sum, which obeys the same recursion with 1 for g:
+
+    c1_r = b1^age c1_r + (1 - b1)            c2_r alike
+
+m_r / c1_r is then a true weighted average of the row's gradients, however seldom it is touched.
+(1 - b1^t would make every rare row's gradient about 1 - b1 of its size, and 1 - b1^(own touches)
+all but the first ones.) Touched at every step, c1_r = 1 - b1^t, and this is `torch.optim.Adam`.
+
+The averages themselves are what is kept, because then correction costs no pass over the row: with
+mean_r = m_r / c1_r, the recursion is mean_r += (1 - b1) / c1_r (g_r - mean_r).
+
+Sources: Kingma, Ba, Adam (ICLR 2015); Loshchilov, Hutter, Decoupled Weight Decay Regularization
+(ICLR 2019). The lazy forms are ours.
+
+V rows of the parameter, D width, R rows touched.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from thinwire.optim.ages import advance, new_ages
+from thinwire.optim.rows import RowOptimizer, add, column, per_element, per_row, read, write
+
+
+class RowAdam(RowOptimizer):
+    """Lazy Adam; with `weight_decay`, lazy AdamW.
+
+    Weight decay is decoupled and lazy: a row is multiplied by (1 - lr weight_decay)^age, at the
+    present rate, when it is next touched. A row that is never touched again keeps its last value.
+    State: two floats an element, three numbers a row.
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float = 1e-3,
+        *,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        super().__init__(
+            params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay}
+        )
+
+    def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
+        return new_ages(parameter) | {
+            "mean": per_element(parameter),
+            "mean_weight": per_row(parameter),
+            "mean_square": per_element(parameter),
+            "mean_square_weight": per_row(parameter),
+        }
+
+    def _update(
+        self,
+        parameter: Tensor,
+        ids_R: Tensor | None,
+        grad_R: Tensor,
+        state: dict[str, Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        beta1, beta2 = group["betas"]
+        age_R = advance(state, ids_R)
+        mean_R = _average(state, "mean", beta1, age_R, ids_R, grad_R)
+        square_R = _average(state, "mean_square", beta2, age_R, ids_R, grad_R.square())
+        change_R = square_R.sqrt().add_(group["eps"]).reciprocal_().mul_(mean_R).mul_(-group["lr"])
+
+        if group["weight_decay"] == 0:
+            add(parameter, ids_R, change_R)
+        else:
+            decay_R = (1 - group["lr"] * group["weight_decay"]) ** age_R
+            rows_R = read(parameter, ids_R)
+            rows_R.mul_(column(decay_R, rows_R)).add_(change_R)
+            write(parameter, ids_R, rows_R)
+
+
+def _average(
+    state: dict[str, Tensor],
+    name: str,
+    beta: float,
+    age_R: Tensor,
+    ids_R: Tensor | None,
+    new_R: Tensor,
+) -> Tensor:
+    """Take `new_R` into the weighted average `name` of each row; returns the average [R, D]."""
+    weight_R = read(state[f"{name}_weight"], ids_R)
+    weight_R.mul_(beta**age_R).add_(1 - beta)
+    write(state[f"{name}_weight"], ids_R, weight_R)
+
+    average_R = read(state[name], ids_R)
+    average_R.lerp_(new_R, column((1 - beta) / weight_R, new_R))
+    write(state[name], ids_R, average_R)
+    return average_R

@@ -1,0 +1,84 @@
+"""Learning-rate schedules: one factor, which multiplies every learning rate.
+
+Warm-up counts steps. The cosine follows the part of the budget that is spent, so the same setting
+serves a budget in seconds, tokens or epochs. The plateau follows the validation perplexity.
+"""
+
+from __future__ import annotations
+
+from math import cos, inf, pi
+
+from thinwire.errors import UserError
+from thinwire.optim.config import OptimConfig
+
+
+def warmup(step: int, warmup_steps: int) -> float:
+    """Rises linearly to 1: 1/n in step 0, 1 from step n - 1 on."""
+    return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
+
+
+def cosine(progress: float, final: float) -> float:
+    """Half a cosine from 1, at `progress` 0, to `final`, at `progress` 1 and beyond.
+
+    Source: Loshchilov, Hutter, SGDR (ICLR 2017), without restarts.
+    """
+    progress = min(max(progress, 0.0), 1.0)
+    return final + (1 - final) * (1 + cos(pi * progress)) / 2
+
+
+class Schedule:
+    """The factor of a run, as `OptimConfig` asks for it."""
+
+    def __init__(self, config: OptimConfig) -> None:
+        self._config = config
+        self._best_perplexity = inf
+        self._num_worse = 0
+        self._plateau_factor = 1.0
+
+    def factor(self, step: int, progress: float) -> float:
+        """What to multiply learning rates by.
+
+        Args:
+            step: the number of steps done before this one.
+            progress: the part of the budget that is spent, 0 to 1.
+        """
+        factor = warmup(step, self._config.warmup_steps)
+        match self._config.schedule:
+            case "constant":
+                return factor
+            case "cosine":
+                return factor * cosine(progress, self._config.final_lr_fraction)
+            case "plateau":
+                return factor * self._plateau_factor
+
+    def observe(self, perplexity: float) -> None:
+        """Take in a validation perplexity.
+
+        After more than `plateau_patience` evaluations in a row without a new best, the plateau's
+        factor is cut and the count starts again. A perplexity that is not a number is no best.
+        """
+        if perplexity < self._best_perplexity:
+            self._best_perplexity, self._num_worse = perplexity, 0
+            return
+        self._num_worse += 1
+        if self._num_worse > self._config.plateau_patience:
+            cut = self._plateau_factor * self._config.plateau_factor
+            self._plateau_factor = max(cut, self._config.final_lr_fraction)
+            self._num_worse = 0
+
+    def state_dict(self) -> dict[str, float | int | None]:
+        """What `load_state_dict` needs to go on, fit for JSON."""
+        return {
+            "best_perplexity": None if self._best_perplexity == inf else self._best_perplexity,
+            "num_worse": self._num_worse,
+            "plateau_factor": self._plateau_factor,
+        }
+
+    def load_state_dict(self, state: dict[str, float | int | None]) -> None:
+        """Go on from what `state_dict` gave."""
+        if missing := self.state_dict().keys() - state.keys():
+            raise UserError(f"The state of the schedule lacks {', '.join(sorted(missing))}.")
+        best = state["best_perplexity"]
+        self._best_perplexity = inf if best is None else float(best)
+        self._num_worse = int(state["num_worse"] or 0)
+        self._plateau_factor = float(state["plateau_factor"] or 0.0)

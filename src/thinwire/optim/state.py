@@ -1,0 +1,141 @@
+"""An optimiser's state by parameter name, as a checkpoint keeps it.
+
+Torch's `state_dict` numbers the parameters, so that another order silently swaps their states. Here
+each tensor is called `<parameter>/<entry>`: `body.weight_hh_l0/exp_avg`. A parameter that has no
+state, because its optimiser keeps none or has not stepped yet, is saved as an empty tensor
+`<parameter>/none`: nothing is left out, so whatever is missing was lost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thinwire.errors import UserError
+
+_NONE = "none"
+
+
+def named_state(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """The state of every parameter of `optimizer`, by name.
+
+    Args:
+        optimizer: a row optimiser, or one of `torch.optim` that keeps its state by parameter.
+        names: a distinct name for each of its parameters.
+
+    Returns:
+        The tensors themselves, not copies; plain numbers become 0-d tensors.
+    """
+    tensors: dict[str, Tensor] = {}
+    for _, parameter in _parameters(optimizer):
+        entries = _entries(optimizer, parameter) or {_NONE: torch.empty(0)}
+        for entry, value in entries.items():
+            tensors[f"{names[parameter]}/{entry}"] = torch.as_tensor(value)
+    return tensors
+
+
+def load_named_state(
+    optimizer: Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
+) -> None:
+    """Give `optimizer` the state that `named_state` returned; nothing is changed on an error.
+
+    Args:
+        optimizer: made as the saved one was, with parameters of the same shapes.
+        names: a distinct name for each of its parameters.
+        tensors: the saved state; entries of other parameters are let pass.
+
+    Raises:
+        UserError: an entry is missing, is of the wrong shape or type, or is unknown to `optimizer`.
+    """
+    accepted: list[tuple[Tensor, dict[str, Tensor], dict[str, Any]]] = []
+    for group, parameter in _parameters(optimizer):
+        name = names[parameter]
+        saved = {
+            key.rpartition("/")[2]: tensor
+            for key, tensor in tensors.items()
+            if key.rpartition("/")[0] == name
+        }
+        at_birth, after_a_step = _template(optimizer, group, parameter)
+        if saved.keys() == {_NONE} and not at_birth:
+            accepted.append((parameter, saved, {}))
+        else:
+            expected = _entries(optimizer, parameter) or after_a_step or {_NONE: torch.empty(0)}
+            _check(name, type(optimizer).__name__, saved, expected)
+            accepted.append((parameter, saved, expected))
+
+    for parameter, saved, expected in accepted:
+        optimizer.state[parameter] = {
+            entry: saved[entry].to(like.device, copy=True)
+            if isinstance(like, Tensor)
+            else type(like)(saved[entry].item())
+            for entry, like in expected.items()
+        }
+
+
+def _parameters(optimizer: Optimizer) -> Iterator[tuple[dict[str, Any], Tensor]]:
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            yield group, parameter
+
+
+def _entries(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
+    state = optimizer.state.get(parameter, {})
+    return {entry: value for entry, value in state.items() if value is not None}
+
+
+def _template(
+    optimizer: Optimizer, group: dict[str, Any], parameter: Tensor
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The entries that `optimizer` keeps for `parameter`: at birth, and after a step.
+
+    Found by trying, on one element: most of torch's optimisers make their state in their first
+    step and list its entries nowhere else.
+    """
+    element = torch.zeros(1, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
+    make: Any = type(optimizer)
+    probe: Optimizer = make([{**group, "params": [element]}], group["lr"])
+    at_birth = _entries(probe, element)
+    element.grad = torch.zeros_like(element)
+    probe.step()
+    after_a_step = {
+        entry: value.expand(parameter.shape)
+        if isinstance(value, Tensor) and value.ndim > 0
+        else value
+        for entry, value in _entries(probe, element).items()
+    }
+    return at_birth, after_a_step
+
+
+def _check(
+    name: str, optimizer: str, saved: Mapping[str, Tensor], expected: Mapping[str, Any]
+) -> None:
+    """The saved entries of one parameter are those expected, with their shapes and types."""
+    unknown, missing = saved.keys() - expected.keys(), expected.keys() - saved.keys()
+    if unknown and (not missing or expected.keys() == {_NONE}):
+        raise UserError(
+            f"The saved state of {name} holds {_listed(unknown)}, which {optimizer} does not know."
+        )
+    if missing:
+        raise UserError(
+            f"The saved state of {name} lacks {_listed(missing)}, which {optimizer} needs; it "
+            f"holds {_listed(saved) or 'nothing'}."
+        )
+    for entry, like in expected.items():
+        wanted, found_tensor = torch.as_tensor(like), saved[entry]
+        if found_tensor.shape != wanted.shape or found_tensor.dtype != wanted.dtype:
+            raise UserError(
+                f"The saved state {name}/{entry} is {_describe(found_tensor)}, and {optimizer} "
+                f"needs {_describe(wanted)}."
+            )
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')} {list(tensor.shape)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
