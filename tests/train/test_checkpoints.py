@@ -6,6 +6,8 @@ import errno
 import json
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -74,8 +76,6 @@ def test_every_kind_of_tensor_comes_back_bit_for_bit(tmp_path: Path, way: str) -
 
 
 def _wait_and_load(run: Path) -> Checkpoint:
-    import threading
-
     for thread in threading.enumerate():
         if thread.name == "checkpoint":
             thread.join()
@@ -125,6 +125,21 @@ def test_a_step_may_be_saved_again(tmp_path: Path, way: str) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-1", "step-2"]
 
 
+def test_a_step_that_is_saved_again_stays_the_best(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(5, groups(5), {"step": 5}, best=True)
+    checkpoints.save(5, groups(5), {"step": 5})
+    assert checkpoints.best == 5  # without wait(): whoever asks sees what was saved
+
+
+def test_what_is_being_written_counts_as_saved(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, groups(1, num_rows=100_000), {"step": 1})
+    assert checkpoints.steps == [1] and checkpoints.newest == 1
+    checkpoints.save(2, groups(2, num_rows=100_000), {"step": 2})
+    assert is_whole(checkpoints.load(2))
+
+
 def test_killed_between_two_renames(tmp_path: Path) -> None:
     save(tmp_path, 1, 2)
     (tmp_path / "step-2").rename(tmp_path / "step-2.old")
@@ -147,7 +162,7 @@ def truncate(folder: Path) -> None:
     file.write_bytes(file.read_bytes()[:-1])
 
 
-def flip(name: str) -> object:
+def flip(name: str) -> Callable[[Path], object]:
     def damage(folder: Path) -> None:
         data = bytearray((folder / name).read_bytes())
         data[len(data) // 2] ^= 1
@@ -156,7 +171,7 @@ def flip(name: str) -> object:
     return damage
 
 
-def remove(name: str) -> object:
+def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
@@ -174,7 +189,9 @@ def remove(name: str) -> object:
         lambda folder: (folder / "checksums.json").write_bytes(b"\xff\0"),
     ],
 )
-def test_damage_is_named_and_passed_over(damage, tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_damage_is_named_and_passed_over(
+    damage: Callable[[Path], object], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoints = save(tmp_path, 10, 20)
     damage(tmp_path / "step-20")
     assert is_whole(checkpoints.load()) and checkpoints.load().step == 10
@@ -182,9 +199,20 @@ def test_damage_is_named_and_passed_over(damage, tmp_path: Path, capsys) -> None
     assert "step 20 is damaged" in said.err and said.out == ""
     with pytest.raises(UserError, match=r"Step 20 .* is damaged.*other steps there: 10"):
         checkpoints.load(20)
+    assert (checkpoints.steps, checkpoints.newest) == ([10], 10)
     # Saving goes on from the older step; the damaged one must not pass for the newest.
     resumed = save(tmp_path, 15)
     assert resumed.steps == [10, 15] and resumed.load().step == 15
+
+
+def test_a_damaged_step_can_be_reached_again(tmp_path: Path) -> None:
+    checkpoints = save(tmp_path, 10, 20, best=20)
+    truncate(tmp_path / "step-20")
+    assert checkpoints.load().step == 10
+    assert checkpoints.best is None
+    checkpoints.save(20, groups(20), {"step": 20})
+    assert checkpoints.steps == [10, 20] and is_whole(checkpoints.load())
+    assert checkpoints.best is None  # another run of the step need not be the best
 
 
 @pytest.mark.parametrize("position", range(0, 400, 7))
@@ -199,11 +227,29 @@ def test_no_flipped_bit_in_the_checksums_passes(tmp_path: Path, position: int) -
     assert loaded.step == 10 or checkpoints.best == 20
 
 
-def test_a_damaged_best_step_is_passed_over_too(tmp_path: Path, capsys) -> None:  # type: ignore[no-untyped-def]
+def test_a_damaged_best_step_is_passed_over_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     checkpoints = save(tmp_path, 10, 20, 30, best=10)
     truncate(tmp_path / "step-10")
     assert checkpoints.load("best").step == 30
     assert "step 10 is damaged" in capsys.readouterr().err
+
+
+def test_a_step_that_is_pruned_while_it_is_read_is_not_called_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 1)
+    checksum = module._checksum
+
+    def slow(file: Path) -> str:
+        monkeypatch.undo()
+        save(tmp_path, 2, keep=1)  # the run goes on in another process
+        return checksum(file)
+
+    monkeypatch.setattr(module, "_checksum", slow)
+    assert is_whole(Checkpoints(tmp_path).load()) and Checkpoints(tmp_path).steps == [2]
+    assert capsys.readouterr().err == ""
 
 
 def test_nothing_to_load(tmp_path: Path) -> None:

@@ -75,18 +75,20 @@ class Checkpoints:
         self.keep = keep
         self._writer: Thread | None = None
         self._error: BaseException | None = None
+        self._damaged: set[int] = set()
 
     # Saving
 
     def save(
         self, step: int, tensors: TensorGroups, state: Mapping[str, Any], *, best: bool = False
     ) -> None:
-        """Store `tensors[stem][name]` and the JSON-able `state` as `step-N`, replacing an old one.
+        """Store `tensors[stem][name]` and the JSON-able `state` as `step-N`, replacing one there.
 
         What is stored is the moment of the call: a small checkpoint is copied and written by a
         background thread, a large one is written before the call returns, without a copy. One
         write is in flight at most; the error of an earlier one is raised here or by `wait`.
-        `best` says that no step so far validated better.
+        `best` says that no step so far validated better; a step keeps that mark when it is saved
+        again.
         """
         self.wait()
         state_json = json.dumps(dict(state), indent=1)
@@ -110,12 +112,15 @@ class Checkpoints:
 
     def wait(self) -> None:
         """Return once nothing is being written; raise what went wrong meanwhile."""
-        if self._writer is not None:
-            self._writer.join()
-            self._writer = None
+        self._join()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
+
+    def _join(self) -> None:
+        if self._writer is not None:
+            self._writer.join()
+            self._writer = None
 
     def _write(
         self, step: int, tensors: TensorGroups, state_json: str, best: bool, num_bytes: int
@@ -123,6 +128,7 @@ class Checkpoints:
         folder = self.run / f"step-{step}.tmp"
         try:
             self._clear_leftovers()
+            best = best or self._is_best(step)
             folder.mkdir(parents=True)
             for stem, group in tensors.items():
                 _save_tensors(group, folder / f"{stem}.safetensors")
@@ -133,6 +139,7 @@ class Checkpoints:
             for path in [*folder.iterdir(), folder]:
                 _flush(path)
             self._put_in_place(folder, step)
+            self._damaged.discard(step)
         except OSError as error:
             shutil.rmtree(folder, ignore_errors=True)
             raise self._sentence(step, num_bytes, error) from error
@@ -162,9 +169,9 @@ class Checkpoints:
         Ahead of the step just saved there can only be steps too damaged to resume from, or those
         of a run that was wound back; kept, they would pass for the newest.
         """
-        steps = [s for s in self.steps if s <= step]
+        steps = [s for s in self._whole() if s <= step]
         stay = {*steps[-self.keep :], self._best(steps)}
-        for other in set(self.steps) - stay:
+        for other in self._on_disk() - stay:
             leaving = self.run / f"step-{other}.tmp"  # so that a kill cannot leave half a step-N
             (self.run / f"step-{other}").rename(leaving)
             shutil.rmtree(leaving, ignore_errors=True)
@@ -172,7 +179,7 @@ class Checkpoints:
                 self._warn(f"step {other} lay ahead of step {step}, now the newest: removed.")
 
     def _sentence(self, step: int, num_bytes: int, error: OSError) -> UserError:
-        kept = f"what was saved before is kept (steps: {_listing(self.steps)})"
+        kept = f"what was saved before is kept (steps: {_listing(self._whole())})"
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             free = shutil.disk_usage(self.run).free
             return UserError(
@@ -187,28 +194,40 @@ class Checkpoints:
 
     @property
     def steps(self) -> list[int]:
-        """The steps on disk, ascending; whether they are whole shows when one is loaded."""
-        found = (re.fullmatch(r"step-(\d+)(\.old)?", path.name) for path in self.run.glob("step-*"))
-        return sorted({int(match[1]) for match in found if match})
+        """The steps on disk, ascending, without those that were found to be damaged.
+
+        Like everything that reads, it first lets a step that is being written arrive.
+        """
+        self._join()
+        return self._whole()
 
     @property
     def newest(self) -> int | None:
-        """The highest step on disk."""
+        """The highest step."""
         return max(self.steps, default=None)
 
     @property
     def best(self) -> int | None:
-        """The step that was saved as the best last; None if no step was."""
+        """The newest step that was saved as the best; None if no step was."""
         return self._best(self.steps)
 
+    def _on_disk(self) -> set[int]:
+        found = (re.fullmatch(r"step-(\d+)(\.old)?", path.name) for path in self.run.glob("step-*"))
+        return {int(match[1]) for match in found if match}
+
+    def _whole(self) -> list[int]:
+        return sorted(self._on_disk() - self._damaged)
+
     def _best(self, steps: list[int]) -> int | None:
-        for step in reversed(steps):
-            try:
-                if _manifest(self._folder(step), step)["best"]:
-                    return step
-            except _Damaged:
-                continue
-        return None
+        return next((step for step in reversed(steps) if self._is_best(step)), None)
+
+    def _is_best(self, step: int) -> bool:
+        if step in self._damaged:
+            return False
+        try:
+            return bool(_manifest(self._folder(step), step)["best"])
+        except _Damaged:
+            return False
 
     def load(self, step: int | Literal["best"] | None = None) -> Checkpoint:
         """A whole checkpoint: `step`, or the best one, or the newest.
@@ -216,28 +235,34 @@ class Checkpoints:
         A damaged step is named on the console and passed over in favour of the newest whole one,
         unless it was asked for by its number. UserError if no step can be had.
         """
-        steps = self.steps
+        self._join()
+        steps = sorted(self._on_disk())
         if isinstance(step, int):
-            if step not in steps:
-                raise UserError(f"{self.run} holds no step {step}, only: {_listing(steps)}.")
-            try:
-                return self._load_whole(step)
-            except _Damaged as damage:
-                others = _listing([s for s in steps if s != step])
-                raise UserError(
-                    f"Step {step} in {self.run} is damaged: {damage}; other steps there: {others}."
-                ) from None
+            return self._load_exactly(step, steps)
         if not steps:
             raise UserError(f"{self.run} holds no checkpoint.")
         for candidate in self._preference(steps, best_first=step == "best"):
             try:
                 return self._load_whole(candidate)
             except _Damaged as damage:
+                if candidate not in self._on_disk():
+                    return self.load(step)  # not damaged: pruned meanwhile by the run that goes on
                 self._warn(f"step {candidate} is damaged and passed over: {damage}.")
         raise UserError(
             f"{self.run} holds no whole checkpoint: all {len(steps)} found are damaged "
             f"(steps: {_listing(steps)})."
         )
+
+    def _load_exactly(self, step: int, steps: list[int]) -> Checkpoint:
+        if step not in steps:
+            raise UserError(f"{self.run} holds no step {step}, only: {_listing(steps)}.")
+        try:
+            return self._load_whole(step)
+        except _Damaged as damage:
+            others = _listing([s for s in steps if s != step])
+            raise UserError(
+                f"Step {step} in {self.run} is damaged: {damage}; other steps there: {others}."
+            ) from None
 
     def _preference(self, steps: list[int], best_first: bool) -> Iterator[int]:
         best = self._best(steps) if best_first else None
@@ -254,6 +279,7 @@ class Checkpoints:
         return folder if folder.exists() else self.run / f"step-{step}.old"
 
     def _load_whole(self, step: int) -> Checkpoint:
+        self._damaged.add(step)  # until it has shown to be whole
         folder = self._folder(step)
         for name, expected in _manifest(folder, step)["files"].items():
             try:
@@ -263,6 +289,7 @@ class Checkpoints:
             if found != expected:
                 raise _Damaged(f"{name} is {found}, saved was {expected}")
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        self._damaged.discard(step)
         return Checkpoint(step, state, folder)
 
 
