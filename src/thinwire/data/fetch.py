@@ -10,6 +10,7 @@ Nothing from a package is run or imported: pip downloads wheels only and without
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -124,12 +125,20 @@ def _download(package: Package, folder: Path) -> None:
             pip.kill()
             raise
     if pip.returncode != 0:
-        lines = [line.strip() for line in output.splitlines() if line.strip()]
-        errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["nothing"]
         raise UserError(
-            f"{package.name} {package.version} could not be downloaded from the package index; "
-            f"pip says: {errors[-1].removeprefix('ERROR:').strip()}"
+            f"{package.name} {package.version} could not be downloaded from the package index: "
+            f"{_reason(output)}"
         )
+
+
+def _reason(output: str) -> str:
+    """Why pip failed, from what it printed."""
+    broken = re.search(r"connection broken by '.*?\): (.+?)\"?\)'", output)
+    if broken:  # pip's last line would say only that no version was found
+        return f"it cannot be reached ({broken[1]}); is this machine online?"
+    lines = [line.strip() for line in output.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("ERROR:")] or lines or ["nothing"]
+    return f"pip says: {errors[-1].removeprefix('ERROR:').strip()}"
 
 
 def _pip() -> list[str]:
