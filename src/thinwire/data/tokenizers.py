@@ -5,8 +5,10 @@ same ids there, and `</s>` after them, which its template post-processor adds. T
 `space` do not need HF `tokenizers` here: a compiled regular expression and a dict are three times
 as fast, and a vocabulary of a million words loads in a fraction of the time.
 
-`<unk>` and `</s>` that stand in the text are these very tokens, as special tokens are in HF
-`tokenizers`.
+A literal `<unk>` in the text is the unknown word, for kinds `word` and `space`; in
+`tokenizer.json` it is a special token, found before anything else. `</s>` has no such power: text
+cannot end a line but by ending it. (Kind `space` takes a literal `</s>` for that word of the
+vocabulary.)
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,10 +38,10 @@ PATTERNS = {
     "word": r"[\p{L}\p{M}]+(?:'[\p{Ll}]+)?|\p{N}+|[^\s\p{L}\p{M}\p{N}]",
     "space": r"\S+",
 }
-# Special tokens come first, inside words too: the words around them end there.
+# `<unk>` is found first, inside words too: the words around it end there.
 _FIND = {
-    "word": regex.compile(rf"{UNK}|{EOS}|{PATTERNS['word']}"),
-    "space": regex.compile(rf"{UNK}|{EOS}|(?:(?!{UNK}|{EOS})\S)+"),
+    "word": regex.compile(rf"{UNK}|{PATTERNS['word']}"),
+    "space": regex.compile(rf"{UNK}|(?:(?!{UNK})\S)+"),
 }
 
 Ids = npt.NDArray[np.uint32]
@@ -54,17 +57,25 @@ class Tokenizer(ABC):
     @staticmethod
     def load(path: Path | str) -> Tokenizer:
         """Read a `tokenizer.json`; UserError where it cannot serve."""
-        path = Path(path)
         try:
-            content = json.loads(path.read_bytes())
-            kind = _kind(content)
+            text = Path(path).read_text(encoding="utf-8")
         except OSError as error:
             raise UserError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
-        except (ValueError, AttributeError, TypeError) as error:
+        except UnicodeDecodeError as error:
             raise UserError(f"{path} is no tokenizer.json of HF tokenizers: {error}") from error
+        return Tokenizer.parse(text, str(path))
+
+    @staticmethod
+    def parse(text: str, name: str) -> Tokenizer:
+        """The same from the file's content; `name` is for messages."""
+        try:
+            content = json.loads(text)
+            kind = _kind(content)
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
+            raise UserError(f"{name} is no tokenizer.json of HF tokenizers: {error!r}") from error
         if kind is not None:
             return WordTokenizer(kind, content["model"]["vocab"])
-        return HFTokenizer(path, content)
+        return HFTokenizer(text, content, name)
 
     @abstractmethod
     def encode(self, text: str) -> list[int]:
@@ -92,7 +103,7 @@ class WordTokenizer(Tokenizer):
         self.vocab_size = len(vocab)
         self.unk_id: int = vocab[UNK]
         self.eos_id = vocab[EOS]
-        self._words = sorted(vocab, key=vocab.__getitem__)
+        self.words = sorted(vocab, key=vocab.__getitem__)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one line, without its end-of-line."""
@@ -101,29 +112,29 @@ class WordTokenizer(Tokenizer):
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text; an end-of-line becomes a line end."""
-        words = (self._words[id] for id in ids)
+        words = (self.words[id] for id in ids)
         return "".join(_spelt(words) if self.kind == "word" else _spaced(words))
 
     def token(self, id: int) -> str:
         """The token as it stands in the vocabulary."""
-        return self._words[id]
+        return self.words[id]
 
 
 class HFTokenizer(Tokenizer):
     """Any other `tokenizer.json`, through HF `tokenizers`."""
 
-    def __init__(self, path: Path, content: dict[str, Any]) -> None:
+    def __init__(self, text: str, content: dict[str, Any], name: str) -> None:
         from tokenizers import Tokenizer as HF  # here: 30 ms that `word` and `space` do not need
 
         try:
-            self._hf: tokenizers.Tokenizer = HF.from_file(str(path))
+            self._hf: tokenizers.Tokenizer = HF.from_str(text)
         except Exception as error:  # the library raises plain Exception
-            raise UserError(f"{path} is no tokenizer.json of HF tokenizers: {error}") from error
+            raise UserError(f"{name} is no tokenizer.json of HF tokenizers: {error}") from error
         self._hf.no_truncation()
         self._hf.no_padding()
         self.vocab_size = self._hf.get_vocab_size(with_added_tokens=True)
-        self.unk_id = self._unknown(path, content)
-        self.eos_id = self._end_of_line(path)
+        self.unk_id = self._find_unknown(name, content)
+        self.eos_id = self._find_end_of_line(name)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one line, without its end-of-line."""
@@ -149,25 +160,22 @@ class HFTokenizer(Tokenizer):
 
     def token(self, id: int) -> str:
         """The token as it stands in the vocabulary."""
-        token: str | None = self._hf.id_to_token(id)
-        if token is None:
-            raise IndexError(f"id {id} of a vocabulary of {self.vocab_size}")
-        return token
+        return self._hf.id_to_token(id) or ""  # an id without a token: a hole in the vocabulary
 
     # What ends a text in the tokenizers people have, the likeliest first.
     _ENDS: Sequence[str] = (
         EOS, "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "<EOS>", "[SEP]",
     )  # fmt: skip
 
-    def _end_of_line(self, path: Path) -> int:
+    def _find_end_of_line(self, name: str) -> int:
         for token in self._ENDS:
             if (id := self._hf.token_to_id(token)) is not None:
                 return int(id)
         raise UserError(
-            f"{path} has no token that can end a line: add one of {', '.join(self._ENDS)}"
+            f"{name} has no token that can end a line: add one of {', '.join(self._ENDS)}"
         )
 
-    def _unknown(self, path: Path, content: dict[str, Any]) -> int | None:
+    def _find_unknown(self, name: str, content: dict[str, Any]) -> int | None:
         model = content["model"]
         if model.get("unk_id") is not None:  # Unigram counts, the others name
             return int(model["unk_id"])
@@ -175,10 +183,10 @@ class HFTokenizer(Tokenizer):
             id = self._hf.token_to_id(model["unk_token"])
             if id is not None:
                 return int(id)
-        if '"ByteLevel"' in json.dumps(content["pre_tokenizer"]) or model.get("byte_fallback"):
+        if '"ByteLevel"' in json.dumps(content.get("pre_tokenizer")) or model.get("byte_fallback"):
             return None
         raise UserError(
-            f"{path} neither names an unknown token nor works on bytes, so it would drop "
+            f"{name} neither names an unknown token nor works on bytes, so it would drop "
             "what it does not know"
         )
 
@@ -200,10 +208,17 @@ def word_tokenizer_json(kind: str, words: Sequence[str]) -> str:
         "version": "1.0",
         "truncation": None,
         "padding": None,
-        "added_tokens": sorted(
-            (special_token(vocab[content], content) for content in (UNK, EOS)),
-            key=lambda token: token["id"],
-        ),
+        "added_tokens": [
+            {
+                "id": vocab[UNK],
+                "content": UNK,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": True,
+            }
+        ],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Split",
@@ -211,28 +226,98 @@ def word_tokenizer_json(kind: str, words: Sequence[str]) -> str:
             "behavior": "Removed",
             "invert": True,
         },
-        "post_processor": end_of_line_template(vocab[EOS]),
+        "post_processor": _end_of_line(vocab[EOS]),
         "decoder": None,
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": UNK},
     }
+    return to_json(content)
+
+
+@cache
+def byte_tokens() -> dict[int, str]:
+    """How byte-level tokenizers write each byte: printable ones as they are (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
+    others = (byte for byte in range(256) if byte not in printable)
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + number) for number, byte in enumerate(others)
+    }
+
+
+def bytes_tokenizer() -> dict[str, Any]:
+    """The `tokenizer.json` of kind `bytes`: the 243 bytes that UTF-8 can hold, and `</s>`.
+
+    Without the 13 that it cannot hold, an id fits in one byte.
+    """
+    never = {0xC0, 0xC1, *range(0xF5, 0x100)}
+    tokens = [token for byte, token in byte_tokens().items() if byte not in never]
+    return _byte_level(tokens, merges=[], use_regex=False)
+
+
+def train_bpe(lines: Iterator[str], vocab_size: int) -> dict[str, Any]:
+    """The `tokenizer.json` of kind `bpe`, learnt from these lines: GPT-2's byte-level BPE."""
+    from tokenizers import Tokenizer as HF
+    from tokenizers import models, pre_tokenizers, trainers
+
+    bytes_vocab = bytes_tokenizer()["model"]["vocab"]
+    if vocab_size <= len(bytes_vocab):
+        raise UserError(
+            f"a vocabulary of {vocab_size} is too small for BPE: the bytes and {EOS} alone "
+            f"are {len(bytes_vocab)}"
+        )
+    hf = HF(models.BPE())
+    hf.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocab_size - 1,  # </s> comes afterwards, so that no text can spell it
+        initial_alphabet=[token for token in bytes_vocab if token != EOS],
+        show_progress=False,
+    )
+    hf.train_from_iterator(lines, trainer)
+    model = json.loads(hf.to_str())["model"]
+    return _byte_level(
+        sorted(model["vocab"], key=model["vocab"].__getitem__), model["merges"], use_regex=True
+    )
+
+
+def renumbered(content: dict[str, Any], tokens: Sequence[str]) -> str:
+    """The byte-level `tokenizer.json` with its tokens numbered in this order."""
+    vocab = {token: id for id, token in enumerate(tokens)}
+    assert vocab.keys() == content["model"]["vocab"].keys()
+    content = content | {
+        "post_processor": _end_of_line(vocab[EOS]),
+        "model": content["model"] | {"vocab": vocab},
+    }
+    return to_json(content)
+
+
+def to_json(content: dict[str, Any]) -> str:
+    """The text of a `tokenizer.json`."""
     return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
 
 
-def special_token(id: int, content: str) -> dict[str, Any]:
-    """An entry of `added_tokens`."""
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False}
-    return {"id": id, "content": content, **flags, "special": True}
-
-
-def end_of_line_template(eos_id: int) -> dict[str, Any]:
-    """The `post_processor` that puts `</s>` after a line."""
-    line = {"Sequence": {"id": "A", "type_id": 0}}
-    end = {"SpecialToken": {"id": EOS, "type_id": 0}}
+def _byte_level(tokens: Sequence[str], merges: list[Any], use_regex: bool) -> dict[str, Any]:
+    level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True}
+    level["use_regex"] = use_regex
     return {
-        "type": "TemplateProcessing",
-        "single": [line, end],
-        "pair": [line, end, {"Sequence": {"id": "B", "type_id": 0}}, end],
-        "special_tokens": {EOS: {"id": EOS, "ids": [eos_id], "tokens": [EOS]}},
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [],
+        "normalizer": None,
+        "pre_tokenizer": level,
+        "post_processor": _end_of_line(len(tokens)),
+        "decoder": level,
+        "model": {
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": None,
+            "end_of_word_suffix": None,
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": {token: id for id, token in enumerate([*tokens, EOS])},
+            "merges": merges,
+        },
     }
 
 
@@ -243,7 +328,7 @@ def _kind(content: dict[str, Any]) -> str | None:
         return None
     if model.get("unk_token") != UNK or not {UNK, EOS} <= model["vocab"].keys():
         return None
-    if {token["content"] for token in content["added_tokens"]} != {UNK, EOS}:
+    if {token["content"] for token in content["added_tokens"]} != {UNK}:
         return None
     for kind in PATTERNS:
         ours = {"type": "Split", "pattern": {"Regex": PATTERNS[kind]}}
@@ -251,6 +336,18 @@ def _kind(content: dict[str, Any]) -> str | None:
         if splitter == ours:
             return kind
     return None
+
+
+def _end_of_line(eos_id: int) -> dict[str, Any]:
+    """The `post_processor` that puts `</s>` after a line."""
+    line = {"Sequence": {"id": "A", "type_id": 0}}
+    end = {"SpecialToken": {"id": EOS, "type_id": 0}}
+    return {
+        "type": "TemplateProcessing",
+        "single": [line, end],
+        "pair": [line, end, {"Sequence": {"id": "B", "type_id": 0}}, end],
+        "special_tokens": {EOS: {"id": EOS, "ids": [eos_id], "tokens": [EOS]}},
+    }
 
 
 _NO_SPACE_BEFORE = frozenset(".,;:!?%)]}’”…、。，！？；：）")  # noqa: RUF001

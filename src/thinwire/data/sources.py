@@ -1,0 +1,215 @@
+"""Where raw text comes from: files, folders, globs, compressed files, standard input.
+
+Text is read as blocks of bytes that end with a line, each about a mebibyte, so that memory does not
+depend on the size of a file. A line that is longer than a block is cut before a space.
+"""
+
+from __future__ import annotations
+
+import glob
+import gzip
+import io
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from thinwire.errors import UserError
+
+BLOCK_BYTES = 1 << 20
+LONGEST_WORD_BYTES = 1 << 24  # what a process may have to hold at once
+STDIN = "-"
+
+_BOM = b"\xef\xbb\xbf"
+_UTF16 = (b"\xff\xfe", b"\xfe\xff")
+
+
+@dataclass(frozen=True)
+class Block:
+    """A piece of a source: whole lines, but for a long line's parts."""
+
+    source: str
+    """Name of the file, for messages."""
+
+    line: int
+    """Line number of its first byte, from 1."""
+
+    data: bytes
+    """UTF-8; lines end in `\\n`. Where the last one does not, it goes on in the next block."""
+
+    def text(self) -> str:
+        """The text, checked."""
+        if (at := self.data.find(b"\0")) >= 0:
+            raise UserError(
+                f"{self.source} is no text file: there is a NUL byte in line {self._line_at(at)}"
+            )
+        try:
+            return self.data.decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(
+                f"{self.source} is not UTF-8: line {self._line_at(error.start)} holds the byte "
+                f"0x{self.data[error.start]:02x}; convert the file, with iconv for instance"
+            ) from None
+
+    def _line_at(self, offset: int) -> int:
+        return self.line + self.data.count(b"\n", 0, offset)
+
+
+def find_sources(texts: Iterable[str]) -> list[Path]:
+    """The files that are meant, in the order given; `-` is standard input.
+
+    Of a folder every file below it is taken, of a glob every match, in sorted order; names that
+    begin with a dot are left out.
+    """
+    sources: list[Path] = []
+    for text in texts:
+        path = Path(text)
+        if text == STDIN or path.is_file() or (path.exists() and not path.is_dir()):
+            found = [path]
+        elif path.is_dir():
+            found = _files_below(path)
+        else:
+            matches = (Path(match) for match in sorted(glob.glob(text, recursive=True)))
+            found = [file for match in matches for file in _files_below(match)]
+            found = list(dict.fromkeys(found))  # `**` finds a folder and what is in it
+            if not found:
+                raise UserError(f"there is no file {text}")
+        if not found:
+            raise UserError(f"there is no file in the folder {text}")
+        sources += found
+    if sources.count(Path(STDIN)) > 1:
+        raise UserError(f"standard input ({STDIN}) can be read only once")
+    return sources
+
+
+def total_bytes(sources: Iterable[Path]) -> int | None:
+    """Size of the files as they are on disk; None where that is not known beforehand."""
+    total = 0
+    for source in sources:
+        if source == Path(STDIN) or not source.is_file():
+            return None
+        total += source.stat().st_size
+    return total
+
+
+def read_blocks(sources: Sequence[Path], advance: Callable[[int], None]) -> Iterator[Block]:
+    """The text of all sources, one after the other; `advance` hears of the bytes read from disk."""
+    for source in sources:
+        yield from _read_source(source, advance)
+
+
+def _files_below(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    return sorted(
+        file
+        for file in path.rglob("*")
+        if file.is_file() and not any(part.startswith(".") for part in file.relative_to(path).parts)
+    )
+
+
+def _read_source(source: Path, advance: Callable[[int], None]) -> Iterator[Block]:
+    name = "standard input" if source == Path(STDIN) else str(source)
+    line, rest, at_line_start = 1, b"", True
+    for data in _read_pieces(source, name, advance):
+        if line == 1 and at_line_start and not rest:
+            if data.startswith(_UTF16):
+                raise UserError(f"{name} is UTF-16, not UTF-8: convert it, with iconv for instance")
+            data = data.removeprefix(_BOM)
+        rest += data
+        end = rest.rfind(b"\n") + 1
+        if not end and len(rest) >= BLOCK_BYTES:
+            end = rest.rfind(b" ")  # the space goes to the next block, before its word
+            if end <= 0:
+                if len(rest) > LONGEST_WORD_BYTES:
+                    raise UserError(
+                        f"line {line} of {name} has {len(rest):,} bytes and more without a space, "
+                        f"and {LONGEST_WORD_BYTES:,} are the most: break it into lines"
+                    )
+                continue
+        if end > 0:
+            block, rest = rest[:end], rest[end:]
+            at_line_start = block.endswith(b"\n")
+            block = block.replace(b"\r\n", b"\n")
+            yield Block(name, line, block)
+            line += block.count(b"\n")
+    if rest or not at_line_start:
+        yield Block(name, line, rest + b"\n")
+
+
+def _read_pieces(source: Path, name: str, advance: Callable[[int], None]) -> Iterator[bytes]:
+    try:
+        with nullcontext(sys.stdin.buffer) if source == Path(STDIN) else source.open("rb") as raw:
+            counted = _Counted(raw, advance)
+            stream, damage = _decompressed(counted, source)
+            try:
+                while data := stream.read(BLOCK_BYTES):
+                    yield data
+            except damage as error:
+                kind = source.suffix.lower()
+                raise UserError(f"{name} is no whole {kind} file: {error}") from error
+    except OSError as error:
+        raise UserError(f"{name} cannot be read: {error.strerror or error}") from error
+
+
+class _Counted(io.RawIOBase):
+    """A readable stream that says how many bytes went through it."""
+
+    def __init__(self, stream: IO[bytes], advance: Callable[[int], None]) -> None:
+        self._stream, self._advance = stream, advance
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        data = self._stream.read(size)
+        self._advance(len(data))
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+
+_Damage = tuple[type[Exception], ...]
+
+
+def _decompressed(stream: _Counted, source: Path) -> tuple[Any, _Damage]:
+    """A readable stream, and the errors by which it says that the file is damaged."""
+    suffix = source.suffix.lower()
+    if suffix == ".gz":
+        # A stream that cannot seek: gzip asks for nothing else than `read`.
+        return gzip.GzipFile(fileobj=stream, mode="rb"), (EOFError, zlib.error, gzip.BadGzipFile)
+    if suffix == ".xz":
+        return lzma.LZMAFile(stream, "rb"), (EOFError, lzma.LZMAError)
+    if suffix == ".zst":
+        try:
+            import zstandard
+        except ImportError:
+            raise UserError(
+                f"{source} needs the package zstandard: pip install 'thinwire[zstd]'"
+            ) from None
+        reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
+        return reader, (zstandard.ZstdError,)
+    return stream, ()
+
+
+def spooled(sources: Iterable[Path], folder: Path) -> list[Path]:
+    """The same sources, where what can be read only once is copied to files in `folder`."""
+    return [
+        source if source.is_file() and source != Path(STDIN) else _copied(source, folder, number)
+        for number, source in enumerate(sources)
+    ]
+
+
+def _copied(source: Path, folder: Path, number: int) -> Path:
+    copy = folder / f"source-{number}"
+    with copy.open("wb") as file:
+        for block in read_blocks([source], lambda _: None):
+            file.write(block.data)
+    return copy
