@@ -125,6 +125,26 @@ def test_a_zero_gradient_moves_nothing_and_is_finite(make: Make) -> None:
         assert torch.equal(parameter, table(4, 3))
 
 
+@every_optimizer
+@pytest.mark.parametrize("all_rows", [True, False])
+def test_many_rows_are_updated_in_pieces(
+    make: Make, all_rows: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, pieces = table(10, 4), table(10, 4)
+    at_once, piecewise = make([whole]), make([pieces])
+    for seed, ids in enumerate([[0, 1, 2, 3, 5, 8, 9], [1, 2, 7], []]):
+        ids_R = None if all_rows else torch.tensor(ids, dtype=torch.int64)
+        grad_R = randn(10 if ids_R is None else len(ids), 4, seed=seed)
+        at_once.update_rows(whole, ids_R, grad_R)
+        with monkeypatch.context() as context:
+            if piecewise._piece_elements is not None:
+                context.setattr(type(piecewise), "_piece_elements", 12)
+            piecewise.update_rows(pieces, ids_R, grad_R)
+    torch.testing.assert_close(whole, pieces)
+    for name, tensor in at_once.state[whole].items():
+        torch.testing.assert_close(tensor, piecewise.state[pieces][name])
+
+
 class LargestOutput(TorchDispatchMode):
     """Records how many elements the largest result of an operation has.
 

@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thinwire.optim.ages import advance, new_ages
+from thinwire.optim.ages import new_ages, take_ages
 from thinwire.optim.rows import RowOptimizer, add, column, per_element, read, write
 
 
@@ -59,7 +59,7 @@ class AdaptAhead(RowOptimizer):
         group: dict[str, Any],
     ) -> None:
         momentum, rho = group["momentum"], group["rho"]
-        age_R = advance(state, ids_R)
+        age_R = take_ages(state, ids_R)
 
         square_R = read(state["mean_square"], ids_R)
         square_R.mul_(column(rho**age_R, grad_R)).addcmul_(grad_R, grad_R, value=1 - rho)

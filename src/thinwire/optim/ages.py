@@ -16,16 +16,15 @@ from thinwire.optim.rows import per_row, read
 
 
 def new_ages(parameter: Tensor) -> dict[str, Tensor]:
-    """The entries of a parameter's state that `advance` reads and writes."""
+    """The entries of a parameter's state that tell ages; `step` is counted by `RowOptimizer`."""
     return {
         "step": torch.zeros((), dtype=torch.int64),  # on the CPU, where reading it costs nothing
         "last_step": per_row(parameter, 0, torch.int32),
     }
 
 
-def advance(state: dict[str, Tensor], ids_R: Tensor | None) -> Tensor:
-    """Count one update, which touches `ids_R`; returns the age of each of these rows [R], float."""
-    state["step"] += 1
+def take_ages(state: dict[str, Tensor], ids_R: Tensor | None) -> Tensor:
+    """The age of each of the rows `ids_R` [R], float; their last update is now this one."""
     step = int(state["step"])
     last_step_V = state["last_step"]
     age_R = (step - read(last_step_V, ids_R)).float()

@@ -25,8 +25,10 @@ def dense_optimizer(parameters: Iterable[Tensor], config: OptimConfig) -> torch.
         case "sgd":
             return torch.optim.SGD(blocks, lr)
         case "adagrad":
+            # Not every torch and device that has a fused Adam has a fused Adagrad.
+            fused = all(block.device.type == "cpu" for block in blocks) or None
             initial = config.initial_accumulator
-            return torch.optim.Adagrad(blocks, lr, initial_accumulator_value=initial, fused=True)
+            return torch.optim.Adagrad(blocks, lr, initial_accumulator_value=initial, fused=fused)
         case "adam":
             return torch.optim.Adam(blocks, lr, betas=betas, fused=True)
         case "adamw":

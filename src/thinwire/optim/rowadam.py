@@ -32,7 +32,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thinwire.optim.ages import advance, new_ages
+from thinwire.optim.ages import new_ages, take_ages
 from thinwire.optim.rows import RowOptimizer, add, column, per_element, per_row, read, write
 
 
@@ -74,7 +74,7 @@ class RowAdam(RowOptimizer):
         group: dict[str, Any],
     ) -> None:
         beta1, beta2 = group["betas"]
-        age_R = advance(state, ids_R)
+        age_R = take_ages(state, ids_R)
         mean_R = _average(state, "mean", beta1, age_R, ids_R, grad_R)
         square_R = _average(state, "mean_square", beta2, age_R, ids_R, grad_R.square())
         change_R = square_R.sqrt().add_(group["eps"]).reciprocal_().mul_(mean_R).mul_(-group["lr"])

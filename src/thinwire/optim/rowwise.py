@@ -31,6 +31,8 @@ from thinwire.optim.rows import (
 class RowSGD(RowOptimizer):
     """w_r -= lr g_r. No state."""
 
+    _piece_elements = None
+
     def __init__(self, params: ParamsT, lr: float) -> None:
         super().__init__(params, {"lr": lr})
 
@@ -55,6 +57,8 @@ class RowAdagrad(RowOptimizer):
 
     `initial_accumulator_value` is what acc_r starts from, a squared gradient.
     """
+
+    _piece_elements = None
 
     def __init__(
         self,
