@@ -118,7 +118,9 @@ class RunConfig:
         """The complete settings as TOML; a setting that is None is left out."""
         return "\n".join(
             f"[{section}]\n"
-            + "".join(f"{key} = {_toml(value)}\n" for key, value in values.items() if value is not None)
+            + "".join(
+                f"{key} = {_toml(value)}\n" for key, value in values.items() if value is not None
+            )
             for section, values in asdict(self).items()
         )
 

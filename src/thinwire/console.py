@@ -19,7 +19,7 @@ console = Console(stderr=True, highlight=False)
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
-    """A progress bar on standard error: description, bar, `columns` (default: m of n), time left."""
+    """A bar on standard error: description, bar, `columns` (default: m of n), time left."""
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),

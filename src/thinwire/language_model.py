@@ -77,7 +77,9 @@ class LanguageModel(nn.Module):
     def _output(self, loss: LossConfig, counts: Tensor, width: int) -> Output:
         if loss.kind == "adaptive":
             return AdaptiveOutput(len(counts), width)
-        weight_VD = self.embedding.weight if self.tied else nn.Parameter(torch.empty(len(counts), width))
+        weight_VD = (
+            self._embedding_VE if self.tied else nn.Parameter(torch.empty(len(counts), width))
+        )
         return SoftmaxOutput(weight_VD, counts, _criterion(loss, counts, self.seed))
 
     @torch.no_grad()
@@ -94,15 +96,21 @@ class LanguageModel(nn.Module):
                 parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
 
     @property
+    def _embedding_VE(self) -> nn.Parameter:
+        weight = self.embedding.weight
+        assert isinstance(weight, nn.Parameter)
+        return weight
+
+    @property
     def vocab_size(self) -> int:
         """Number of words."""
         return self.embedding.num_embeddings
 
     def tables(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained row by row, by name; a tied table once."""
-        tables = {EMBEDDING: self.embedding.weight}
+        tables = {EMBEDDING: self._embedding_VE}
         for name, parameter in self.output.tables().items():
-            if parameter is not self.embedding.weight:
+            if parameter is not self._embedding_VE:
                 tables[f"output.{name}"] = parameter
         return tables
 
@@ -153,7 +161,7 @@ class LanguageModel(nn.Module):
         if not bool(targets_N.all()):
             hidden_ND = hidden_ND[targets_N.view(-1)]
         output_rows = {
-            name: rows[EMBEDDING] if parameter is self.embedding.weight else rows[f"output.{name}"]
+            name: rows[EMBEDDING] if parameter is self._embedding_VE else rows[f"output.{name}"]
             for name, parameter in self.output.tables().items()
         }
         if task.output_rows_R is not None:

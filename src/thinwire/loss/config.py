@@ -13,8 +13,8 @@ class LossConfig:
     """How the next word's probability is trained."""
 
     kind: Literal["sampled", "full", "nce", "adaptive"] = "sampled"
-    """sampled: softmax over a sample of the vocabulary, corrected; full: exact; nce: noise-contrastive
-    estimation; adaptive: PyTorch's adaptive softmax."""
+    """sampled: softmax over a sample of the vocabulary, corrected; full: exact; nce:
+    noise-contrastive estimation; adaptive: PyTorch's adaptive softmax."""
     samples: int = 1500
     """Expected number of distinct words drawn a step (targets not counted); sampled and nce."""
     power: float = 0.75

@@ -1,11 +1,12 @@
 """Noise-contrastive estimation: tell the target from noise words by logistic regression.
 
-Mnih & Teh 2012 (arXiv 1206.6426). With noise drawn at an expected k q(w) copies of word w, a word is
-the target's with the logit s(w, h) - ln Z - ln(k q(w)); at the optimum exp(s - ln Z) is the normalised
-probability, so that no partition function is computed in training. As implemented here the noise is one
-draw without replacement shared by all positions, so that the expected number of copies of w is its
-inclusion probability, and a noise word may be the target itself, as the theory has it. Z is 1: the
-output biases start at the log-probabilities of the words, with which the model starts normalised.
+Mnih & Teh 2012 (arXiv 1206.6426). With noise drawn at an expected k q(w) copies of word w, a word
+is the target's with the logit s(w, h) - ln Z - ln(k q(w)); at the optimum exp(s - ln Z) is the
+normalised probability, so that no partition function is computed in training. As implemented here
+the noise is one draw without replacement shared by all positions, so that the expected number of
+copies of w is its inclusion probability, and a noise word may be the target itself, as the theory
+has it. Z is 1: the output biases start at the log-probabilities of the words, with which the model
+starts normalised.
 
 N positions, S noise words, R rows touched (noise or target), D width.
 """

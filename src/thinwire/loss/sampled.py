@@ -6,9 +6,10 @@ For a position with target y, the softmax's denominator is estimated as
 
 with q_i the probability that i was drawn (Horvitz-Thompson), that is, ln q_i is subtracted from the
 logits of drawn words. The target is exact: its own drawn copy (an accidental hit) is masked. A word
-that is at hand only because it is another position's target has no q_i and does not count; letting it
-count as if it were drawn would over-penalise words of middling frequency. With every q_i = 1 this is
-the full softmax. Estimators of this family are compared by Gao et al. 2021 (arXiv 2104.10507).
+that is at hand only because it is another position's target has no q_i and does not count; letting
+it count as if it were drawn would over-penalise words of middling frequency. With every q_i = 1
+this is the full softmax. Estimators of this family are compared by Gao et al. 2021 (arXiv
+2104.10507).
 
 One draw serves all positions of a step, so that the logits are one dense [N, S] product, and the
 step touches one set of rows.

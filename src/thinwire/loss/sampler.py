@@ -23,10 +23,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from thinwire.errors import UserError
+
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -93,12 +96,12 @@ class Sampler:
         return self._log_inclusion_V.to(ids.device)[ids]
 
 
-def _interval_lengths(falling_V: np.ndarray, num_certain: int, num_points: int) -> np.ndarray:
+def _interval_lengths(falling_V: Floats, num_certain: int, num_points: int) -> Floats:
     tail = falling_V[num_certain:]
-    return num_points * tail / tail.sum() if len(tail) else tail
+    return tail * (num_points / tail.sum()) if len(tail) else tail
 
 
-def _inclusion(lengths: np.ndarray) -> np.ndarray:
+def _inclusion(lengths: Floats) -> Floats:
     """The exact probability that each interval is hit by one uniform point a unit interval."""
     ends = np.cumsum(lengths)
     starts = ends - lengths
@@ -108,7 +111,7 @@ def _inclusion(lengths: np.ndarray) -> np.ndarray:
     return lengths - before * after
 
 
-def _balance(falling_V: np.ndarray, samples: int) -> tuple[int, int]:
+def _balance(falling_V: Floats, samples: int) -> tuple[int, int]:
     """(words always in, points to throw) whose expected number of distinct words is `samples`."""
     V = falling_V.size
     if samples >= V:

@@ -38,7 +38,8 @@ class LSTM(Body):
                     parameter.uniform_(-(D**-0.5), D**-0.5, generator=generator)
                 else:
                     parameter.zero_()
-            layer.bias_ih_l0[D : 2 * D] = 1.0  # the gates stand in the order i, f, g, o
+                if name.startswith("bias_ih"):
+                    parameter[D : 2 * D] = 1.0  # the gates stand in the order i, f, g, o
 
     def forward(
         self, x_BTE: Tensor, state: State | None, noise: Noise | None

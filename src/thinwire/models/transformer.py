@@ -64,9 +64,7 @@ class _Block(nn.Module):
         self.feed_in = nn.Linear(width, 4 * width, bias=False)
         self.feed_out = nn.Linear(4 * width, width, bias=False)
 
-    def forward(
-        self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, noise: Noise | None
-    ) -> Tensor:
+    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, noise: Noise | None) -> Tensor:
         B, T, D = x_BTD.shape
         qkv = self.attend_in(self.attend_norm(x_BTD))
         q_BHTK, k_BHTK, v_BHTK = qkv.view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)

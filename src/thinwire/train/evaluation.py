@@ -2,9 +2,9 @@
 
 The split is cut at line ends into 64 streams that depend on the data alone, each started from
 end-of-line, so that the result depends on no batch or chunk size. A body that carries its state
-carries it over the lines of a stream. One that does not sees windows of `data.length` tokens, of which the
-second half is scored, so that every token has at least half a window of context, but for the first
-of a stream.
+carries it over the lines of a stream. One that does not sees windows of `data.length` tokens, of
+which the second half is scored, so that every token has at least half a window of context, but for
+the first of a stream. With `data.context = "line"` every line is a stream of its own.
 
 S streams, T tokens a chunk, N positions.
 """
@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from math import exp, log
 from typing import Any
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from thinwire.data.batches import NO_TARGET
+from thinwire.data.config import DataConfig
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
 from thinwire.models.contract import State
@@ -31,7 +33,8 @@ MIN_STREAM_TOKENS = 256
 CHUNK_TOKENS = 64
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
-Positions = npt.NDArray[np.int64]
+Span = tuple[int, int]
+Chunk = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,7 @@ def evaluate(
     *,
     eos_id: int,
     unk_id: int | None,
-    window: int,
+    data: DataConfig,
     max_tokens: int = 0,
 ) -> Evaluation:
     """The exact perplexity of `ids`, or of about `max_tokens` of them spread over the text.
@@ -73,7 +76,8 @@ def evaluate(
         ids: a split.
         eos_id: the end-of-line token, with which streams start and end.
         unk_id: the unknown word, if the vocabulary has one.
-        window: tokens that a body without a state sees at a time.
+        data: how the model was trained: afresh at each line or not, and how many tokens a body
+            without a state sees at a time.
         max_tokens: 0: all.
 
     Raises:
@@ -81,17 +85,15 @@ def evaluate(
     """
     if len(ids) == 0:
         raise UserError("there is nothing to evaluate: the text has no tokens")
-    bounds = stream_bounds(ids, eos_id)
-    if max_tokens:
-        longest = -(-max_tokens // (len(bounds) - 1))
-        spans = [(a, min(b, a + longest)) for a, b in zip(bounds, bounds[1:], strict=False)]
+    if data.context == "line":
+        spans = _lines(ids, eos_id, max_tokens)
     else:
-        spans = list(zip(bounds, bounds[1:], strict=False))
+        spans = _streams(ids, eos_id, max_tokens)
     chunks = _carried if model.body.carries_state else _windows
     nats = torch.zeros((), dtype=torch.float64)
     nats_unknown = torch.zeros((), dtype=torch.float64)
     scored = unknown = 0
-    for hidden_ND, targets_N in chunks(model, ids, spans, eos_id, window):
+    for hidden_ND, targets_N in chunks(model, ids, spans, eos_id, data.length):
         nats_N = -model.output.logprob(hidden_ND, targets_N).to(torch.float64).cpu()
         nats += nats_N.sum()
         scored += len(targets_N)
@@ -109,42 +111,53 @@ def evaluate(
     )
 
 
-def stream_bounds(ids: Ids, eos_id: int) -> list[int]:
-    """Where the streams of a split begin, and its end: cuts at line ends, as even as these allow."""
+def _streams(ids: Ids, eos_id: int, max_tokens: int) -> list[Span]:
+    """64 streams, cut at line ends, as even as these allow; of each its beginning."""
     num_streams = max(1, min(NUM_STREAMS, len(ids) // MIN_STREAM_TOKENS))
-    ends = np.flatnonzero(np.asarray(ids) == eos_id) + 1
-    ends = np.append(ends[ends < len(ids)], len(ids))
+    ends = _line_ends(ids, eos_id)
     even = np.arange(1, num_streams) * len(ids) // num_streams
-    cuts = ends[np.searchsorted(ends, even)]
-    return [0, *sorted({int(cut) for cut in cuts} - {len(ids)}), len(ids)]
+    cuts = sorted({0, len(ids), *(int(cut) for cut in ends[np.searchsorted(ends, even)])})
+    longest = -(-max_tokens // num_streams) or len(ids)
+    return [(a, min(b, a + longest)) for a, b in pairwise(cuts)]
 
 
-Chunk = tuple[Tensor, Tensor]
-Span = tuple[int, int]
+def _lines(ids: Ids, eos_id: int, max_tokens: int) -> list[Span]:
+    """Every line, or every n-th, shortest first, so that neighbours have like lengths."""
+    ends = _line_ends(ids, eos_id)
+    every = max(1, len(ids) // max_tokens) if max_tokens else 1
+    lines = list(pairwise([0, *(int(end) for end in ends)]))[::every]
+    return sorted(lines, key=lambda line: (line[1] - line[0], line[0]))
+
+
+def _line_ends(ids: Ids, eos_id: int) -> npt.NDArray[np.int64]:
+    ends = np.flatnonzero(np.asarray(ids) == eos_id) + 1
+    return np.append(ends[ends < len(ids)], len(ids))
 
 
 def _carried(
     model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, window: int
 ) -> Iterator[Chunk]:
-    """All streams side by side, `CHUNK_TOKENS` at a time, the state carried."""
-    state: State | None = None
-    for done in range(0, max(b - a for a, b in spans), CHUNK_TOKENS):
-        # A stream that has ended leaves; those that go on keep their state.
-        alive = [i for i, (a, b) in enumerate(spans) if a + done < b]
-        if state is not None and len(alive) < len(spans):
-            state = tuple(s[alive] for s in state)
-        spans = [spans[i] for i in alive]
-        pieces = [(a + done, min(b, a + done + CHUNK_TOKENS)) for a, b in spans]
-        inputs_ST, targets_ST = _cut(model, ids, pieces, eos_id, first=done == 0)
-        hidden_STD, state = model.hidden(inputs_ST, state)
-        is_target_ST = targets_ST != NO_TARGET
-        yield hidden_STD[is_target_ST], targets_ST[is_target_ST]
+    """Streams side by side, `CHUNK_TOKENS` at a time, the state carried."""
+    for group in range(0, len(spans), NUM_STREAMS):
+        alive = spans[group : group + NUM_STREAMS]
+        state: State | None = None
+        for done in range(0, max(b - a for a, b in alive), CHUNK_TOKENS):
+            # A stream that has ended leaves; those that go on keep their state.
+            going = [i for i, (a, b) in enumerate(alive) if a + done < b]
+            if state is not None and len(going) < len(alive):
+                state = tuple(s[going] for s in state)
+            alive = [alive[i] for i in going]
+            pieces = [(a + done, min(b, a + done + CHUNK_TOKENS)) for a, b in alive]
+            inputs_ST, targets_ST = _cut(model, ids, pieces, eos_id, first=done == 0)
+            hidden_STD, state = model.hidden(inputs_ST, state)
+            is_target_ST = targets_ST != NO_TARGET
+            yield hidden_STD[is_target_ST], targets_ST[is_target_ST]
 
 
 def _windows(
     model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, window: int
 ) -> Iterator[Chunk]:
-    """Overlapping windows of each stream, `NUM_STREAMS` windows at a time; each token scored once."""
+    """Overlapping windows, `NUM_STREAMS` at a time; each token is scored once."""
     stride = max(1, window // 2)
     windows = [
         (start, min(b, start + window), start + (0 if start == a else window - stride), start == a)

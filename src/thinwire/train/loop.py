@@ -75,7 +75,11 @@ def set_up_device(config: RunConfig) -> torch.device:
     wanted = config.run.device
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    available = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    available = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available(),
+        "mps": torch.backends.mps.is_available(),
+    }
     if not available[wanted]:
         raise UserError(f"--device {wanted} was asked for, but PyTorch finds no such device here")
     return torch.device(wanted)
@@ -98,7 +102,8 @@ def _resumed(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
                 )
     if folder.config.run.seed != config.run.seed:
         raise UserError(
-            f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, not {config.run.seed}"
+            f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, "
+            f"not {config.run.seed}"
         )
     folder.write_config(config)
     return replace(folder, config=config)
@@ -150,7 +155,10 @@ class Trainer:
             raise KeyboardInterrupt
 
     def _loop(self, metrics: MetricsWriter, display: TrainingDisplay) -> None:
-        evaluated, saved = _Every(self._eval_interval()), _Every(self.config.checkpoint.every_seconds)
+        evaluated, saved = (
+            _Every(self._eval_interval()),
+            _Every(self.config.checkpoint.every_seconds),
+        )
         report = _Report(self)
         evaluated_step = -1
         while not self.stop_asked and self.progress() < 1.0:
@@ -221,8 +229,8 @@ class Trainer:
         self.lowest_loss = min(self.lowest_loss, self.smoothed_loss)
         if self.smoothed_loss > self.lowest_loss + EXPLODED_NATS:
             raise self._diverged(
-                f"the loss has risen from {self.lowest_loss:.2f} to {self.smoothed_loss:.2f} nats a "
-                f"token by step {self.step}"
+                f"the loss has risen from {self.lowest_loss:.2f} to {self.smoothed_loss:.2f} nats "
+                f"a token by step {self.step}"
             )
 
     def _diverged(self, what: str) -> UserError:
@@ -230,8 +238,8 @@ class Trainer:
         kept = f"the last good state is step {newest}" if newest else "no step had been saved yet"
         optim = self.config.optim
         return UserError(
-            f"{what}, so training has stopped; {kept}. Try a lower --optim.lr (now {optim.lr:g}) or "
-            f"--optim.row_lr (now {optim.row_lr:g}), more --optim.warmup_steps (now "
+            f"{what}, so training has stopped; {kept}. Try a lower --optim.lr (now {optim.lr:g}) "
+            f"or --optim.row_lr (now {optim.row_lr:g}), more --optim.warmup_steps (now "
             f"{optim.warmup_steps}) or a tighter --optim.clip (now {optim.clip:g})"
         )
 
@@ -241,7 +249,7 @@ class Trainer:
             self.corpus.ids("valid"),
             eos_id=self.corpus.meta.eos_id,
             unk_id=self.corpus.meta.unk_id,
-            window=self.config.data.length,
+            data=self.config.data,
             max_tokens=self.config.eval.tokens,
         )
         best = found.ppl < self.best_ppl
@@ -288,7 +296,9 @@ class Trainer:
         saved: Checkpoint = self.checkpoints.load()
         load_parameters(self.model, saved)
         optimizer = saved.open("optimizer")
-        load_named_state(self.exchange.row_optimizer, self._names(self.tables), _part(optimizer, "rows."))
+        load_named_state(
+            self.exchange.row_optimizer, self._names(self.tables), _part(optimizer, "rows.")
+        )
         load_named_state(
             self.exchange.dense_optimizer, self._names(self.blocks), _part(optimizer, "blocks.")
         )
@@ -338,7 +348,9 @@ class Trainer:
         if every.every_tokens:
             return every.every_tokens
         if self.config.optim.schedule == "plateau" and not self.budget.timed:
-            epoch_tokens = self.batches.steps_per_epoch * self.config.data.batch * self.config.data.length
+            epoch_tokens = (
+                self.batches.steps_per_epoch * self.config.data.batch * self.config.data.length
+            )
             run = self.config.run
             total = min(run.tokens or float("inf"), (run.epochs or float("inf")) * epoch_tokens)
             return total / PLATEAU_EVALUATIONS
@@ -359,8 +371,17 @@ class Trainer:
         metrics.write(
             "start",
             step=self.step,
-            versions={"thinwire": __version__, "torch": torch.__version__, "python": platform.python_version()},
-            machine={"platform": platform.platform(), "cores": os.cpu_count(), "threads": torch.get_num_threads(), "device": str(self.device)},
+            versions={
+                "thinwire": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            machine={
+                "platform": platform.platform(),
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "device": str(self.device),
+            },
             workers=1,
             parameters=num_rows + num_dense,
             config=self.config.fingerprint(),

@@ -1,8 +1,7 @@
 """`metrics.jsonl`: what a run measured, one JSON object a line, only ever appended to.
 
-A resumed run appends a `resume` line that names the step it went on from; what stands before it with
-a later step was lost, and `read_metrics` leaves it out.
-"""
+A resumed run appends a `resume` line that names the step it went on from; what stands before it
+with a later step was lost, and `read_metrics` leaves it out."""
 
 from __future__ import annotations
 
@@ -46,7 +45,9 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             continue
         if line["event"] == "resume":
-            lines = [old for old in lines if old.get("step", 0) <= line["step"] and old["event"] != "end"]
+            lines = [
+                old for old in lines if old.get("step", 0) <= line["step"] and old["event"] != "end"
+            ]
         lines.append(line)
     return lines
 
@@ -60,4 +61,4 @@ def _board(run: Path) -> Any:
         raise UserError(
             "--metrics.tensorboard needs TensorBoard: pip install 'thinwire[tensorboard]'"
         ) from None
-    return SummaryWriter(str(run / "tensorboard"))  # type: ignore[no-untyped-call]
+    return SummaryWriter(str(run / "tensorboard"))

@@ -1,10 +1,10 @@
 """A run folder: settings, the tokenizer, metrics and steps, enough to use the model anywhere.
 
-    config.toml        all settings, and which data folder they were used on
-    metrics.jsonl      what was measured
-    tokenizer.json     the data folder's
-    counts.safetensors occurrences of each word in the training text: what samples are drawn by
-    step-N/            checkpoints
+config.toml        all settings, and which data folder they were used on
+metrics.jsonl      what was measured
+tokenizer.json     the data folder's
+counts.safetensors occurrences of each word in the training text: what samples are drawn by
+step-N/            checkpoints
 """
 
 from __future__ import annotations
@@ -47,7 +47,9 @@ class RunFolder:
             UserError: it already holds a run.
         """
         if (path / CONFIG_FILE).exists():
-            raise UserError(f"{path} already holds a run: go on with --resume, or name another --out")
+            raise UserError(
+                f"{path} already holds a run: go on with --resume, or name another --out"
+            )
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, and a run needs a folder")
         path.mkdir(parents=True, exist_ok=True)

@@ -1,0 +1,119 @@
+"""How near is training to what the machine's matrix products allow?
+
+The arithmetic of a step is counted: 2 operations a multiply-add, forward once and backward twice,
+for the body's matrices and for the [tokens x samples] products of the loss. The machine's rate is
+measured on square products of fp32 matrices, through the library that the losses use and through
+PyTorch's default; the faster of the two counts.
+
+    python benchmarks/limit.py [--data DATA]
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+from statistics import median
+from time import perf_counter
+
+import torch
+from record import novels, spread, table, write
+
+from thinwire.config import RunConfig
+from thinwire.data.corpus import Corpus
+from thinwire.matmul import matmul_nt
+from thinwire.train.loop import Trainer
+from thinwire.train.run_folder import RunFolder
+
+ROUNDS = 7
+STEPS = 40
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data", type=Path)
+    data = parser.parse_args().data or novels()
+    rows, record = [], {}
+    for width in (256, 512):
+        for threads in (1, 2):
+            found = measure(data, width, threads)
+            record[f"width {width}, {threads} threads"] = found
+            rows.append(
+                {
+                    "width": width,
+                    "threads": threads,
+                    "MFLOP a token: body": f"{found['body_flop'] / 1e6:.2f}",
+                    "loss": f"{found['loss_flop'] / 1e6:.2f}",
+                    "GEMM rate": spread([r / 1e9 for r in found["gemm_flop_per_second"]], 0)
+                    + " GFLOP/s",
+                    "tokens/s": spread(found["tokens_per_second"], 0),
+                    "share of the limit": spread(found["shares"]),
+                }
+            )
+    body = (
+        f"LSTM, the defaults of `thinwire train`, {ROUNDS} rounds in which the GEMM rate and the "
+        f"training take turns.\n\n{table(rows)}"
+    )
+    write("limit", "Nearness to the GEMM limit", body, record)
+
+
+def measure(data: Path, width: int, threads: int) -> dict:
+    """Training and matrix products in turns, in one process."""
+    torch.set_num_threads(threads)
+    config = RunConfig.from_dict({"model": {"width": width, "dropout": 0.0, "layers": 1}})
+    corpus = Corpus.open(data)
+    out = Path(tempfile.mkdtemp())
+    trainer = Trainer(
+        RunFolder.create(out / "run", config, corpus), config, corpus, torch.device("cpu")
+    )
+    shutil.rmtree(out)
+    for _ in range(10):
+        trainer._step()
+    body_flop = 3 * 2 * sum(p.numel() for p in trainer.blocks.values() if p.dim() == 2)
+    # The drawn words of a step; the targets' own rows are dot products and are not counted.
+    samples = median(
+        len(
+            trainer.model.output.criterion.plan(
+                torch.zeros(1, dtype=torch.int64), s
+            ).log_inclusion_S
+        )
+        for s in range(20)
+    )
+    loss_flop = 3 * 2 * samples * width
+    rates, speeds = [], []
+    for _ in range(ROUNDS):
+        rates.append(gemm_flop_per_second())
+        began, tokens = perf_counter(), trainer.tokens
+        for _ in range(STEPS):
+            trainer._step()
+        speeds.append((trainer.tokens - tokens) / (perf_counter() - began))
+    shares = [
+        speed * (body_flop + loss_flop) / rate for speed, rate in zip(speeds, rates, strict=True)
+    ]
+    return {
+        "body_flop": body_flop,
+        "loss_flop": loss_flop,
+        "gemm_flop_per_second": rates,
+        "tokens_per_second": speeds,
+        "shares": shares,
+    }
+
+
+def gemm_flop_per_second(size: int = 1024, repeats: int = 12) -> float:
+    """The faster of both libraries, the median of some products."""
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = 0.0
+    for product in (matmul_nt, lambda a, b: a @ b.t()):
+        product(a, b)
+        times = []
+        for _ in range(repeats):
+            began = perf_counter()
+            product(a, b)
+            times.append(perf_counter() - began)
+        best = max(best, 2 * size**3 / median(times))
+    return best
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,92 @@
+"""Does sampling cost quality? Full and sampled softmax at equal tokens, same seeds and batches.
+
+Vocabulary of 10 k words and width 128, where the full softmax is affordable.
+
+    python benchmarks/quality.py [--quick]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import tempfile
+from pathlib import Path
+from statistics import mean
+
+from record import child, novels, spread, table, write
+
+SEEDS = (1, 2, 3)
+TOKENS = 1_200_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one seed, a tenth of the tokens")
+    parser.add_argument("--child", nargs=4, metavar=("DATA", "LOSS", "SEED", "TOKENS"))
+    arguments = parser.parse_args()
+    if arguments.child:
+        data, loss, seed, tokens = arguments.child
+        print(json.dumps(measure(Path(data), loss, int(seed), int(tokens))))
+        return
+    data = novels("--vocab-size=10000")
+    seeds, tokens = ((1,), TOKENS // 10) if arguments.quick else (SEEDS, TOKENS)
+    found = {
+        loss: [child(Path(__file__), "--child", data, loss, seed, tokens) for seed in seeds]
+        for loss in ("full", "sampled")
+    }
+    pairs = list(zip(found["sampled"], found["full"], strict=True))
+    rows = [
+        {
+            "loss": loss,
+            "validation ppl": spread([run["ppl"] for run in runs]),
+            "tokens/s": spread([run["tokens_per_second"] for run in runs], 0),
+        }
+        for loss, runs in found.items()
+    ]
+    ppl_ratios = [a["ppl"] / b["ppl"] for a, b in pairs]
+    speed_ratios = [a["tokens_per_second"] / b["tokens_per_second"] for a, b in pairs]
+    body = (
+        f"{tokens:,} tokens, {len(seeds)} seeds, vocabulary 10 k, LSTM of width 128, one thread; "
+        "the whole validation text scored with the exact softmax.\n\n"
+        + table(rows)
+        + f"\nSampled over full, seed by seed: perplexity {spread(ppl_ratios, 4)}, mean "
+        f"{mean(ppl_ratios):.4f}; tokens/s {spread(speed_ratios, 1)}.\n"
+    )
+    write(
+        "quality",
+        "Quality at equal tokens",
+        body,
+        {"runs": found, "seeds": seeds, "tokens": tokens},
+    )
+
+
+def measure(data: Path, loss: str, seed: int, tokens: int) -> dict:
+    """One run of a fixed number of tokens."""
+    from thinwire.config import RunConfig
+    from thinwire.train.loop import train
+    from thinwire.train.metrics import read_metrics
+
+    config = RunConfig.from_dict(
+        {
+            "run": {"tokens": tokens, "threads": 1, "seed": seed},
+            "model": {"width": 128, "layers": 1, "dropout": 0.0},
+            "data": {"batch": 16, "length": 35},
+            "loss": {"kind": loss, "samples": 1500},
+            "eval": {"tokens": 0, "every_tokens": tokens},
+            "checkpoint": {"every_seconds": 1e9},
+        }
+    )
+    out = Path(tempfile.mkdtemp())
+    try:
+        train(data, out / "run", config)
+        lines = read_metrics(out / "run")
+    finally:
+        shutil.rmtree(out)
+    end = lines[-1]
+    valid = [line for line in lines if line["event"] == "valid"][-1]
+    return {"ppl": valid["ppl"], "tokens_per_second": end["tokens"] / end["seconds"]}
+
+
+if __name__ == "__main__":
+    main()
