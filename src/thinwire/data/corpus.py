@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any, ClassVar
@@ -92,15 +92,19 @@ class Meta:
     @property
     def fingerprint(self) -> str:
         """Hex digest of everything here, the digests of the other files included."""
-        content = json.dumps(asdict(self), sort_keys=True, ensure_ascii=True)
+        content = json.dumps(self._content(), sort_keys=True, ensure_ascii=True)
         return blake2b(content.encode(), digest_size=16).hexdigest()
 
     def write(self, path: Path) -> None:
         """Write `meta.json`."""
-        content = asdict(self) | {"fingerprint": self.fingerprint}
+        content = self._content() | {"fingerprint": self.fingerprint}
         # One line each, but the counts (as many as ids) on a single one.
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+    def _content(self) -> dict[str, Any]:
+        # Not `asdict`, which copies the counts one by one.
+        return vars(self) | {"splits": {name: vars(about) for name, about in self.splits.items()}}
 
     @classmethod
     def read(cls, path: Path) -> Meta:

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 from thinwire.errors import UserError
 
@@ -144,7 +144,7 @@ def _read_source(source: Path, advance: Callable[[int], None]) -> Iterator[Block
 def _read_pieces(source: Path, name: str, advance: Callable[[int], None]) -> Iterator[bytes]:
     try:
         with nullcontext(sys.stdin.buffer) if source == Path(STDIN) else source.open("rb") as raw:
-            counted = _Counted(raw, advance)
+            counted = cast("IO[bytes]", _Counted(raw, advance))
             stream, damage = _decompressed(counted, source)
             try:
                 while data := stream.read(BLOCK_BYTES):
@@ -179,11 +179,10 @@ class _Counted(io.RawIOBase):
 _Damage = tuple[type[Exception], ...]
 
 
-def _decompressed(stream: _Counted, source: Path) -> tuple[Any, _Damage]:
+def _decompressed(stream: IO[bytes], source: Path) -> tuple[Any, _Damage]:
     """A readable stream, and the errors by which it says that the file is damaged."""
     suffix = source.suffix.lower()
     if suffix == ".gz":
-        # A stream that cannot seek: gzip asks for nothing else than `read`.
         return gzip.GzipFile(fileobj=stream, mode="rb"), (EOFError, zlib.error, gzip.BadGzipFile)
     if suffix == ".xz":
         return lzma.LZMAFile(stream, "rb"), (EOFError, lzma.LZMAError)

@@ -1,12 +1,14 @@
 """Which lines of a text belong to which split.
 
-To hold out a fraction, the text is cut into equal parts, a hundred where there are lines enough,
-and each part gives its last lines to validation and test. So the held-out lines are spread evenly
-over the text, and yet stand together in runs, as a model that carries its state needs them.
+To hold out a fraction, the text is cut into equal parts, and each part gives its last lines to
+validation and test. So the held-out lines are spread evenly over the text, and yet stand together
+in runs, as a model that carries its state needs them. n held-out lines come in about sqrt(n) runs
+of sqrt(n) lines.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,7 +17,6 @@ import numpy.typing as npt
 from thinwire.errors import UserError
 
 TRAIN, VALID, TEST = range(3)
-MOST_PARTS = 100
 
 
 class Division:
@@ -23,7 +24,7 @@ class Division:
 
     def __init__(self, lines_S: Sequence[int]) -> None:
         """`lines_S`: how many lines each of the three splits gets."""
-        num_parts = min([MOST_PARTS, *filter(None, lines_S)])
+        num_parts = math.isqrt(min(filter(None, lines_S)))
         # In part k every split has its share k of num_parts; the shares differ by a line at most.
         shares_SP = np.outer(lines_S, np.arange(num_parts + 1)) // num_parts
         self._ends = np.cumsum(np.diff(shares_SP, axis=1).T.ravel())

@@ -291,7 +291,8 @@ def renumbered(content: dict[str, Any], tokens: Sequence[str]) -> str:
 
 def to_json(content: dict[str, Any]) -> str:
     """The text of a `tokenizer.json`."""
-    return json.dumps(content, ensure_ascii=False, indent=1) + "\n"
+    # On one line: with line breaks `json` takes its slow way, seconds for a million words.
+    return json.dumps(content, ensure_ascii=False) + "\n"
 
 
 def _byte_level(tokens: Sequence[str], merges: list[Any], use_regex: bool) -> dict[str, Any]:
@@ -331,7 +332,7 @@ def _kind(content: dict[str, Any]) -> str | None:
     if {token["content"] for token in content["added_tokens"]} != {UNK}:
         return None
     for kind in PATTERNS:
-        ours = {"type": "Split", "pattern": {"Regex": PATTERNS[kind]}}
+        ours: dict[str, object] = {"type": "Split", "pattern": {"Regex": PATTERNS[kind]}}
         ours |= {"behavior": "Removed", "invert": True}
         if splitter == ours:
             return kind
