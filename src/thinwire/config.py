@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from types import UnionType
+from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
@@ -28,6 +30,8 @@ else:
     import tomli as tomllib
 
 DEFAULT_SECONDS = 600.0
+Device = Literal["auto", "cpu", "cuda", "mps"]
+_TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +49,7 @@ class RunSettings:
     """Everything random follows from it."""
     threads: Annotated[int, Parameter(name=("--threads", "--run.threads"))] = 0
     """Compute threads; 0: one for each core."""
-    device: Annotated[
-        Literal["auto", "cpu", "cuda", "mps"], Parameter(name=("--device", "--run.device"))
-    ] = "auto"
+    device: Annotated[Device, Parameter(name=("--device", "--run.device"))] = "auto"
     """Where to compute; auto: CUDA where there is one, else the CPU."""
 
     def __post_init__(self) -> None:
@@ -57,6 +59,10 @@ class RunSettings:
                 raise UserError(f"--{name} is {value}, but a budget must be above 0")
         if self.threads < 0:
             raise UserError(f"--threads is {self.threads}, but it must be 0 (all cores) or more")
+        if self.device not in get_args(Device):
+            raise UserError(
+                f"--device is {self.device}, which is none of {', '.join(get_args(Device))}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +75,9 @@ class EvalSettings:
     """If above 0: training tokens between evaluations, instead of seconds."""
     tokens: int = 50_000
     """Validation tokens scored each time, spread over the split; 0: all."""
+
+    def __post_init__(self) -> None:
+        _require_not_negative("eval", self, "every_seconds", "every_tokens", "tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,6 +92,7 @@ class CheckpointSettings:
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise UserError(f"checkpoint.keep is {self.keep}, but at least 1 step must stay")
+        _require_not_negative("checkpoint", self, "every_seconds")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,6 +105,9 @@ class MetricsSettings:
     """If above 0: steps between them, instead of seconds."""
     tensorboard: bool = False
     """Also write TensorBoard files, into RUN/tensorboard (needs the tensorboard extra)."""
+
+    def __post_init__(self) -> None:
+        _require_not_negative("metrics", self, "every_seconds", "every_steps")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,13 +129,7 @@ class RunConfig:
 
     def to_toml(self) -> str:
         """The complete settings as TOML; a setting that is None is left out."""
-        return "\n".join(
-            f"[{section}]\n"
-            + "".join(
-                f"{key} = {_toml(value)}\n" for key, value in values.items() if value is not None
-            )
-            for section, values in asdict(self).items()
-        )
+        return "\n".join(toml_section(name, values) for name, values in asdict(self).items())
 
     def fingerprint(self) -> str:
         """A short digest of all settings."""
@@ -133,20 +140,12 @@ class RunConfig:
         """Settings from nested dicts.
 
         Raises:
-            UserError: a section or key that does not exist, naming the nearest one.
+            UserError: a section or key that does not exist, naming the nearest one, or a value of
+                another type.
         """
-        known = {f.name: f.default_factory for f in fields(cls)}
-        built = {}
-        for section, values in sections.items():
-            _require_known(section, list(known), f"section in {source}")
-            make: Any = known[section]
-            names = [f.name for f in fields(make)]
-            if not isinstance(values, dict):
-                raise UserError(f"{section} in {source} must be a section, [{section}]")
-            for key in values:
-                _require_known(key, names, f"setting in [{section}] of {source}")
-            built[section] = make(**values)
-        return cls(**built)
+        typed = typed_sections(sections, source)
+        makers: dict[str, Any] = get_type_hints(cls)
+        return cls(**{section: makers[section](**values) for section, values in typed.items()})
 
     @classmethod
     def read(cls, path: Path) -> RunConfig:
@@ -164,6 +163,33 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"{path} is not valid TOML: {error}") from None
 
 
+def typed_sections(sections: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """Settings from nested dicts, each of a section and key that exist, and of its type.
+
+    A whole number is accepted where a number with a fraction may stand, and nothing else.
+    """
+    known = get_type_hints(RunConfig)
+    checked: dict[str, dict[str, Any]] = {}
+    for section, values in sections.items():
+        _require_known(section, list(known), f"section in {source}")
+        if not isinstance(values, dict):
+            raise UserError(f"{section} in {source} must be a section, [{section}]")
+        hints = get_type_hints(known[section])
+        for key in values:
+            _require_known(key, list(hints), f"setting in [{section}] of {source}")
+        checked[section] = {
+            key: _typed(value, hints[key], f"[{section}] {key} in {source}")
+            for key, value in values.items()
+        }
+    return checked
+
+
+def toml_section(name: str, values: Mapping[str, Any]) -> str:
+    """A section of a TOML file; what is None is left out."""
+    lines = (f"{key} = {_toml(value)}\n" for key, value in values.items() if value is not None)
+    return f"[{name}]\n" + "".join(lines)
+
+
 def _require_known(name: str, known: list[str], what: str) -> None:
     if name not in known:
         near = get_close_matches(name, known, n=1)
@@ -171,10 +197,32 @@ def _require_known(name: str, known: list[str], what: str) -> None:
         raise UserError(f"unknown {what}: {name}; {hint}")
 
 
+def _require_not_negative(section: str, settings: object, *names: str) -> None:
+    for name in names:
+        value = getattr(settings, name)
+        if not value >= 0:
+            raise UserError(f"{section}.{name} is {value}, and must be 0 or more")
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    wanted = get_args(hint) if isinstance(hint, UnionType) else (hint,)
+    for kind in wanted:
+        if get_origin(kind) is Literal:
+            if value in get_args(kind):
+                return value
+        elif type(value) is kind:
+            return value
+        elif kind is float and type(value) is int:
+            return float(value)
+    choices = [choice for kind in wanted for choice in get_args(kind)]
+    words = f"one of {', '.join(choices)}" if choices else _TYPES[wanted[0]]
+    raise UserError(f"{where} is {value!r}, and must be {words}")
+
+
 def _toml(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, str):
-        # JSON strings are valid TOML basic strings.
-        return json.dumps(value, ensure_ascii=False)
+        # JSON strings are TOML basic strings, but for one character that JSON does not escape.
+        return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
     return repr(value)

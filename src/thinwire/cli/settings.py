@@ -8,7 +8,7 @@ from pathlib import Path
 
 from cyclopts.config import Dict
 
-from thinwire.config import read_toml
+from thinwire.config import read_toml, typed_sections
 
 
 def settings_from_files(tokens: Sequence[str]) -> tuple[Dict, ...]:
@@ -26,4 +26,5 @@ def settings_from_files(tokens: Sequence[str]) -> tuple[Dict, ...]:
         return ()
     sections = read_toml(file)
     sections.pop("corpus", None)  # a run's own file also says which data folder it was used on
-    return (Dict(sections, use_commands_as_keys=False, source=str(file)),)
+    typed = typed_sections(sections, str(file))
+    return (Dict(typed, use_commands_as_keys=False, source=str(file)),)

@@ -21,13 +21,15 @@ from thinwire.loss.output import Output
 # Where the head and the clusters end, as shares of the vocabulary: the cuts that PyTorch's users
 # commonly choose for vocabularies between 30 k and 270 k words.
 CUTS = (0.03, 0.15, 0.5)
+# How much narrower each cluster is than the one before it: PyTorch's own default.
+NARROWING = 4
 
 
 class AdaptiveOutput(Output):
     """An output layer that is PyTorch's `AdaptiveLogSoftmaxWithLoss`; ids must fall in frequency.
 
     Raises:
-        UserError: a vocabulary too small to be cut.
+        UserError: a vocabulary too small to be cut, or a width too small to be narrowed.
     """
 
     def __init__(self, vocab_size: int, width: int) -> None:
@@ -38,7 +40,15 @@ class AdaptiveOutput(Output):
                 f"the adaptive loss cuts the vocabulary in {len(CUTS) + 1}, "
                 f"but this one has only {vocab_size} entries; use --loss.kind full"
             )
-        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(width, vocab_size, cutoffs)
+        least = NARROWING ** len(cutoffs)
+        if width < least:
+            raise UserError(
+                f"the adaptive loss gives its rarest words 1/{least} of the model's width, so "
+                f"model.width must be at least {least}, and is {width}"
+            )
+        self.softmax = nn.AdaptiveLogSoftmaxWithLoss(
+            width, vocab_size, cutoffs, div_value=NARROWING
+        )
 
     def plan(self, targets_N: Tensor, step: int) -> Plan:
         """No rows: the clusters are blocks."""

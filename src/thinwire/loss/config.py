@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from thinwire.errors import UserError
+
+LossKind = Literal["sampled", "full", "nce", "adaptive"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
     """How the next word's probability is trained."""
 
-    kind: Literal["sampled", "full", "nce", "adaptive"] = "sampled"
+    kind: LossKind = "sampled"
     """sampled: softmax over a sample of the vocabulary, corrected; full: exact; nce:
     noise-contrastive estimation; adaptive: PyTorch's adaptive softmax."""
     samples: int = 1500
@@ -21,6 +23,10 @@ class LossConfig:
     """Words are drawn in proportion to their count raised to this power; sampled and nce."""
 
     def __post_init__(self) -> None:
+        if self.kind not in get_args(LossKind):
+            raise UserError(
+                f"loss.kind is {self.kind}, which is none of {', '.join(get_args(LossKind))}"
+            )
         if self.samples < 1:
             raise UserError(f"loss.samples is {self.samples}, but at least 1 word must be drawn")
         if not 0.0 <= self.power <= 1.0:

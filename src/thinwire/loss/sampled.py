@@ -24,6 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from thinwire.loss.contract import Criterion, Plan
@@ -161,6 +162,7 @@ class _SampledSoftmax(torch.autograd.Function):
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden_ND, d_weight_RD, d_bias_R = ctx.saved_tensors
         return d_hidden_ND * d_total, d_weight_RD * d_total, d_bias_R * d_total, None, None

@@ -11,7 +11,8 @@ set are one rule. As drawn here:
    always represented, and the estimated partition function varies less than with independent draws.
 4. A word across a boundary, with parts a and b, can be hit twice; it is in with probability
    1 - (1 - a)(1 - b) = a + b - a b. Every other word with q_i. These exact values are what is
-   returned, and m is chosen so that they sum to `samples`.
+   returned, and C + m is chosen so that they sum to `samples` as nearly as whole points allow:
+   to within a word or two; where all counts are alike and `samples` is close to V, V / 12.
 
 A draw costs O(S log V), never O(V).
 
@@ -118,15 +119,16 @@ def _balance(falling_V: Floats, samples: int) -> tuple[int, int]:
         return V, 0
     remaining_V = np.cumsum(falling_V[::-1])[::-1]
 
-    def certain(num_points: int) -> int:
-        # The first word whose interval fits into one unit: p_c m <= sum of p from c on.
-        fits_V = falling_V * num_points <= remaining_V
-        return int(np.argmax(fits_V)) if fits_V.any() else V
+    def certain(total: int) -> int:
+        # The first word c whose interval fits into one unit, with a point a unit for the rest of
+        # the total: p_c (total - c) <= sum of p from c on. It comes before word `total`.
+        return int(np.argmax(falling_V * (total - np.arange(V)) <= remaining_V))
 
-    def expected(num_points: int) -> float:
-        c = certain(num_points)
-        return c + float(_inclusion(_interval_lengths(falling_V, c, num_points)).sum())
+    def expected(total: int) -> float:
+        c = certain(total)
+        return c + float(_inclusion(_interval_lengths(falling_V, c, total - c)).sum())
 
+    # Words that are hit twice make the expectation a little smaller than the total.
     low, high = 1, V
     while low < high:
         middle = (low + high) // 2
@@ -134,6 +136,6 @@ def _balance(falling_V: Floats, samples: int) -> tuple[int, int]:
             low = middle + 1
         else:
             high = middle
-    best = min((m for m in (low - 1, low) if m >= 1), key=lambda m: abs(expected(m) - samples))
-    num_certain = certain(best)
-    return num_certain, best if num_certain < V else 0
+    total = min((t for t in (low - 1, low) if t >= 1), key=lambda t: abs(expected(t) - samples))
+    num_certain = certain(total)
+    return num_certain, total - num_certain

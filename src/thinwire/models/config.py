@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from thinwire.errors import UserError
+
+ModelKind = Literal["lstm", "transformer"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """The network between the embedding and the output layer."""
 
-    kind: Literal["lstm", "transformer"] = "lstm"
+    kind: ModelKind = "lstm"
     """lstm: carries its state from batch to batch; transformer: sees `data.length` tokens."""
     width: int = 256
     """Width of the hidden states, and of the output rows."""
@@ -28,8 +30,14 @@ class ModelConfig:
     """Share of units dropped on embeddings, between layers and on the output while training."""
 
     def __post_init__(self) -> None:
-        if self.width < 1 or self.layers < 1 or self.heads < 1 or self.embedding_width < 0:
-            raise UserError("model.width, model.layers and model.heads must be at least 1")
+        if self.kind not in get_args(ModelKind):
+            raise UserError(
+                f"model.kind is {self.kind}, which is none of {', '.join(get_args(ModelKind))}"
+            )
+        for name, least in (("width", 1), ("layers", 1), ("heads", 1), ("embedding_width", 0)):
+            value = getattr(self, name)
+            if value < least:
+                raise UserError(f"model.{name} is {value}, and must be {least} or more")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"model.dropout is {self.dropout}, but it must lie in [0, 1)")
         if self.tied and self.embedding_width not in (0, self.width):

@@ -15,7 +15,7 @@ import os
 import platform
 import signal
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import isfinite, log
 from pathlib import Path
@@ -55,18 +55,27 @@ def train(data: Path, out: Path, config: RunConfig, *, resume: bool = False) -> 
     """Train a language model on the data folder `data` and leave it in the run folder `out`.
 
     Ctrl+C saves and raises KeyboardInterrupt. With `resume` a run goes on from its newest whole
-    step; its budgets may have grown.
+    step, or from the beginning if it was stopped before it saved one; its budgets may have grown.
 
     Raises:
         UserError: what the user can mend, among it a run whose loss is no longer finite.
     """
     corpus = Corpus.open(data)
+    if not len(corpus.ids("valid")):
+        raise UserError(
+            f"{data} has no validation text: prepare it again with --valid FILE or --valid 0.01"
+        )
     device = set_up_device(config)
-    folder = _resumed(out, config, corpus) if resume else RunFolder.create(out, config, corpus)
+    folder = (_resumed if resume else RunFolder.planned)(out, config, corpus)
     trainer = Trainer(folder, config, corpus, device)
-    if resume:
+    if resume and trainer.checkpoints.newest is not None:
         trainer.restore()
-    trainer.run()
+    # Only now, so that settings which do not fit the data leave no run behind.
+    if resume:
+        folder.write_config()
+    else:
+        folder.write(corpus)
+    trainer.run(resumed=resume)
 
 
 def set_up_device(config: RunConfig) -> torch.device:
@@ -105,8 +114,7 @@ def _resumed(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
             f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, "
             f"not {config.run.seed}"
         )
-    folder.write_config(config)
-    return replace(folder, config=config)
+    return replace(folder, config=config, data=corpus.path.resolve())
 
 
 class Trainer:
@@ -116,7 +124,9 @@ class Trainer:
         self, folder: RunFolder, config: RunConfig, corpus: Corpus, device: torch.device
     ) -> None:
         self.folder, self.config, self.corpus, self.device = folder, config, corpus, device
-        self.model = folder.new_model(config).to(device)
+        counts_V = torch.from_numpy(corpus.counts_V)
+        model = LanguageModel(config.model, config.loss, counts_V, config.run.seed)
+        self.model = model.to(device)
         self.tables, self.blocks = self.model.tables(), self.model.blocks()
         self.exchange = Local(
             self.tables,
@@ -140,25 +150,27 @@ class Trainer:
         self.lowest_loss = self.smoothed_loss
         self.stop_asked = False
 
-    def run(self) -> None:
+    def run(self, *, resumed: bool = False) -> None:
         """Train until the budget is spent; then evaluate, save and record the end."""
         metrics = MetricsWriter(self.folder.path, tensorboard=self.config.metrics.tensorboard)
         with TrainingDisplay() as display, _signals(self):
-            self._describe(metrics, display)
+            self._describe(metrics, display, resumed)
             self.clock.start()
             try:
                 self._loop(metrics, display)
-            finally:
                 self.checkpoints.wait()
+            except UserError as error:
+                with suppress(OSError):  # on a full disk: what has gone wrong is said already
+                    metrics.write("end", reason=str(error), step=self.step, **self._spent_record())
+                raise
+            finally:
                 metrics.close()
         if self.stop_asked:
             raise KeyboardInterrupt
 
     def _loop(self, metrics: MetricsWriter, display: TrainingDisplay) -> None:
-        evaluated, saved = (
-            _Every(self._eval_interval()),
-            _Every(self.config.checkpoint.every_seconds),
-        )
+        evaluated = _Every(self._eval_interval(), self._eval_clock())
+        saved = _Every(self.config.checkpoint.every_seconds, self.clock.seconds)
         report = _Report(self)
         evaluated_step = -1
         while not self.stop_asked and self.progress() < 1.0:
@@ -175,7 +187,7 @@ class Trainer:
                 with self.clock.paused():
                     self._evaluate(metrics, display)
                 evaluated_step = self.step
-            elif saved.due(self.clock.seconds):
+            if saved.due(self.clock.seconds):
                 with self.clock.paused():
                     self.save()
         with self.clock.paused():
@@ -234,8 +246,11 @@ class Trainer:
             )
 
     def _diverged(self, what: str) -> UserError:
-        newest = self.checkpoints.newest
-        kept = f"the last good state is step {newest}" if newest else "no step had been saved yet"
+        newest, best = self.checkpoints.newest, self.checkpoints.best
+        kept = "no step had been saved yet"
+        if newest is not None:
+            kept = f"the newest state saved is step {newest}"
+            kept += f", the best step {best}" if best not in (None, newest) else ""
         optim = self.config.optim
         return UserError(
             f"{what}, so training has stopped; {kept}. Try a lower --optim.lr (now {optim.lr:g}) "
@@ -362,10 +377,11 @@ class Trainer:
         )
         return self.tokens if by_tokens else self.clock.seconds
 
-    def _describe(self, metrics: MetricsWriter, display: TrainingDisplay) -> None:
-        if self.step:
+    def _describe(self, metrics: MetricsWriter, display: TrainingDisplay, resumed: bool) -> None:
+        if resumed:
             metrics.write("resume", step=self.step, **self._spent_record())
-            display.note(f"Going on from step {self.step} in {self.folder.path}")
+            place = f"step {self.step}" if self.step else "the start, as no step was saved"
+            display.note(f"Going on from {place}, in {self.folder.path}")
         num_rows = sum(p.numel() for p in self.tables.values())
         num_dense = sum(p.numel() for p in self.blocks.values())
         metrics.write(
@@ -402,19 +418,21 @@ class Trainer:
 
 
 class _Every:
-    """True once an interval of some clock has passed since the last time."""
+    """True when a clock has passed a multiple of the interval since the last time.
 
-    def __init__(self, interval: float) -> None:
+    What is due depends on the clock alone, so that a resumed run does it at the same steps.
+    """
+
+    def __init__(self, interval: float, now: float) -> None:
         self._interval = interval
-        self._next: float | None = None
+        self._passed = self._count(now)
 
     def due(self, now: float) -> bool:
-        if self._next is None:
-            self._next = now - now % self._interval + self._interval if self._interval else now
-        if now < self._next:
-            return False
-        self._next = now + self._interval
-        return True
+        before, self._passed = self._passed, self._count(now)
+        return self._passed > before or not self._interval
+
+    def _count(self, now: float) -> float:
+        return now // self._interval if self._interval else 0.0
 
 
 class _Report:
@@ -441,13 +459,12 @@ class _Report:
 
     def line(self) -> dict[str, Any]:
         trainer = self._trainer
-        spent = trainer._spent_record()
         line = {
             "step": trainer.step,
-            **spent,
+            **trainer._spent_record(),
             "loss": self._sum / self.steps,
             "tokens_per_second": (trainer.tokens - self._tokens)
-            / max(1e-9, spent["seconds"] - self._seconds),
+            / (trainer.clock.seconds - self._seconds),
             "lr": trainer.exchange.dense_optimizer.param_groups[0]["lr"],
         }
         self._restart()

@@ -6,6 +6,7 @@ with a later step was lost, and `read_metrics` leaves it out."""
 from __future__ import annotations
 
 import json
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,17 @@ class MetricsWriter:
     """Appends lines to a run's metrics, and to TensorBoard where that is asked for."""
 
     def __init__(self, run: Path, *, tensorboard: bool = False) -> None:
-        self._file = (run / METRICS_FILE).open("a", encoding="utf-8")
         self._board: Any = _board(run) if tensorboard else None
+        file = run / METRICS_FILE
+        cut_short = file.exists() and not file.read_bytes().endswith(b"\n")
+        self._file = file.open("a", encoding="utf-8")
+        if cut_short:  # by a crash: the line is lost, but the next one is not
+            self._file.write("\n")
 
     def write(self, event: str, **values: Any) -> None:
-        """One line; flushed, so that readers see it at once."""
-        self._file.write(json.dumps({"event": event, **values}) + "\n")
+        """One line; flushed, so that readers see it at once. What is no number becomes null."""
+        line = {"event": event} | {name: _finite(value) for name, value in values.items()}
+        self._file.write(json.dumps(line, allow_nan=False) + "\n")
         self._file.flush()
         if self._board is not None and "step" in values:
             for name, value in values.items():
@@ -50,6 +56,10 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             ]
         lines.append(line)
     return lines
+
+
+def _finite(value: Any) -> Any:
+    return None if isinstance(value, float) and not isfinite(value) else value
 
 
 def _board(run: Path) -> Any:

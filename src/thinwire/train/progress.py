@@ -60,12 +60,13 @@ class TrainingDisplay:
         self._ppl = ppl
         console.print(
             f"{_clock(seconds)}  {tokens / 1e6:8.2f} M tokens  "
-            f"validation perplexity [bold]{ppl:.2f}[/]{'  best so far' if best else ''}"
+            f"validation perplexity [bold]{ppl:.2f}[/]{'  best so far' if best else ''}",
+            soft_wrap=True,
         )
 
     def note(self, sentence: str) -> None:
         """Print a sentence that stays."""
-        console.print(sentence, markup=False)
+        console.print(sentence, markup=False, soft_wrap=True)
 
 
 def _curve(values: list[float]) -> str:

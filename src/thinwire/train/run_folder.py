@@ -18,7 +18,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from thinwire.config import RunConfig, read_toml
+from thinwire.config import RunConfig, read_toml, toml_section
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
@@ -40,11 +40,11 @@ class RunFolder:
     eos_id: int
 
     @classmethod
-    def create(cls, path: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
-        """Make the folder, parents included.
+    def planned(cls, path: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
+        """A run that is not on disk yet.
 
         Raises:
-            UserError: it already holds a run.
+            UserError: there is one already.
         """
         if (path / CONFIG_FILE).exists():
             raise UserError(
@@ -52,10 +52,7 @@ class RunFolder:
             )
         if path.exists() and not path.is_dir():
             raise UserError(f"{path} is a file, and a run needs a folder")
-        path.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(corpus.tokenizer_file, path / TOKENIZER_FILE)
-        save_file({"counts": torch.from_numpy(corpus.counts_V.copy())}, path / COUNTS_FILE)
-        run = cls(
+        return cls(
             path,
             config,
             corpus.path.resolve(),
@@ -63,8 +60,20 @@ class RunFolder:
             corpus.meta.unk_id,
             corpus.meta.eos_id,
         )
-        run.write_config(config)
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
+        """Plan a run and write it."""
+        run = cls.planned(path, config, corpus)
+        run.write(corpus)
         return run
+
+    def write(self, corpus: Corpus) -> None:
+        """Make the folder, parents included; the settings come last, and with them it is a run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(corpus.tokenizer_file, self.path / TOKENIZER_FILE)
+        save_file({"counts": torch.from_numpy(corpus.counts_V)}, self.path / COUNTS_FILE)
+        self.write_config()
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -88,14 +97,15 @@ class RunFolder:
             corpus["eos_id"],
         )
 
-    def write_config(self, config: RunConfig) -> None:
+    def write_config(self) -> None:
         """Record the settings, whole or not at all."""
-        unk = "" if self.unk_id is None else f"unk_id = {self.unk_id}\n"
-        text = (
-            f"{config.to_toml()}\n[corpus]\n"
-            f'path = "{self.data.as_posix()}"\nfingerprint = "{self.fingerprint}"\n'
-            f"{unk}eos_id = {self.eos_id}\n"
-        )
+        corpus = {
+            "path": self.data.as_posix(),
+            "fingerprint": self.fingerprint,
+            "unk_id": self.unk_id,
+            "eos_id": self.eos_id,
+        }
+        text = f"{self.config.to_toml()}\n{toml_section('corpus', corpus)}"
         temporary = self.path / f"{CONFIG_FILE}.tmp"
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, self.path / CONFIG_FILE)
