@@ -58,10 +58,19 @@ class LanguageModel(nn.Module):
 
     `tables` (embedding rows, output rows, output biases) stay out of automatic differentiation: a
     step gathers the rows it touches, and their gradients are as small as they are. `blocks` are the
-    dense parameters of the body, which every step touches whole.
+    dense parameters of the body, which every step touches whole. Without `initialise` their values
+    are left to whoever loads them.
     """
 
-    def __init__(self, model: ModelConfig, loss: LossConfig, counts: Tensor, seed: int) -> None:
+    def __init__(
+        self,
+        model: ModelConfig,
+        loss: LossConfig,
+        counts: Tensor,
+        seed: int,
+        *,
+        initialise: bool = True,
+    ) -> None:
         super().__init__()
         vocab_size, width = len(counts), model.width
         self.dropout = model.dropout
@@ -72,7 +81,8 @@ class LanguageModel(nn.Module):
         )
         self.body: Body = _body(model)
         self.output = self._output(loss, counts, width)
-        self._initialise()
+        if initialise:
+            self._initialise()
 
     def _output(self, loss: LossConfig, counts: Tensor, width: int) -> Output:
         if loss.kind == "adaptive":

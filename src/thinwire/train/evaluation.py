@@ -6,12 +6,12 @@ carries it over the lines of a stream. One that does not sees windows of `data.l
 which the second half is scored, so that every token has at least half a window of context, but for
 the first of a stream. With `data.context = "line"` every line is a stream of its own.
 
-S streams, T tokens a chunk, N positions.
+S streams side by side, T tokens a chunk, N positions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 from math import exp, log
@@ -31,10 +31,12 @@ from thinwire.models.contract import State
 NUM_STREAMS = 64
 MIN_STREAM_TOKENS = 256
 CHUNK_TOKENS = 64
+# So many positions are computed at a time, whatever the streams' lengths.
+CHUNK_POSITIONS = NUM_STREAMS * CHUNK_TOKENS
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Span = tuple[int, int]
-Chunk = tuple[Tensor, Tensor]
+Positions = tuple[Tensor, Tensor, Tensor]
 
 
 @dataclass(frozen=True)
@@ -68,6 +70,7 @@ def evaluate(
     unk_id: int | None,
     data: DataConfig,
     max_tokens: int = 0,
+    advance: Callable[[int], object] = lambda num_tokens: None,
 ) -> Evaluation:
     """The exact perplexity of `ids`, or of about `max_tokens` of them spread over the text.
 
@@ -79,6 +82,7 @@ def evaluate(
         data: how the model was trained: afresh at each line or not, and how many tokens a body
             without a state sees at a time.
         max_tokens: 0: all.
+        advance: hears of the tokens scored, as they are.
 
     Raises:
         UserError: a split without tokens.
@@ -89,18 +93,17 @@ def evaluate(
         spans = _lines(ids, eos_id, max_tokens)
     else:
         spans = _streams(ids, eos_id, max_tokens)
-    chunks = _carried if model.body.carries_state else _windows
     nats = torch.zeros((), dtype=torch.float64)
     nats_unknown = torch.zeros((), dtype=torch.float64)
     scored = unknown = 0
-    for hidden_ND, targets_N in chunks(model, ids, spans, eos_id, data.length):
-        nats_N = -model.output.logprob(hidden_ND, targets_N).to(torch.float64).cpu()
-        nats += nats_N.sum()
+    for logprob_N, targets_N, _ in logprobs(model, ids, spans, eos_id=eos_id, window=data.length):
+        nats -= logprob_N.sum()
         scored += len(targets_N)
         if unk_id is not None:
-            is_unknown_N = (targets_N == unk_id).cpu()
-            nats_unknown += nats_N[is_unknown_N].sum()
+            is_unknown_N = targets_N == unk_id
+            nats_unknown -= logprob_N[is_unknown_N].sum()
             unknown += int(is_unknown_N.sum())
+        advance(len(targets_N))
     known = scored - unknown
     return Evaluation(
         ppl=_exp(float(nats) / scored),
@@ -109,6 +112,31 @@ def evaluate(
         tokens_unknown=unknown,
         nats=float(nats),
     )
+
+
+def logprobs(
+    model: LanguageModel, ids: Ids, spans: list[Span], *, eos_id: int, window: int
+) -> Iterator[Positions]:
+    """The natural-log probability of every token of some spans, each started from end-of-line.
+
+    The spans' order decides which of them are computed side by side: it should bring like lengths
+    together. What is found does not depend on it, up to rounding.
+
+    Args:
+        model: a trained model.
+        ids: a text.
+        spans: (begin, end) of what is to be scored, none empty.
+        eos_id: the end-of-line token.
+        window: tokens that a body without a state sees at a time.
+
+    Yields:
+        logprob_N (float64), targets_N and span_N (the index of the span that each is in), on the
+        CPU; together every token of every span once.
+    """
+    chunks = _carried if model.body.carries_state else _windows
+    for hidden_ND, targets_N, span_N in chunks(model, ids, spans, eos_id, window):
+        logprob_N = model.output.logprob(hidden_ND, targets_N)
+        yield logprob_N.cpu().to(torch.float64), targets_N.cpu(), span_N.cpu()
 
 
 def _streams(ids: Ids, eos_id: int, max_tokens: int) -> list[Span]:
@@ -136,44 +164,62 @@ def _line_ends(ids: Ids, eos_id: int) -> npt.NDArray[np.int64]:
 
 def _carried(
     model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, window: int
-) -> Iterator[Chunk]:
-    """Streams side by side, `CHUNK_TOKENS` at a time, the state carried."""
-    for group in range(0, len(spans), NUM_STREAMS):
-        alive = spans[group : group + NUM_STREAMS]
+) -> Iterator[Positions]:
+    """Spans side by side, `CHUNK_TOKENS` at a time, the state carried."""
+    for group in _groups([min(b - a, CHUNK_TOKENS) for a, b in spans]):
+        going = list(group)
+        longest = max(spans[i][1] - spans[i][0] for i in group)
         state: State | None = None
-        for done in range(0, max(b - a for a, b in alive), CHUNK_TOKENS):
-            # A stream that has ended leaves; those that go on keep their state.
-            going = [i for i, (a, b) in enumerate(alive) if a + done < b]
-            if state is not None and len(going) < len(alive):
-                state = tuple(s[going] for s in state)
-            alive = [alive[i] for i in going]
-            pieces = [(a + done, min(b, a + done + CHUNK_TOKENS)) for a, b in alive]
+        for done in range(0, longest, CHUNK_TOKENS):
+            # A span that has ended leaves; those that go on keep their state.
+            rows = [row for row, i in enumerate(going) if spans[i][0] + done < spans[i][1]]
+            if state is not None and len(rows) < len(going):
+                state = tuple(s[rows] for s in state)
+            going = [going[row] for row in rows]
+            left = [(spans[i][0] + done, spans[i][1]) for i in going]
+            pieces = [(a, min(b, a + CHUNK_TOKENS)) for a, b in left]
             inputs_ST, targets_ST = _cut(model, ids, pieces, eos_id, first=done == 0)
             hidden_STD, state = model.hidden(inputs_ST, state)
-            is_target_ST = targets_ST != NO_TARGET
-            yield hidden_STD[is_target_ST], targets_ST[is_target_ST]
+            yield _positions(hidden_STD, targets_ST, going)
 
 
 def _windows(
     model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, window: int
-) -> Iterator[Chunk]:
-    """Overlapping windows, `NUM_STREAMS` at a time; each token is scored once."""
+) -> Iterator[Positions]:
+    """Overlapping windows of the spans; each token is scored once."""
     stride = max(1, window // 2)
     windows = [
-        (start, min(b, start + window), start + (0 if start == a else window - stride), start == a)
-        for a, b in spans
+        (span, start, min(b, start + window), start + (0 if start == a else window - stride))
+        for span, (a, b) in enumerate(spans)
         for start in range(a, max(a + 1, b - (window - stride)), stride)
     ]
-    for group in range(0, len(windows), NUM_STREAMS):
-        some = windows[group : group + NUM_STREAMS]
-        inputs_ST, targets_ST = _cut(model, ids, [(a, b) for a, b, _, _ in some], eos_id)
-        for row, (start, _, score_from, fresh) in enumerate(some):
+    for group in _groups([b - a for _, a, b, _ in windows]):
+        some = windows[group.start : group.stop]
+        inputs_ST, targets_ST = _cut(model, ids, [(a, b) for _, a, b, _ in some], eos_id)
+        for row, (span, start, _, score_from) in enumerate(some):
             targets_ST[row, : score_from - start] = NO_TARGET
-            if fresh:
+            if start == spans[span][0]:
                 inputs_ST[row, 0] = eos_id
         hidden_STD, _ = model.hidden(inputs_ST, None)
-        is_target_ST = targets_ST != NO_TARGET
-        yield hidden_STD[is_target_ST], targets_ST[is_target_ST]
+        yield _positions(hidden_STD, targets_ST, [span for span, *_ in some])
+
+
+def _groups(lengths: list[int]) -> Iterator[range]:
+    """Neighbours that, padded to the longest of them, fill `CHUNK_POSITIONS` at most."""
+    first = longest = 0
+    for i, length in enumerate(lengths):
+        if i > first and max(longest, length) * (i + 1 - first) > CHUNK_POSITIONS:
+            yield range(first, i)
+            first, longest = i, 0
+        longest = max(longest, length)
+    yield range(first, len(lengths))
+
+
+def _positions(hidden_STD: Tensor, targets_ST: Tensor, spans_S: list[int]) -> Positions:
+    """The positions that have a target, and the span of each."""
+    is_target_ST = targets_ST != NO_TARGET
+    span_ST = torch.tensor(spans_S, device=targets_ST.device)[:, None].expand_as(targets_ST)
+    return hidden_STD[is_target_ST], targets_ST[is_target_ST], span_ST[is_target_ST]
 
 
 def _cut(

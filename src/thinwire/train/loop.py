@@ -37,10 +37,11 @@ from thinwire.optim.schedules import Schedule
 from thinwire.optim.state import load_named_state, named_state
 from thinwire.train.checkpoints import Checkpoint, Checkpoints
 from thinwire.train.clock import Budget, Clock
+from thinwire.train.device import find_device
 from thinwire.train.evaluation import evaluate
 from thinwire.train.metrics import MetricsWriter
 from thinwire.train.progress import TrainingDisplay
-from thinwire.train.run_folder import RunFolder
+from thinwire.train.run_folder import RunFolder, load_parameters
 
 # A smoothed loss so far above its lowest value will not come back; 2 nats are a factor of 7 in
 # perplexity.
@@ -81,17 +82,7 @@ def train(data: Path, out: Path, config: RunConfig, *, resume: bool = False) -> 
 def set_up_device(config: RunConfig) -> torch.device:
     """The device to compute on, with the number of threads set."""
     torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
-    wanted = config.run.device
-    if wanted == "auto":
-        wanted = "cuda" if torch.cuda.is_available() else "cpu"
-    available = {
-        "cpu": True,
-        "cuda": torch.cuda.is_available(),
-        "mps": torch.backends.mps.is_available(),
-    }
-    if not available[wanted]:
-        raise UserError(f"--device {wanted} was asked for, but PyTorch finds no such device here")
-    return torch.device(wanted)
+    return find_device(config.run.device)
 
 
 def _resumed(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
@@ -489,26 +480,6 @@ def _signals(trainer: Trainer) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def load_parameters(model: LanguageModel, saved: Checkpoint) -> None:
-    """Copy a checkpoint's parameters into a model of the same settings.
-
-    Raises:
-        UserError: a parameter is missing or has another shape.
-    """
-    found = saved.open("model")
-    parameters = {**model.tables(), **model.blocks()}
-    for name, parameter in parameters.items():
-        if name not in found:
-            raise UserError(f"{saved.path} holds no {name}: it is of another model")
-        if found[name].shape != parameter.shape:
-            raise UserError(
-                f"{name} is {list(found[name].shape)} in {saved.path}, "
-                f"but the model has {list(parameter.shape)}"
-            )
-        with torch.no_grad():
-            parameter.copy_(found[name])
 
 
 def _to_device(batch: Batch, device: torch.device) -> Batch:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -22,6 +23,8 @@ from thinwire.config import RunConfig, read_toml, toml_section
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
+from thinwire.loss.config import LossConfig
+from thinwire.train.checkpoints import Checkpoint
 
 CONFIG_FILE = "config.toml"
 TOKENIZER_FILE = "tokenizer.json"
@@ -111,15 +114,52 @@ class RunFolder:
         os.replace(temporary, self.path / CONFIG_FILE)
 
     def counts_V(self) -> Tensor:
-        """Occurrences of each word in the training text, int64."""
-        return load_file(self.path / COUNTS_FILE)["counts"]
+        """Occurrences of each word in the training text, int64.
 
-    def new_model(self, config: RunConfig | None = None) -> LanguageModel:
-        """The untrained model of this run."""
-        config = config or self.config
-        return LanguageModel(config.model, config.loss, self.counts_V(), config.run.seed)
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        file = self.path / COUNTS_FILE
+        try:
+            return load_file(file)["counts"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(f"{file} is missing or damaged ({error})") from None
+
+    def load_model(self, saved: Checkpoint) -> LanguageModel:
+        """The model as it was at a step of this run.
+
+        Raises:
+            UserError: the step's parameters are not those of this run's model.
+        """
+        config = self.config
+        # What trains the output rows is not part of the model.
+        loss = config.loss if config.loss.kind == "adaptive" else LossConfig(kind="full")
+        counts_V = self.counts_V()
+        model = LanguageModel(config.model, loss, counts_V, config.run.seed, initialise=False)
+        load_parameters(model, saved)
+        return model
 
     @property
     def tokenizer_file(self) -> Path:
         """The tokenizer the model was trained with."""
         return self.path / TOKENIZER_FILE
+
+
+def load_parameters(model: LanguageModel, saved: Checkpoint) -> None:
+    """Copy a checkpoint's parameters into a model of the same settings.
+
+    Raises:
+        UserError: a parameter is missing or has another shape.
+    """
+    found = saved.open("model")
+    parameters = {**model.tables(), **model.blocks()}
+    for name, parameter in parameters.items():
+        if name not in found:
+            raise UserError(f"{saved.path} holds no {name}: it is of another model")
+        if found[name].shape != parameter.shape:
+            raise UserError(
+                f"{name} is {list(found[name].shape)} in {saved.path}, "
+                f"but the model has {list(parameter.shape)}"
+            )
+        with torch.no_grad():
+            parameter.copy_(found[name])
