@@ -10,27 +10,39 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from thinwire.data.corpus import Corpus as Corpus
     from thinwire.errors import UserError as UserError
     from thinwire.loss.nce import NCE as NCE
     from thinwire.loss.sampled import SampledSoftmax as SampledSoftmax
     from thinwire.loss.sampler import Sampler as Sampler
+    from thinwire.optim.adaptahead import AdaptAhead as AdaptAhead
+    from thinwire.optim.rowadam import RowAdam as RowAdam
+    from thinwire.optim.rowwise import FullAdagrad as FullAdagrad
     from thinwire.optim.rowwise import RowAdagrad as RowAdagrad
     from thinwire.optim.rowwise import RowSGD as RowSGD
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "UserError": "thinwire.errors",
+    "AdaptAhead": "thinwire.optim.adaptahead",
+    "Corpus": "thinwire.data.corpus",
+    "FullAdagrad": "thinwire.optim.rowwise",
     "NCE": "thinwire.loss.nce",
+    "RowAdagrad": "thinwire.optim.rowwise",
+    "RowAdam": "thinwire.optim.rowadam",
+    "RowSGD": "thinwire.optim.rowwise",
     "SampledSoftmax": "thinwire.loss.sampled",
     "Sampler": "thinwire.loss.sampler",
-    "RowAdagrad": "thinwire.optim.rowwise",
-    "RowSGD": "thinwire.optim.rowwise",
+    "UserError": "thinwire.errors",
 }
 
 __all__ = [
     "NCE",
+    "AdaptAhead",
+    "Corpus",
+    "FullAdagrad",
     "RowAdagrad",
+    "RowAdam",
     "RowSGD",
     "SampledSoftmax",
     "Sampler",
