@@ -80,12 +80,12 @@ class Batches:
         return self
 
     def __next__(self) -> Batch:
+        batch = self._cut.batch(self._state["step"], self._rows)
+        self._state["step"] += 1
         if self._state["step"] == self._cut.num_steps:
             self._state["epoch"] += 1
             self._state["step"] = 0
             self._cut.start(self._state["epoch"])
-        batch = self._cut.batch(self._state["step"], self._rows)
-        self._state["step"] += 1
         return batch
 
     @property

@@ -112,7 +112,7 @@ class Meta:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             found, fingerprint = content.pop("format"), content.pop("fingerprint")
-        except (ValueError, KeyError, AttributeError) as error:
+        except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): prepare the data again") from error
         if found != FORMAT:
             raise UserError(

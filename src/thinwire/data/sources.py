@@ -96,10 +96,15 @@ def total_bytes(sources: Iterable[Path]) -> int | None:
     return total
 
 
-def read_blocks(sources: Sequence[Path], advance: Callable[[int], None]) -> Iterator[Block]:
-    """The text of all sources, one after the other; `advance` hears of the bytes read from disk."""
+def read_blocks(
+    sources: Sequence[Path], advance: Callable[[int], None], *, wait: bool = True
+) -> Iterator[Block]:
+    """The text of all sources, one after the other; `advance` hears of the bytes read from disk.
+
+    Without `wait` a block holds the lines that a pipe has ready, however few.
+    """
     for source in sources:
-        yield from _read_source(source, advance)
+        yield from _read_source(source, advance, wait)
 
 
 def _files_below(path: Path) -> list[Path]:
@@ -112,10 +117,10 @@ def _files_below(path: Path) -> list[Path]:
     )
 
 
-def _read_source(source: Path, advance: Callable[[int], None]) -> Iterator[Block]:
+def _read_source(source: Path, advance: Callable[[int], None], wait: bool) -> Iterator[Block]:
     name = "standard input" if source == Path(STDIN) else str(source)
     line, rest, at_line_start = 1, b"", True
-    for data in _read_pieces(source, name, advance):
+    for data in _read_pieces(source, name, advance, wait):
         if line == 1 and at_line_start and not rest:
             if data.startswith(_UTF16):
                 raise UserError(f"{name} is UTF-16, not UTF-8: convert it, with iconv for instance")
@@ -141,10 +146,12 @@ def _read_source(source: Path, advance: Callable[[int], None]) -> Iterator[Block
         yield Block(name, line, rest + b"\n")
 
 
-def _read_pieces(source: Path, name: str, advance: Callable[[int], None]) -> Iterator[bytes]:
+def _read_pieces(
+    source: Path, name: str, advance: Callable[[int], None], wait: bool
+) -> Iterator[bytes]:
     try:
         with nullcontext(sys.stdin.buffer) if source == Path(STDIN) else source.open("rb") as raw:
-            counted = cast("IO[bytes]", _Counted(raw, advance))
+            counted = cast("IO[bytes]", _Counted(raw, advance, wait))
             stream, damage = _decompressed(counted, source)
             try:
                 while data := stream.read(BLOCK_BYTES):
@@ -159,14 +166,16 @@ def _read_pieces(source: Path, name: str, advance: Callable[[int], None]) -> Ite
 class _Counted(io.RawIOBase):
     """A readable stream that says how many bytes went through it."""
 
-    def __init__(self, stream: IO[bytes], advance: Callable[[int], None]) -> None:
-        self._stream, self._advance = stream, advance
+    def __init__(self, stream: IO[bytes], advance: Callable[[int], None], wait: bool) -> None:
+        # What opens files and standard input is buffered, which `IO` does not tell.
+        self._read = stream.read if wait else cast("io.BufferedReader", stream).read1
+        self._advance = advance
 
     def readable(self) -> bool:
         return True
 
     def read(self, size: int = -1) -> bytes:
-        data = self._stream.read(size)
+        data = self._read(size)
         self._advance(len(data))
         return data
 
