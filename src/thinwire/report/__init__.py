@@ -1,0 +1,1 @@
+"""What runs measured, as one HTML page and a picture."""

@@ -1,0 +1,109 @@
+"""Numbers as people read them: a few digits, a unit, the same everywhere in a report."""
+
+from __future__ import annotations
+
+from math import ceil, floor, log10
+from typing import NamedTuple
+
+
+class Unit(NamedTuple):
+    """A unit that makes small numbers of large ones."""
+
+    size: float
+    name: str
+
+
+TIMES = (Unit(1, "s"), Unit(60, "min"), Unit(3600, "h"))
+COUNTS = (Unit(1, ""), Unit(1e3, "thousands"), Unit(1e6, "millions"), Unit(1e9, "billions"))
+BYTES = (Unit(1, "B"), Unit(1e3, "kB"), Unit(1e6, "MB"), Unit(1e9, "GB"), Unit(1e12, "TB"))
+
+
+def unit_for(largest: float, units: tuple[Unit, ...]) -> Unit:
+    """The largest unit of which there are at least two, or the smallest one."""
+    return next((unit for unit in reversed(units) if largest >= 2 * unit.size), units[0])
+
+
+def number(value: float) -> str:
+    """Four digits, or all before the point: 0.01235, 92.70, 118.9, 34,892,206."""
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
+
+
+def count(value: float) -> str:
+    """Tokens, parameters: 950, 20.2 k, 9.1 M."""
+    for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if value >= size:
+            return _short(value / size) + letter
+    return _short(value)
+
+
+def num_bytes(value: float) -> str:
+    """1.38 GB."""
+    unit = next((unit for unit in reversed(BYTES) if value >= unit.size), BYTES[0])
+    return f"{_short(value / unit.size)} {unit.name}"
+
+
+def _short(value: float) -> str:
+    return f"{value:.3g}" if value < 999.5 else f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    """3.6 s, 12 min 30 s, 2 h 05 min."""
+    if seconds < 59.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s" if rest else f"{minutes} min"
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours:,} h {minutes:02d} min"
+
+
+def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
+    """At most `most` round numbers in [low, high], evenly apart."""
+    rough = (high - low) / most
+    power = 10.0 ** floor(log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    return [k * step for k in range(ceil(low / step - 1e-9), floor(high / step + 1e-9) + 1)]
+
+
+def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
+    """Round numbers in [low, high] for a logarithmic axis."""
+    powers = [10.0**p for p in range(floor(log10(low)), ceil(log10(high)) + 1)]
+    for factors in ((1, 2, 5), (1,)):
+        ticks = [f * power for power in powers for f in factors if low <= f * power <= high]
+        if len(ticks) <= most:
+            break
+    if len(ticks) < 3:
+        return linear_ticks(low, high)
+    return ticks[:: ceil(len(ticks) / most)]
+
+
+def tick_label(value: float) -> str:
+    """A tick as it is, without the noise of floating point; short where it is large."""
+    return count(value) if value >= 10_000 else f"{value:,.10g}"
+
+
+def shortened(name: str, longest: int = 15) -> str:
+    """A name with its middle left out if it is too long for a chart."""
+    half = longest // 2
+    return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
+
+
+def apart(positions: list[float], gap: float, low: float, high: float) -> list[float]:
+    """The positions, moved as little as keeps them `gap` apart and within [low, high].
+
+    Least squares under an order: with the i-th position lowered by i gaps, "apart" means "not
+    falling", and pooling neighbours that fall gives the nearest such sequence.
+    """
+    order = sorted(range(len(positions)), key=positions.__getitem__)
+    pools: list[tuple[float, int]] = []  # mean, size
+    for rank, i in enumerate(order):
+        mean, size = positions[i] - rank * gap, 1
+        while pools and pools[-1][0] > mean:
+            before, num_before = pools.pop()
+            mean = (mean * size + before * num_before) / (size + num_before)
+            size += num_before
+        pools.append((mean, size))
+    lowered = [mean for mean, size in pools for _ in range(size)]
+    highest = high - (len(positions) - 1) * gap
+    moved = dict(zip(order, (max(low, min(y, highest)) for y in lowered), strict=True))
+    return [moved[i] + order.index(i) * gap for i in range(len(positions))]

@@ -1,0 +1,172 @@
+"""A run folder as a report sees it: settings, curves, how it ended.
+
+Whatever stands in the folder is taken as it is found. A run that still trains, that was cut off, or
+that never validated is a run too; a number that is none is left out, and so is a line without the
+numbers of its curve.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from typing import Any
+
+from thinwire.config import read_toml
+from thinwire.errors import UserError
+from thinwire.train.metrics import METRICS_FILE, read_metrics
+
+CONFIG_FILE = "config.toml"
+
+Line = dict[str, Any]
+
+NUMBERS = {
+    *("step", "tokens", "seconds", "wall_seconds", "loss", "tokens_per_second"),
+    *("ppl", "ppl_known", "tokens_scored", "parameters", "workers"),
+    *("bytes_sent", "bytes_dense", "exchange_seconds"),
+}
+
+ENDINGS = {
+    "seconds spent": "time budget spent",
+    "tokens spent": "token budget spent",
+    "epochs spent": "all epochs done",
+    "interrupted": "interrupted",
+}
+
+
+@dataclass(frozen=True)
+class Run:
+    """What one run measured.
+
+    Attributes:
+        name: short, and unlike the other runs' of the same report.
+        settings: by `section.key`, as its config.toml has them.
+        start: the newest `start` line; empty if there is none.
+        train, valid: lines by step, their numbers finite.
+        end: the `end` line, or None while there is none.
+        num_resumes: how often it was resumed.
+    """
+
+    path: Path
+    name: str
+    settings: dict[str, Any]
+    start: Line
+    train: list[Line]
+    valid: list[Line]
+    end: Line | None
+    num_resumes: int
+
+    @property
+    def best(self) -> Line | None:
+        """The validation with the lowest perplexity."""
+        return min(self.valid, key=lambda line: float(line["ppl"]), default=None)
+
+    @property
+    def last(self) -> Line | None:
+        """The last validation."""
+        return self.valid[-1] if self.valid else None
+
+    @property
+    def totals(self) -> Line:
+        """The newest value of everything that grows along a run: tokens, seconds, bytes."""
+        newest = [*self.train[-1:], *self.valid[-1:], *([self.end] if self.end else [])]
+        totals: Line = {}
+        for line in sorted(newest, key=lambda line: float(line["tokens"])):
+            totals |= line
+        return totals
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Mean speed of the whole run."""
+        totals = self.totals
+        return totals["tokens"] / totals["seconds"] if totals.get("seconds") else None
+
+    @property
+    def ending(self) -> tuple[str, str]:
+        """Why it ended: in a few words, and more about it."""
+        resumed = f"resumed {_times(self.num_resumes)}" if self.num_resumes else ""
+        if self.end is None:
+            return "no end recorded", "it still runs, or was cut off"
+        reason = str(self.end.get("reason", "for no recorded reason"))
+        if reason in ENDINGS:
+            return ENDINGS[reason], resumed
+        return "stopped", reason
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Settings, versions and machine: whatever may explain a difference between two runs."""
+        about = {part: self.start.get(part) for part in ("versions", "machine")}
+        return self.settings | _flat({k: v for k, v in about.items() if isinstance(v, dict)})
+
+
+def read_runs(folders: Iterable[Path]) -> list[Run]:
+    """Read some runs; a folder that is named twice counts once.
+
+    Raises:
+        UserError: a folder that holds no run, or settings that cannot be read.
+    """
+    paths = {folder.resolve(): folder for folder in folders}
+    return [_read(path, name) for path, name in zip(paths.values(), _names([*paths]), strict=True)]
+
+
+def _read(path: Path, name: str) -> Run:
+    if not path.is_dir():
+        raise UserError(f"{path} is not a run folder: there is no such folder")
+    if not (path / CONFIG_FILE).is_file():
+        raise UserError(f"{path} is not a run folder: it has no {CONFIG_FILE}")
+    try:
+        lines = read_metrics(path)
+    except (UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path / METRICS_FILE} is damaged: {error}") from None
+    by_event: dict[str, list[Line]] = {}
+    for line in lines:
+        by_event.setdefault(str(line["event"]), []).append(_sound(line))
+    return Run(
+        path=path,
+        name=name,
+        settings=_flat(read_toml(path / CONFIG_FILE)),
+        start=by_event.get("start", [{}])[-1],
+        train=_with(by_event.get("train", []), "loss", "tokens_per_second"),
+        valid=_with(by_event.get("valid", []), "ppl"),
+        end=next(iter(_with(by_event.get("end", []))[-1:]), None),
+        num_resumes=len(by_event.get("resume", [])),
+    )
+
+
+def _sound(line: Line) -> Line:
+    """The line without what ought to be a number and is none, or is negative or infinite."""
+    return {k: v for k, v in line.items() if k not in NUMBERS or _is_number(v)}
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and 0 <= value < inf
+
+
+def _with(lines: list[Line], *keys: str) -> list[Line]:
+    """The lines that have these numbers, and the ones every curve needs."""
+    needed = {"step", "tokens", "seconds", *keys}
+    return [line for line in lines if needed <= line.keys()]
+
+
+def _flat(sections: dict[str, Any]) -> dict[str, Any]:
+    return {
+        f"{section}.{key}": value
+        for section, values in sections.items()
+        for key, value in (values.items() if isinstance(values, dict) else [("", values)])
+    }
+
+
+def _times(count: int) -> str:
+    return "once" if count == 1 else f"{count} times"
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """The shortest ends of the paths that tell them apart."""
+    length, longest = 1, max((len(path.parts) for path in paths), default=1)
+    names = ["/".join(path.parts[-length:]) for path in paths]
+    while len(set(names)) < len(names) and length < longest:
+        length += 1
+        names = ["/".join(path.parts[-length:]) for path in paths]
+    # A name need not be valid Unicode on disk, but has to be on a page.
+    return [name.encode("utf-8", "replace").decode("utf-8") for name in names]

@@ -1,0 +1,46 @@
+"""`report`: run folders -> a page, and a picture where matplotlib is there."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from rich.text import Text
+
+from thinwire.console import console
+from thinwire.errors import UserError
+from thinwire.report import png
+from thinwire.report.charts import charts
+from thinwire.report.page import page
+from thinwire.report.runs import read_runs
+
+
+def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
+    """Write the report of some runs and return the path of its page.
+
+    Args:
+        folders: run folders.
+        out: the page, or a folder for `report.html`. Default: in the folder of a single run,
+            else in the working folder. The picture goes beside it, as `.png`.
+
+    Raises:
+        UserError: a folder that holds no run, or none given.
+    """
+    if not folders:
+        raise UserError("a report needs at least 1 run folder, and 0 were named")
+    runs = read_runs(folders)
+    if out is None:
+        out = runs[0].path if len(runs) == 1 else Path()
+    if out.is_dir():
+        out = out / "report.html"
+    curves = charts(runs)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.write_text(page(runs, curves, datetime.now()), encoding="utf-8")
+    picture = out.with_suffix(".png")
+    try:
+        png.draw(curves, picture)
+        console.print(Text(f"The curves as a picture: {picture}"), soft_wrap=True)
+    except ImportError:
+        console.print("No picture beside it: that takes pip install 'thinwire[plot]'", markup=False)
+    return out
