@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from thinwire.data.corpus import Corpus as Corpus
     from thinwire.errors import UserError as UserError
+    from thinwire.inference.load import load as load
     from thinwire.loss.nce import NCE as NCE
     from thinwire.loss.sampled import SampledSoftmax as SampledSoftmax
     from thinwire.loss.sampler import Sampler as Sampler
@@ -27,6 +28,7 @@ _HOME = {
     "AdaptAhead": "thinwire.optim.adaptahead",
     "Corpus": "thinwire.data.corpus",
     "FullAdagrad": "thinwire.optim.rowwise",
+    "load": "thinwire.inference.load",
     "NCE": "thinwire.loss.nce",
     "RowAdagrad": "thinwire.optim.rowwise",
     "RowAdam": "thinwire.optim.rowadam",
@@ -48,6 +50,7 @@ __all__ = [
     "Sampler",
     "UserError",
     "__version__",
+    "load",
 ]
 
 

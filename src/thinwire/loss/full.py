@@ -95,9 +95,9 @@ def _log_z(h_nD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
     and their sum, without the usual shift by the largest logit. Only rows whose largest logit lies
     outside -55 ... 88 need that.
     """
-    z_n = h_nD.new_zeros(len(h_nD))
+    z_n, scaled_h_nD = h_nD.new_zeros(len(h_nD)), h_nD * log2(e)
     for w_vD, b_v in _tiles(weight_VD, bias_V):
-        z_n += matmul_nt(h_nD * log2(e), w_vD, b_v * log2(e)).exp2_().sum(1)
+        z_n += matmul_nt(scaled_h_nD, w_vD, b_v * log2(e)).exp2_().sum(1)
     least, most = EXACT_SUMS
     if bool(((z_n > least) & (z_n < most)).all()):
         return z_n.log()

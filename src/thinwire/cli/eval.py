@@ -1,0 +1,100 @@
+"""`thinwire eval`."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+from thinwire.errors import UserError
+
+if TYPE_CHECKING:
+    from thinwire.inference.evaluate import Measured
+
+
+def evaluate(
+    run: Path,
+    /,
+    *,
+    data: Path | None = None,
+    split: Literal["valid", "test"] | None = None,
+    text: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    step: int | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    threads: int | None = None,
+) -> None:
+    """Measure the exact perplexity of a trained model.
+
+    One average over all tokens, ends of lines included, each normalised over the whole vocabulary.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    data
+        A data folder with the same tokenizer. Default: the one that the model was trained on.
+    split
+        Which part of it. Default: valid.
+    text
+        Instead of a data folder: UTF-8 text, a file or - for standard input; .gz, .xz and .zst are
+        unpacked.
+    step
+        Which step of the run. Default: the one with the best validation.
+    as_json
+        Print one JSON object, and nothing else.
+    device
+        Where to compute; auto: CUDA where there is one, else the CPU.
+    threads
+        Compute threads. Default: one for each core.
+    """
+    if text is not None and (data is not None or split is not None):
+        raise UserError("--text is a text of its own: leave out --data and --split")
+
+    from thinwire.inference.evaluate import evaluate_split, evaluate_text
+    from thinwire.inference.load import load
+
+    model = load(run, step, device=device, threads=threads)
+    if text is not None:
+        measured = evaluate_text(model, text)
+    else:
+        measured = evaluate_split(model, data, split or "valid")
+    print(_json(run, model.step, measured) if as_json else _lines(measured))
+
+
+def _json(run: Path, step: int, measured: Measured) -> str:
+    """What is not a number, or beyond all numbers, is null."""
+    found = measured.evaluation
+    where = {"text": measured.source} if measured.split is None else {"data": measured.source}
+    record = {
+        "ppl": found.ppl,
+        "ppl_known": found.ppl_known,
+        "bits_per_character": measured.bits_per_character,
+        "tokens_scored": found.tokens_scored,
+        "tokens_unknown": found.tokens_unknown,
+        "characters": measured.num_characters,
+        "run": str(run),
+        "step": step,
+        **where,
+        "split": measured.split,
+    }
+    finite = {
+        key: None if isinstance(value, float) and not isfinite(value) else value
+        for key, value in record.items()
+    }
+    return json.dumps(finite)
+
+
+def _lines(measured: Measured) -> str:
+    found = measured.evaluation
+    rows = {
+        "perplexity": f"{found.ppl:.2f}",
+        "  of known words": f"{found.ppl_known:.2f}",
+        "bits a character": f"{measured.bits_per_character:.4f}",
+        "tokens scored": f"{found.tokens_scored:,}",
+        "  unknown": f"{found.tokens_unknown:,}",
+    }
+    return "\n".join(f"{name:18}{value:>14}" for name, value in rows.items())

@@ -1,0 +1,69 @@
+"""`thinwire score`."""
+
+from __future__ import annotations
+
+import json
+from math import isfinite
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+from cyclopts import Parameter
+
+if TYPE_CHECKING:
+    from thinwire.inference.score import Score
+
+
+def score(
+    run: Path,
+    file: Annotated[str, Parameter(allow_leading_hyphen=True)] = "-",
+    /,
+    *,
+    step: int | None = None,
+    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
+    threads: int | None = None,
+) -> None:
+    """Print the log-probability of each line of a text.
+
+    One line out for each line in: its natural-log probability, its tokens and its unknown words,
+    with tabs between them. Each line starts from a fresh state; its end counts as a token, so that
+    an empty line has one. Lines that come through a pipe are answered as they come.
+
+    Parameters
+    ----------
+    run
+        A run folder.
+    file
+        UTF-8 text, a sentence a line; .gz, .xz and .zst are unpacked. Default: standard input.
+    step
+        Which step of the run. Default: the one with the best validation.
+    as_json
+        Print one JSON object a line, with the keys logprob, num_tokens and num_unknown.
+    device
+        Where to compute; auto: CUDA where there is one, else the CPU.
+    threads
+        Compute threads. Default: one for each core.
+    """
+    from thinwire.data.sources import find_sources
+    from thinwire.inference.load import load
+    from thinwire.inference.text import read_lines
+
+    sources = find_sources([file])
+    model = load(run, step, device=device, threads=threads)
+    show = _json if as_json else _columns
+    for lines in read_lines(sources, wait=False):
+        for found in model.score_lines(lines):
+            print(show(found))
+        print(end="", flush=True)
+
+
+def _columns(score: Score) -> str:
+    return f"{score.logprob:.6f}\t{score.num_tokens}\t{score.num_unknown}"
+
+
+def _json(score: Score) -> str:
+    """A log-probability that is not a finite number is null."""
+    logprob = score.logprob if isfinite(score.logprob) else None
+    return json.dumps(
+        {"logprob": logprob, "num_tokens": score.num_tokens, "num_unknown": score.num_unknown}
+    )

@@ -1,0 +1,1 @@
+"""What trained models are for: scoring text and writing it."""

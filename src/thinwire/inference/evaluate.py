@@ -1,0 +1,91 @@
+"""The exact perplexity of a trained model on a split of a data folder, or on a text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from rich.text import Text
+
+from thinwire.console import console, progress_bar
+from thinwire.data.corpus import Corpus, file_digest, narrowest_dtype
+from thinwire.data.sources import find_sources
+from thinwire.errors import UserError
+from thinwire.inference.load import TrainedModel
+from thinwire.inference.text import read_lines
+from thinwire.train.evaluation import Evaluation, Ids
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation, and what it was made on.
+
+    Attributes:
+        evaluation: perplexities and what they average over.
+        source: the data folder, or the text.
+        split: the split of the data folder; None for a text.
+        num_characters: characters of the raw text, one line end a line included.
+    """
+
+    evaluation: Evaluation
+    source: str
+    split: str | None
+    num_characters: int
+
+    @property
+    def bits_per_character(self) -> float:
+        """Bits a character of the raw text."""
+        return self.evaluation.bits_per_character(self.num_characters)
+
+
+def evaluate_split(model: TrainedModel, data: Path | None, split: str) -> Measured:
+    """Evaluate on a split of `data`; None: the data folder that the model was trained on.
+
+    Raises:
+        UserError: the split is empty, or its ids are not those of the model's tokenizer.
+    """
+    run = model.run
+    if data is None and not run.data.exists():
+        raise UserError(
+            f"{run.path} was trained on {run.data}, which is not there any more: "
+            "name a data folder with --data, or a text with --text"
+        )
+    corpus = Corpus.open(data or run.data)
+    if corpus.meta.tokenizer_blake2b != file_digest(run.tokenizer_file):
+        raise UserError(
+            f"{corpus.path} was prepared with another tokenizer than that of {run.path}, so its "
+            "ids mean other words: evaluate the text itself with --text"
+        )
+    if corpus.meta.fingerprint != run.fingerprint:
+        # A Text, for a path may hold square brackets, which rich would interpret.
+        note = f"{corpus.path} is not what {run.path} was trained on, but has its tokenizer"
+        console.print(Text(note, "yellow"), soft_wrap=True)
+    ids = corpus.ids(split)
+    if len(ids) == 0:
+        raise UserError(f"the {split} split of {corpus.path} is empty")
+    num_characters = corpus.meta.splits[split].characters
+    return Measured(_evaluate(model, ids), str(corpus.path), split, num_characters)
+
+
+def evaluate_text(model: TrainedModel, text: str) -> Measured:
+    """Evaluate on a text: a file, `-` for standard input, a folder or a glob.
+
+    Raises:
+        UserError: there is no such file, it is empty, or it is no UTF-8 text.
+    """
+    dtype = narrowest_dtype(model.tokenizer.vocab_size)
+    ids: list[Ids] = []
+    num_characters = 0
+    for lines in read_lines(find_sources([text])):
+        num_characters += sum(map(len, lines)) + len(lines)
+        ids.append(np.concatenate(model.tokenizer.encode_lines(lines)).astype(dtype))
+    if not ids:
+        raise UserError(f"there is nothing to evaluate: {text} is empty")
+    return Measured(_evaluate(model, np.concatenate(ids)), text, None, num_characters)
+
+
+def _evaluate(model: TrainedModel, ids: Ids) -> Evaluation:
+    with progress_bar() as progress:
+        task = progress.add_task("tokens", total=len(ids))
+        return model.evaluate(ids, lambda num_tokens: progress.advance(task, num_tokens))

@@ -1,0 +1,144 @@
+"""Text that goes on from a prompt, a token at a time.
+
+1. The prompt's tokens, after an end-of-line, set the state (a Transformer: fill the window).
+2. The exact distribution of the next token is taken without the unknown word, sharpened by the
+   temperature, and cut to its most probable part: `top_k` tokens, or (Holtzman et al. 2020, arXiv
+   1904.09751) the fewest that hold `top_p` of the probability.
+3. A token is drawn and goes on the prompt.
+
+T tokens, D width, V vocabulary, K tokens that may be drawn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+import torch
+from torch import Tensor
+
+from thinwire.data.config import DataConfig
+from thinwire.data.tokenizers import Tokenizer
+from thinwire.errors import UserError
+from thinwire.language_model import LanguageModel
+from thinwire.models.contract import State
+from thinwire.seeds import torch_generator
+
+# What a decoder shows for bytes that are no character, or not yet a whole one.
+INCOMPLETE = "\ufffd"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampling:
+    """How the next token is chosen."""
+
+    temperature: float = 0.8
+    """Below 1 the probable tokens are more probable than the model says; 0: always the most
+    probable one."""
+    top_k: int = 0
+    """Only the most probable so many; 0: all."""
+    top_p: float = 1.0
+    """Only the fewest, most probable ones that hold this part of the probability."""
+    seed: int = 1
+    """The same seed gives the same text."""
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < float("inf"):
+            raise UserError(f"the temperature is {self.temperature}, but it must be 0 or above")
+        if self.top_k < 0:
+            raise UserError(f"top-k is {self.top_k}, but it must be 0 (all) or above")
+        if not 0.0 < self.top_p <= 1.0:
+            raise UserError(f"top-p is {self.top_p}, but it must be above 0 and at most 1")
+
+
+def write(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    prompt: str,
+    num_tokens: int,
+    sampling: Sampling,
+    data: DataConfig,
+) -> Iterator[str]:
+    """The prompt and `num_tokens` tokens that go on from it, in pieces as they come.
+
+    Args:
+        model: a trained model.
+        tokenizer: its tokenizer.
+        prompt: may be empty, or have several lines.
+        num_tokens: how many to add; an end-of-line counts, and writing goes on after it.
+        sampling: how they are chosen.
+        data: how the model was trained: afresh at each line or not, and how many tokens a body
+            without a state sees at a time.
+    """
+    if num_tokens < 0:
+        raise UserError(f"{num_tokens} tokens were asked for, but it must be 0 or more")
+    *lines, last = (tokenizer.encode(line) for line in prompt.split("\n"))
+    before = [id for line in lines for id in [*line, tokenizer.eos_id]]
+    if data.context == "line":
+        before = []
+    shown = tokenizer.decode(last)
+    # Spaces come before words, unless the tokenizer spells them.
+    yield prompt if shown.endswith((" ", "\t")) else prompt.rstrip(" \t")
+    tokens = _tokens(model, tokenizer, [tokenizer.eos_id, *before, *last], sampling, data)
+    yield from _spelt(tokenizer, last, shown, islice(tokens, num_tokens))
+
+
+def _tokens(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    context: list[int],
+    sampling: Sampling,
+    data: DataConfig,
+) -> Iterator[int]:
+    """Tokens that follow the context, without end."""
+    generator = torch_generator(sampling.seed, "generate")
+    device = model.embedding.weight.device
+    state: State | None = None
+    unseen = context
+    while True:
+        if not model.body.carries_state:
+            unseen = unseen[-data.length :]
+        inputs_1T = torch.tensor([unseen], device=device)
+        hidden_1TD, state = model.hidden(inputs_1T, state)
+        logprob_V = model.output.distribution(hidden_1TD[:, -1])[0].cpu().to(torch.float64)
+        if tokenizer.unk_id is not None:
+            logprob_V[tokenizer.unk_id] = -torch.inf
+        token = choose(logprob_V, sampling, generator)
+        yield token
+        if data.context == "line" and token == tokenizer.eos_id:
+            state, unseen = None, [token]
+        elif model.body.carries_state:
+            unseen = [token]
+        else:
+            state, unseen = None, [*unseen, token]
+
+
+def choose(logprob_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:
+    """Draw a token from its log-probabilities, which need not be normalised."""
+    if sampling.temperature == 0.0:
+        return int(logprob_V.argmax())
+    logit_V = logprob_V / sampling.temperature
+    if not sampling.top_k and sampling.top_p == 1.0:
+        return int(torch.multinomial(logit_V.softmax(0), 1, generator=generator))
+    logit_K, ids_K = logit_V.topk(min(sampling.top_k or len(logit_V), len(logit_V)))
+    p_K = logit_K.softmax(0)
+    # A token is in if those before it do not hold top_p yet.
+    p_K = p_K[p_K.cumsum(0) - p_K < sampling.top_p]
+    return int(ids_K[torch.multinomial(p_K, 1, generator=generator)])
+
+
+def _spelt(
+    tokenizer: Tokenizer, line: list[int], shown: str, tokens: Iterable[int]
+) -> Iterator[str]:
+    """What each token adds to a line of which `shown` is to be seen already."""
+    line = list(line)
+    for token in tokens:
+        line.append(token)
+        text = tokenizer.decode(line)
+        if text.endswith(INCOMPLETE):
+            continue
+        yield text[len(shown) :]
+        line, shown = ([], "") if token == tokenizer.eos_id else (line, text)
+    if line:
+        yield tokenizer.decode(line)[len(shown) :]

@@ -1,0 +1,166 @@
+"""A trained model, from its run folder."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from thinwire.data.tokenizers import Tokenizer
+from thinwire.errors import UserError
+from thinwire.inference.generate import Sampling, write
+from thinwire.inference.score import Score, score_lines
+from thinwire.language_model import LanguageModel
+from thinwire.train.checkpoints import Checkpoints
+from thinwire.train.device import find_device
+from thinwire.train.evaluation import Evaluation, Ids, evaluate
+from thinwire.train.run_folder import RunFolder
+
+
+def load(
+    run: Path | str,
+    step: int | None = None,
+    *,
+    device: str = "auto",
+    threads: int | None = None,
+) -> TrainedModel:
+    """Load a trained model.
+
+    Args:
+        run: a run folder.
+        step: which of its steps; None: the one with the best validation.
+        device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `mps`.
+        threads: compute threads of this process from now on; None: as many as PyTorch uses.
+
+    Raises:
+        UserError: there is no such run or step, it is damaged, or its tokenizer is of another
+            model. A damaged step is passed over, aloud, unless it was asked for.
+    """
+    folder = RunFolder.open(Path(run))
+    if threads is not None:
+        if threads < 1:
+            raise UserError(f"{threads} threads were asked for, but it must be 1 or more")
+        torch.set_num_threads(threads)
+    where = find_device(device)
+    tokenizer = Tokenizer.load(folder.tokenizer_file)
+    saved = Checkpoints(folder.path).load("best" if step is None else step)
+    model = folder.load_model(saved).to(where)
+    for name, of_model, of_tokenizer in (
+        ("words", model.vocab_size, tokenizer.vocab_size),
+        ("for the id of the end of a line", folder.eos_id, tokenizer.eos_id),
+        ("for the id of unknown words", folder.unk_id, tokenizer.unk_id),
+    ):
+        if of_model != of_tokenizer:
+            raise UserError(
+                f"{folder.tokenizer_file} does not fit the model: it has {of_tokenizer} {name}, "
+                f"and the model has {of_model}"
+            )
+    return TrainedModel(folder, saved.step, tokenizer, model)
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A model to score text with, and to write it; made by `load`.
+
+    Attributes:
+        run: the run folder and its settings.
+        step: the step that was loaded.
+        tokenizer: text to ids and back.
+        model: the network, ids to log-probabilities.
+    """
+
+    run: RunFolder
+    step: int
+    tokenizer: Tokenizer
+    model: LanguageModel
+
+    def score(self, text: str) -> Score:
+        """The natural-log probability of a text, its tokens and unknown words counted.
+
+        Each line starts from a fresh state, and its end counts as a token; the lines' scores are
+        summed. Every probability is exact, normalised over the whole vocabulary.
+        """
+        scores = list(self.score_lines(text.removesuffix("\n").split("\n")))
+        return Score(
+            sum(score.logprob for score in scores),
+            sum(score.num_tokens for score in scores),
+            sum(score.num_unknown for score in scores),
+        )
+
+    def score_lines(self, lines: Iterable[str]) -> Iterator[Score]:
+        """The score of each line, in their order; many at a time are fast, however many.
+
+        The lines have no line ends in them; memory does not grow with their number.
+        """
+        return score_lines(self.model, self.tokenizer, lines, window=self.run.config.data.length)
+
+    def perplexity(self, text: str) -> float:
+        """exp of the mean negative log-probability of the text's tokens, scored as by `score`."""
+        return self.score(text).perplexity
+
+    def evaluate(
+        self, ids: Ids, advance: Callable[[int], object] = lambda num_tokens: None
+    ) -> Evaluation:
+        """The exact perplexity of a whole text, given as ids, the state carried over its lines.
+
+        `advance` hears of the tokens scored, as they are.
+        """
+        return evaluate(
+            self.model,
+            ids,
+            eos_id=self.tokenizer.eos_id,
+            unk_id=self.tokenizer.unk_id,
+            data=self.run.config.data,
+            advance=advance,
+        )
+
+    def generate(
+        self,
+        prompt: str = "",
+        *,
+        tokens: int = 100,
+        temperature: float = Sampling.temperature,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        seed: int = Sampling.seed,
+    ) -> str:
+        """The prompt and `tokens` tokens that go on from it; the end of a line is one of them.
+
+        Args:
+            prompt: may be empty, or have several lines.
+            tokens: how many to add.
+            temperature: below 1 the probable tokens are more probable than the model says; 0:
+                always the most probable one.
+            top_k: only the most probable so many; 0: all.
+            top_p: only the fewest, most probable ones that hold this part of the probability.
+            seed: the same seed gives the same text.
+
+        Raises:
+            UserError: one of them is out of its range.
+        """
+        return "".join(
+            self.stream(
+                prompt,
+                tokens=tokens,
+                temperature=temperature,
+                top_k=top_k,
+                top_p=top_p,
+                seed=seed,
+            )
+        )
+
+    def stream(
+        self,
+        prompt: str = "",
+        *,
+        tokens: int = 100,
+        temperature: float = Sampling.temperature,
+        top_k: int = Sampling.top_k,
+        top_p: float = Sampling.top_p,
+        seed: int = Sampling.seed,
+    ) -> Iterator[str]:
+        """What `generate` returns, in pieces as they are written."""
+        sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        return write(self.model, self.tokenizer, prompt, tokens, sampling, self.run.config.data)
