@@ -47,6 +47,18 @@ def sentences(num_lines: int, seed: int = 0) -> list[str]:
     return lines
 
 
+@pytest.fixture(scope="session")
+def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of 15,635 training tokens and 122 words; to be read only."""
+    from thinwire.data.prepare import prepare
+
+    folder = tmp_path_factory.mktemp("toy")
+    text = folder / "book.txt"
+    text.write_text("\n".join(sentences(2000)) + "\n", encoding="utf-8")
+    prepare([str(text)], out=folder / "data", valid=0.05, min_count=3, num_processes=1)
+    return folder / "data"
+
+
 @pytest.fixture
 def book(tmp_path: Path) -> Path:
     """A small text file, `book.txt` in `tmp_path`."""

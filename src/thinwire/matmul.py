@@ -16,7 +16,8 @@ _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_l
 
 def matmul_nt(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None = None) -> Tensor:
     """`a @ b.T + bias`: `[M, K]`, `[N, K]`, `[N]` -> `[M, N]`. Not differentiable."""
-    if _ONEDNN and a_MK.device.type == "cpu" and a_MK.dtype == torch.float32:
+    on_cpu = a_MK.device.type == "cpu" and a_MK.dtype == torch.float32
+    if _ONEDNN and on_cpu and a_MK.numel() and b_NK.numel():  # oneDNN knows no empty matrices
         product: Tensor = torch.ops.mkldnn._linear_pointwise(a_MK, b_NK, bias_N, "none", [], "")
         return product
     return F.linear(a_MK, b_NK, bias_N)
