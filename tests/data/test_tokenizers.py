@@ -222,12 +222,15 @@ def test_letters_and_numbers_are_the_same_to_both_libraries() -> None:
     known = [
         chr(code)
         for code in range(1, 0x30000)
-        if unicodedata.category(chr(code)) not in ("Cs", "Cn") and chr(code) not in "\n\u0295"
+        if unicodedata.category(chr(code)) not in ("Cs", "Cn", "Co") and chr(code) not in "\n\u0295"
+        if unicodedata.category(chr(code)) != "Lo" or code % 16 == 0  # ideographs, syllables
     ]
     lines = [
         " ".join(f"{c}'{c} a{c}1" for c in known[first : first + 1000])
         for first in range(0, len(known), 1000)
     ]
     for kind in ("word", "space"):
-        ours, theirs = both(kind, [word for line in lines for word in find_words(kind, line)])
-        assert all(agree(ours, theirs, line) for line in lines)
+        _, theirs = both(kind, [])
+        for line in lines:
+            found = theirs.pre_tokenizer.pre_tokenize_str(line)
+            assert [word for word, _ in found] == find_words(kind, line)

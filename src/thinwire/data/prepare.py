@@ -87,8 +87,11 @@ def prepare(
 
     Raises UserError for what the user can mend; `out` is untouched then.
     """
-    valid_files, valid_fraction = _held_out("valid", valid, test)
-    test_files, test_fraction = _held_out("test", test, valid)
+    valid_files, valid_fraction = _held_out("valid", valid)
+    test_files, test_fraction = _held_out("test", test)
+    default = 0.0 if valid_files or test_files else DEFAULT_FRACTION
+    valid_fraction = default if valid is None else valid_fraction
+    test_fraction = default if test is None else test_fraction
     if valid_fraction + test_fraction >= 1:
         raise UserError(
             f"--valid {valid_fraction} and --test {test_fraction} leave nothing to train on: "
@@ -154,9 +157,13 @@ def _read(
     work.mkdir()
     pieces = list(spool(read_blocks(files, advance), make_encoder, work, num_processes))
     if not any(piece.totals.words for piece in pieces):
-        others = f" and the {len(files) - 1} files after it" if len(files) > 1 else ""
-        raise UserError(f"there is no text in {files[0]}{others}")
+        raise _no_text(files)
     return _Text(pieces, divide)
+
+
+def _no_text(files: Sequence[Path]) -> UserError:
+    others = f" and the {len(files) - 1} files after it" if len(files) > 1 else ""
+    return UserError(f"there is no text in {files[0]}{others}")
 
 
 def _count(text: _Text, folder: Path) -> Tally:
@@ -293,6 +300,8 @@ def _learn_bpe(
     for block in read_blocks(files, lambda _: None):
         num_lines += block.data.count(b"\n")
         num_bytes += len(block.data)
+    if not num_lines:
+        raise _no_text(files)
     division = divide(num_lines)
     every = -(-num_bytes // BPE_SAMPLE_BYTES)
 
@@ -308,13 +317,10 @@ def _learn_bpe(
     return train_bpe(lines(), vocab_size)
 
 
-def _held_out(
-    name: str, what: str | float | None, other: str | float | None
-) -> tuple[list[Path], float]:
+def _held_out(name: str, what: str | float | None) -> tuple[list[Path], float]:
     """The files of a held-out split, or the fraction to cut off."""
     if what is None:
-        is_file = other is not None and _held_out("", other, 0.0)[0]
-        return [], 0.0 if is_file else DEFAULT_FRACTION
+        return [], 0.0
     if isinstance(what, str) and Path(what).exists():
         return find_sources([what]), 0.0
     try:

@@ -99,7 +99,8 @@ def find_recipe(
         return _byte_level("bytes", bytes_tokenizer(), ByteEncoder)
     if tokenizer == "bpe":
         options.refuse(tokenizer, "min_count", "vocab")
-        content = learn_bpe(options.vocab_size or DEFAULT_BPE_SIZE)
+        size = DEFAULT_BPE_SIZE if options.vocab_size is None else options.vocab_size
+        content = learn_bpe(size)
         return _byte_level("bpe", content, partial(FileEncoder, to_json(content)))
     if not Path(tokenizer).is_file():
         raise UserError(

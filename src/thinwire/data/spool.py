@@ -172,7 +172,8 @@ def _processes(
         yield pool
     except BrokenProcessPool:
         raise UserError(
-            f"one of the {number} processes of prepare was killed, most likely for want of memory"
+            f"one of the {number} processes of prepare has died: for want of memory, or because a "
+            "script calls it outside of `if __name__ == '__main__':`"
         ) from None
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,0 +1,121 @@
+"""How fast is `thinwire prepare`, and how much memory do all its processes take?
+
+The whole command is timed, from the start of Python to the finished folder. Memory is the resident
+memory of the process and its children, summed, so that what they share counts more than once.
+
+    python benchmarks/prepare.py [--text FILE] [--rounds N]
+
+Without `--text` it takes the novels, whose .xz files are unpacked first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from time import perf_counter, sleep
+
+from record import novels_text, spread, table, write
+
+SAMPLE_SECONDS = 0.02
+TIMES = 8
+MANY_WORDS = 6_000_000
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--text", type=Path)
+    parser.add_argument("--rounds", type=int, default=5)
+    arguments = parser.parse_args()
+    text = arguments.text or novels_text()["train"]
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        cases = {
+            "word": [text],
+            "word, from standard input": ["-"],
+            "space": [text, "--tokenizer", "space"],
+            "bytes": [text, "--tokenizer", "bytes"],
+            "bpe": [text, "--tokenizer", "bpe"],
+            f"word, the text {TIMES} times": [text] * TIMES,
+            f"word, {MANY_WORDS / 1e6:.0f} M different words": [
+                many_words(work / "words.txt"), "--min-count", "1",
+            ],
+        }  # fmt: skip
+        record: dict[str, list[dict[str, float]]] = {case: [] for case in cases}
+        for number in range(arguments.rounds):
+            for case, options in cases.items():
+                if number == 0 or (case.startswith("word") and options[:2] == [text]):
+                    record[case].append(measure(text, options, work / "data"))
+    rows = [
+        {
+            "": case,
+            "M tokens": f"{runs[0]['tokens'] / 1e6:.1f}",
+            "ids": f"{runs[0]['vocab_size']:,.0f}",
+            "seconds": spread([run["seconds"] for run in runs]),
+            "M tokens/s": spread([run["tokens"] / run["seconds"] / 1e6 for run in runs]),
+            "peak memory, MB": spread([run["peak_bytes"] / 1e6 for run in runs], 0),
+        }
+        for case, runs in record.items()
+    ]
+    size = text.stat().st_size / 1e6
+    body = f"`{text.name}`, {size:.0f} MB; {arguments.rounds} rounds of the first.\n\n{table(rows)}"
+    write("prepare", "Preparing text", body, record)
+
+
+def measure(text: Path, options: list[object], out: Path) -> dict[str, float]:
+    """One run of the command."""
+    command = [sys.executable, "-m", "thinwire", "prepare", *map(str, options)]
+    command += ["--out", str(out), "--force"]
+    began = perf_counter()
+    with text.open("rb") as file:
+        process = subprocess.Popen(command, stdin=file, stderr=subprocess.DEVNULL)
+    peak = 0
+    while process.poll() is None:
+        peak = max(peak, sum(resident_bytes(member) for member in tree(process.pid)))
+        sleep(SAMPLE_SECONDS)
+    seconds = perf_counter() - began
+    if process.returncode:
+        sys.exit(f"{' '.join(command)} failed")
+    meta = json.loads((out / "meta.json").read_text())
+    tokens = sum(split["tokens"] for split in meta["splits"].values())
+    sizes = {"tokens": tokens, "vocab_size": meta["vocab_size"]}
+    return {"seconds": seconds, "peak_bytes": peak, **sizes}
+
+
+def tree(pid: int) -> list[int]:
+    """A process and everything below it."""
+    try:
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    except OSError:
+        return []
+    return [pid, *(member for child in children for member in tree(int(child)))]
+
+
+def resident_bytes(pid: int) -> int:
+    try:
+        return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, IndexError):
+        return 0
+
+
+def many_words(path: Path) -> Path:
+    """A text in which no word occurs twice."""
+    with path.open("w") as file:
+        for first in range(0, MANY_WORDS, 10):
+            file.write(" ".join(spelt(number) for number in range(first, first + 10)) + "\n")
+    return path
+
+
+def spelt(number: int) -> str:
+    """A number as a word, its digits as letters."""
+    return format(number * 2654435761 % 2**32, "08x").translate(LETTERS)
+
+
+LETTERS = str.maketrans("0123456789abcdef", "ghijklmnopabcdef")
+
+if __name__ == "__main__":
+    main()
