@@ -37,7 +37,7 @@ from thinwire.optim.schedules import Schedule
 from thinwire.optim.state import load_named_state, named_state
 from thinwire.train.checkpoints import Checkpoint, Checkpoints
 from thinwire.train.clock import Budget, Clock
-from thinwire.train.device import find_device
+from thinwire.train.device import find_device, reuse_freed_memory
 from thinwire.train.evaluation import evaluate
 from thinwire.train.metrics import MetricsWriter
 from thinwire.train.progress import TrainingDisplay
@@ -80,7 +80,8 @@ def train(data: Path, out: Path, config: RunConfig, *, resume: bool = False) -> 
 
 
 def set_up_device(config: RunConfig) -> torch.device:
-    """The device to compute on, with the number of threads set."""
+    """The device to compute on, with threads and memory set up."""
+    reuse_freed_memory()
     torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
     return find_device(config.run.device)
 
