@@ -59,6 +59,23 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "data"
 
 
+@pytest.fixture(scope="session")
+def toy_run(toy_data: Path) -> Path:
+    """A run folder: a tiny model that has seen 6,000 tokens of `toy_data`; to be read only."""
+    from thinwire.config import RunConfig
+    from thinwire.train.loop import train
+
+    out = toy_data.parent / "run"
+    settings = {
+        "run": {"tokens": 6000, "threads": 1},
+        "model": {"width": 16},
+        "loss": {"samples": 50},
+        "data": {"batch": 4},
+    }
+    train(toy_data, out, RunConfig.from_dict(settings))
+    return out
+
+
 @pytest.fixture
 def book(tmp_path: Path) -> Path:
     """A small text file, `book.txt` in `tmp_path`."""

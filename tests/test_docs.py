@@ -4,13 +4,14 @@ A block of ```bash or ```python runs when `<!-- run -->` stands on the line befo
 a page run in their order in one folder, which holds at first a small `book.txt` only.
 
     <!-- run: 600 => 2; model.width 512 => model.width 16 -->   replaces text before running
-    <!-- setup: thinwire prepare book.txt --out data -->        runs unseen, in its place
+    <!-- given: data run -->        from here on there is a data folder, and a run that used it
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -20,7 +21,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 STEP = re.compile(
-    r"<!-- setup: (?P<setup>.*?) -->"
+    r"<!-- given: (?P<given>.*?) -->"
     r"|<!-- run(?:: (?P<swaps>.*?))? -->\n+```(?P<language>bash|python)\n(?P<code>.*?)^```",
     re.DOTALL | re.MULTILINE,
 )
@@ -28,11 +29,11 @@ LINK = re.compile(r"\]\((?!https?:)(?P<target>[^)#\s]+)(?:#[^)]*)?\)")
 
 
 def steps(page: Path) -> list[tuple[str, str]]:
-    """(language, code) of what is to run, replacements made."""
+    """("given", names) and (language, code) of what is to run, replacements made."""
     found = []
     for match in STEP.finditer(page.read_text(encoding="utf-8")):
-        if match["setup"]:
-            found.append(("bash", match["setup"]))
+        if match["given"]:
+            found.append(("given", match["given"]))
             continue
         code = match["code"]
         for swap in filter(None, (match["swaps"] or "").split(";")):
@@ -51,9 +52,14 @@ def command(language: str, code: str) -> list[str]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if steps(p)], ids=lambda page: page.name)
-def test_snippets_run(page: Path, book: Path) -> None:
+def test_snippets_run(page: Path, book: Path, toy_data: Path, toy_run: Path) -> None:
+    given = {"data": toy_data, "run": toy_run}
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     for language, code in steps(page):
+        if language == "given":
+            for name in code.split():
+                shutil.copytree(given[name], book.parent / name)
+            continue
         done = subprocess.run(
             command(language, code),
             cwd=book.parent,
