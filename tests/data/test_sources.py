@@ -70,6 +70,8 @@ def test_refuses_what_is_not_there(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="there is no file in the folder"):
         find_sources([str(tmp_path / "empty")])
+    with pytest.raises(UserError, match="no text was given"):
+        find_sources([])
     with pytest.raises(UserError, match="only once"):
         find_sources(["-", "-"])
 

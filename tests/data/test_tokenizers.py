@@ -188,6 +188,12 @@ def test_loads_a_tokenizer_of_others(tmp_path: Path) -> None:
     assert ours.token(3) == "<eos>"
 
 
+def test_ids_of_others_may_have_holes() -> None:
+    theirs = hf.Tokenizer(hf.models.WordLevel({"a": 0, "[UNK]": 5, EOS: 9}, unk_token="[UNK]"))
+    ours = Tokenizer.parse(theirs.to_str(), "it")
+    assert (ours.vocab_size, ours.token(3), ours.token(9)) == (10, "", EOS)
+
+
 def test_a_lower_case_tokenizer_is_not_taken_for_ours() -> None:
     content = json.loads(word_tokenizer_json("word", ["a", UNK, EOS]))
     assert isinstance(Tokenizer.parse(json.dumps(content), "it"), WordTokenizer)

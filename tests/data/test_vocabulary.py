@@ -47,6 +47,15 @@ def test_size_and_min_count_hold_together() -> None:
     assert found.tokens == ["c", EOS, UNK, "a", "b"]
 
 
+def test_says_that_not_all_words_get_an_id(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("thinwire.data.vocabulary.MOST_WORDS", 4)
+    assert len(choose_words(tally_of(COUNTS), size=None, min_count=None).tokens) == 4
+    said = " ".join(capsys.readouterr().err.split())
+    assert "only the commonest 2 words get ids" in said
+
+
 def test_literal_unknown_words_count_as_unknown() -> None:
     found = choose_words(tally_of(COUNTS | {UNK: 10}), size=None, min_count=1)
     assert (found.tokens[0], found.counts[0]) == (UNK, 10)

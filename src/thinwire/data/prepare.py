@@ -47,7 +47,7 @@ from thinwire.data.corpus import (
 )
 from thinwire.data.encoders import Encoder
 from thinwire.data.recipes import Options, Recipe, find_recipe
-from thinwire.data.sources import find_sources, read_blocks, spooled, total_bytes
+from thinwire.data.sources import find_sources, name_of, read_blocks, spooled, total_bytes
 from thinwire.data.splits import TEST, TRAIN, VALID, Division
 from thinwire.data.spool import Piece, map_in_order, read_tokens, spool
 from thinwire.data.tokenizers import train_bpe
@@ -163,7 +163,7 @@ def _read(
 
 def _no_text(files: Sequence[Path]) -> UserError:
     others = f" and the {len(files) - 1} files after it" if len(files) > 1 else ""
-    return UserError(f"there is no text in {files[0]}{others}")
+    return UserError(f"there is no text in {name_of(files[0])}{others}")
 
 
 def _count(text: _Text, folder: Path) -> Tally:
@@ -220,7 +220,7 @@ def _write(
     """Phase 4, and everything else that the folder holds."""
     ids = {token: id for id, token in enumerate(vocabulary.tokens)}
     unk_id = None if recipe.unk is None else ids[recipe.unk]
-    dtype = narrowest_dtype(len(ids))
+    dtype = narrowest_dtype(len(vocabulary.tokens))
 
     @lru_cache(maxsize=2 * num_threads)
     def table(shard: Path) -> Ids:
@@ -245,7 +245,7 @@ def _write(
     Meta(
         tokenizer=recipe.kind,
         tokenizer_blake2b=file_digest(tokenizer_file),
-        vocab_size=len(ids),
+        vocab_size=len(vocabulary.tokens),
         dtype=dtype.name,
         unk_id=unk_id,
         eos_id=ids[recipe.eos],

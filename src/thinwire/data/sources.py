@@ -81,9 +81,16 @@ def find_sources(texts: Iterable[str]) -> list[Path]:
         if not found:
             raise UserError(f"there is no file in the folder {text}")
         sources += found
+    if not sources:
+        raise UserError("no text was given")
     if sources.count(Path(STDIN)) > 1:
         raise UserError(f"standard input ({STDIN}) can be read only once")
     return sources
+
+
+def name_of(source: Path) -> str:
+    """What messages call it."""
+    return "standard input" if source == Path(STDIN) else str(source)
 
 
 def total_bytes(sources: Iterable[Path]) -> int | None:
@@ -118,7 +125,7 @@ def _files_below(path: Path) -> list[Path]:
 
 
 def _read_source(source: Path, advance: Callable[[int], None], wait: bool) -> Iterator[Block]:
-    name = "standard input" if source == Path(STDIN) else str(source)
+    name = name_of(source)
     line, rest, at_line_start = 1, b"", True
     for data in _read_pieces(source, name, advance, wait):
         if line == 1 and at_line_start and not rest:

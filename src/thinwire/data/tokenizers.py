@@ -132,7 +132,8 @@ class HFTokenizer(Tokenizer):
             raise UserError(f"{name} is no tokenizer.json of HF tokenizers: {error}") from error
         self._hf.no_truncation()
         self._hf.no_padding()
-        self.vocab_size = self._hf.get_vocab_size(with_added_tokens=True)
+        # Not the number of tokens: others' ids may have holes.
+        self.vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.unk_id = self._find_unknown(name, content)
         self.eos_id = self._find_end_of_line(name)
 
@@ -160,7 +161,7 @@ class HFTokenizer(Tokenizer):
 
     def token(self, id: int) -> str:
         """The token as it stands in the vocabulary."""
-        return self._hf.id_to_token(id) or ""  # an id without a token: a hole in the vocabulary
+        return self._hf.id_to_token(id) or ""
 
     # What ends a text in the tokenizers people have, the likeliest first.
     _ENDS: Sequence[str] = (

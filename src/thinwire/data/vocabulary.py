@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+from thinwire.console import console
 from thinwire.data.tokenizers import EOS, UNK, find_words
 from thinwire.errors import UserError
 
@@ -90,6 +91,10 @@ def choose_words(tally: Tally, *, size: int | None, min_count: int | None) -> Vo
     most = (MOST_WORDS if size is None else size) - len(special)
     # Both give the same; one sorts everything, the other holds no more than it returns.
     kept = heapq.nsmallest(most, candidates()) if tally.is_large else sorted(candidates())[:most]
+    if size is None and len(kept) == most:
+        console.print(
+            f"only the commonest {most:,} words get ids: --vocab-size and --min-count change that"
+        )
     special[UNK] = tally.total - special[EOS] + sum(count for count, _ in kept)
     return _in_order([*((word, -count) for count, word in kept), *special.items()])
 
