@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import ast
+import inspect
 import itertools
+import textwrap
 from dataclasses import fields
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import pytest
-import tomllib
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -20,6 +22,7 @@ from thinwire.config import (
     RunConfig,
     RunSettings,
     toml_section,
+    tomllib,
 )
 from thinwire.errors import UserError
 
@@ -86,10 +89,6 @@ def test_reads_a_file(tmp_path: Path) -> None:
 
 def test_every_setting_has_a_default_and_a_sentence() -> None:
     """RunConfig() works, and each field is followed by its docstring."""
-    import ast
-    import inspect
-    import textwrap
-
     for made in get_type_hints(RunConfig).values():
         (tree,) = ast.parse(textwrap.dedent(inspect.getsource(made))).body
         assert isinstance(tree, ast.ClassDef)
