@@ -15,12 +15,12 @@ def test_the_curves_of_a_run(make_run) -> None:
 
 
 def test_bytes_are_interpolated_between_lines(make_run) -> None:
-    line = {"event": "train", "step": 1, "loss": 5.0, "tokens_per_second": 1.0}
+    line = {"event": "train", "loss": 5.0, "tokens_per_second": 1.0}
     run = make_run(
         lines=[
-            {**line, "tokens": 100, "seconds": 1.0, "bytes_sent": 10_000},
+            {**line, "step": 1, "tokens": 100, "seconds": 1.0, "bytes_sent": 10_000},
             {"event": "valid", "step": 2, "tokens": 150, "seconds": 1.5, "ppl": 90.0},
-            {**line, "tokens": 200, "seconds": 2.0, "bytes_sent": 30_000},
+            {**line, "step": 3, "tokens": 200, "seconds": 2.0, "bytes_sent": 30_000},
         ]
     )
     *_, over_bytes = charts(read_runs([run]))

