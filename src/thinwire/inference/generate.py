@@ -81,7 +81,7 @@ def write(
     # Spaces come before words, unless the tokenizer spells them.
     yield prompt if shown.endswith((" ", "\t")) else prompt.rstrip(" \t")
     tokens = _tokens(model, tokenizer, [tokenizer.eos_id, *before, *last], sampling, data)
-    yield from _spelt(tokenizer, last, shown, islice(tokens, num_tokens))
+    yield from spelt(tokenizer, last, shown, islice(tokens, num_tokens))
 
 
 def _tokens(
@@ -128,7 +128,7 @@ def choose(logprob_V: Tensor, sampling: Sampling, generator: torch.Generator) ->
     return int(ids_K[torch.multinomial(p_K, 1, generator=generator)])
 
 
-def _spelt(
+def spelt(
     tokenizer: Tokenizer, line: list[int], shown: str, tokens: Iterable[int]
 ) -> Iterator[str]:
     """What each token adds to a line of which `shown` is to be seen already."""
@@ -140,5 +140,5 @@ def _spelt(
             continue
         yield text[len(shown) :]
         line, shown = ([], "") if token == tokenizer.eos_id else (line, text)
-    if line:
-        yield tokenizer.decode(line)[len(shown) :]
+    if rest := tokenizer.decode(line)[len(shown) :]:
+        yield rest

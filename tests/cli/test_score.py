@@ -1,0 +1,87 @@
+"""`thinwire score` from outside."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import thinwire
+from thinwire.cli.app import main
+
+Stdin = Callable[[bytes], None]
+LINES = ["The cat sees the dog.", "", "An xyzzy follows the tree!"]
+
+
+def test_one_line_out_for_each_line_in(toy_run: Path, tmp_path: Path, stdin: Stdin, capsys) -> None:
+    expected = list(thinwire.load(toy_run).score_lines(LINES))
+    content = "\n".join(LINES).encode()
+    (tmp_path / "lines.txt").write_bytes(content)
+    stdin(content)
+    assert main(["score", str(toy_run)]) == 0
+    shown = capsys.readouterr().out
+    assert shown == "".join(
+        f"{score.logprob:.6f}\t{score.num_tokens}\t{score.num_unknown}\n" for score in expected
+    )
+    assert main(["score", str(toy_run), str(tmp_path / "lines.txt")]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_json(toy_run: Path, stdin: Stdin, capsys) -> None:
+    stdin("\n".join(LINES).encode())
+    assert main(["score", str(toy_run), "-", "--json"]) == 0
+    captured = capsys.readouterr()
+    found = [json.loads(line) for line in captured.out.splitlines()]
+    assert found == [vars(score) for score in thinwire.load(toy_run).score_lines(LINES)]
+    assert captured.err == ""
+
+
+def test_no_lines_at_all(toy_run: Path, stdin: Stdin, capsys) -> None:
+    stdin(b"")
+    assert main(["score", str(toy_run)]) == 0
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (b"fine\n\0\n", "standard input is no text file: there is a NUL byte in line 2"),
+        (b"caf\xe9\n", "standard input is not UTF-8: line 1 holds the byte 0xe9"),
+    ],
+)
+def test_what_is_no_text(
+    toy_run: Path, content: bytes, sentence: str, stdin: Stdin, capsys
+) -> None:
+    stdin(content)
+    assert main(["score", str(toy_run)]) == 2
+    assert sentence in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_file_that_is_not_there(toy_run: Path, capsys) -> None:
+    assert main(["score", str(toy_run), "gone.txt"]) == 2
+    assert "there is no file gone.txt" in " ".join(capsys.readouterr().err.split())
+
+
+def test_who_asks_line_by_line_is_answered(toy_run: Path) -> None:
+    """A rescorer that writes a line and waits for its score must not wait for ever."""
+    command = [sys.executable, "-m", "thinwire", "score", str(toy_run), "--threads", "1"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdin is not None and process.stdout is not None
+        answers = []
+        for line in LINES:
+            process.stdin.write(line + "\n")
+            process.stdin.flush()
+            answers.append(process.stdout.readline().split("\t"))
+        process.stdin.close()
+        assert process.stdout.read() == ""
+    assert process.returncode == 0
+    expected = [thinwire.load(toy_run).score(line) for line in LINES]
+    assert [float(answer[0]) for answer in answers] == pytest.approx(
+        [score.logprob for score in expected], rel=1e-5
+    )
