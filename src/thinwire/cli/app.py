@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, NamedTuple
 
 from cyclopts import App, CycloptsError
@@ -39,7 +38,6 @@ VERBS = {
     "generate": Verb("thinwire.cli.generate:generate", "Write text that goes on from a prompt."),
     "report": Verb("thinwire.cli.report:report", "Draw the curves and tables of some runs."),
 }
-VERBS = {name: verb for name, verb in VERBS.items() if find_spec(verb.function.partition(":")[0])}
 
 
 def build(tokens: Sequence[str] = ()) -> App:
