@@ -99,7 +99,8 @@ def cpu_seconds() -> float:
 def tree(pid: int) -> list[int]:
     """A process and everything below it."""
     try:
-        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        threads = Path(f"/proc/{pid}/task").glob("*/children")
+        children = [child for file in threads for child in file.read_text().split()]
     except OSError:
         return []
     return [pid, *(member for child in children for member in tree(int(child)))]
