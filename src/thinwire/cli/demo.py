@@ -11,10 +11,14 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.text import Text
 
 from thinwire.console import console
+
+if TYPE_CHECKING:
+    from thinwire.report.runs import Run
 
 SECONDS = 120.0
 PROMPT = "My lord,"
@@ -40,6 +44,7 @@ def demo(*, out: Path = Path("thinwire-demo"), seconds: float | None = None) -> 
         How long to train. Default: 120, or what the run that is there was given.
     """
     from thinwire.config import RunSettings
+    from thinwire.report.runs import read_runs
 
     RunSettings(seconds=seconds)  # refuses what is no budget before anything is fetched
     text, data, run = out / "text" / "shakespeare.txt", out / "data", out / "run"
@@ -67,18 +72,19 @@ def demo(*, out: Path = Path("thinwire-demo"), seconds: float | None = None) -> 
     passage = _do(["generate", str(run), "--prompt", PROMPT, "--tokens", "60"])
     _explain("6/6 Report", "curves and tables on one page, for the browser.")
     page = _do(["report", str(run)])
-    _sum_up(run, evaluation, passage, page.strip())
-    _suggest(data, run)
+    (trained,) = read_runs([run])
+    _sum_up(trained, evaluation, passage, page.strip())
+    _suggest(data, trained)
 
 
 def _training(seconds: float | None, resumed: bool) -> list[str]:
     """The flags of `train`; a run that is there keeps its settings."""
     if resumed:
-        return ["--resume", *([] if seconds is None else ["--seconds", f"{seconds:g}"])]
+        return ["--resume", *([] if seconds is None else ["--seconds", f"{seconds:.10g}"])]
     seconds = SECONDS if seconds is None else seconds
-    settings = SETTINGS | {"eval.every_seconds": f"{seconds / EVALUATIONS:g}"}
+    settings = SETTINGS | {"eval.every_seconds": f"{seconds / EVALUATIONS:.10g}"}
     flags = [word for key, value in settings.items() for word in (f"--{key}", value)]
-    return ["--seconds", f"{seconds:g}", *flags]
+    return ["--seconds", f"{seconds:.10g}", *flags]
 
 
 def _explain(step: str, sentence: str) -> None:
@@ -122,14 +128,11 @@ def _vocab_size(data: Path) -> str:
     return f"{Corpus.open(data, verify=False).meta.vocab_size:,}"
 
 
-def _sum_up(run: Path, evaluation: str, passage: str, page: str) -> None:
-    from thinwire.report.runs import read_runs
-
-    (trained,) = read_runs([run])
-    tokens, seconds = trained.totals.get("tokens", 0), trained.totals.get("seconds", 0)
+def _sum_up(run: Run, evaluation: str, passage: str, page: str) -> None:
+    tokens, seconds = run.totals.get("tokens", 0), run.totals.get("seconds", 0)
     rows = {
         "test perplexity": evaluation.splitlines()[0].split()[-1],
-        "speed": f"{trained.tokens_per_second or 0:,.0f} tokens a second",
+        "speed": f"{run.tokens_per_second or 0:,.0f} tokens a second",
         "trained on": f"{tokens:,} tokens in {seconds:.0f} s",
         "report": page,
         "it wrote": " / ".join(passage.strip().splitlines()[:3]),
@@ -140,16 +143,18 @@ def _sum_up(run: Path, evaluation: str, passage: str, page: str) -> None:
         console.print(Text(f"  {name:16} {value}"), soft_wrap=True)
 
 
-def _suggest(data: Path, run: Path) -> None:
-    longer = ["train", str(data), "--out", str(run), "--resume", "--seconds", "600"]
+def _suggest(data: Path, run: Run) -> None:
+    seconds = f"{5 * run.totals.get('seconds', SECONDS):.0f}"
     commands = {
-        shlex.join(["generate", str(run), "--prompt", "Once more"]): "let it write something else",
-        shlex.join(longer): "train it longer, ten minutes in all",
-        "prepare YOUR.txt --out data": "do the same with your own text",
+        "let it write something else": ["generate", str(run.path), "--prompt", "Once more"],
+        "train it five times as long": [
+            *("train", str(data), "--out", str(run.path)),
+            *("--resume", "--seconds", seconds),
+        ],
+        "do the same with your own text": ["prepare", "YOUR.txt", "--out", "data"],
     }
     console.print()
     console.print(Text("What next", "bold cyan"))
-    for command, purpose in commands.items():
-        console.print(
-            Text.assemble(f"  {purpose}:\n", (f"  $ thinwire {command}", "bold")), soft_wrap=True
-        )
+    for purpose, command in commands.items():
+        line = Text.assemble(f"  {purpose}:\n", (f"  $ thinwire {shlex.join(command)}", "bold"))
+        console.print(line, soft_wrap=True)
