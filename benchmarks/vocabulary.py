@@ -54,7 +54,7 @@ def main() -> None:
             }
         )
     body = (
-        "One thread, LSTM of width 256, 1,500 samples, one checkpoint saved; Zipf text.\n\n"
+        "One thread, LSTM of width 256, 1,000 samples, one checkpoint saved; Zipf text.\n\n"
         + table(rows)
     )
     write("vocabulary", "Size of the vocabulary", body, {"runs": found, "seed": 1})
@@ -76,7 +76,7 @@ def measure(size: int, seconds: float) -> dict:
 
     torch.set_num_threads(1)
     config = RunConfig.from_dict(
-        {"model": {"width": 256, "layers": 1, "dropout": 0.0}, "loss": {"samples": 1500}}
+        {"model": {"width": 256, "layers": 1, "dropout": 0.0}, "loss": {"samples": 1000}}
     )
     p_V = 1.0 / np.arange(1, size + 1)
     generator = numpy_generator(1, "vocabulary benchmark")

@@ -12,7 +12,7 @@ from thinwire.errors import UserError
 class DataConfig:
     """Settings of the section `data`."""
 
-    batch: int = 16
+    batch: int = 64
     """Sequences a worker."""
 
     length: int = 35

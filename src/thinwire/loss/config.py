@@ -17,9 +17,9 @@ class LossConfig:
     kind: LossKind = "sampled"
     """sampled: softmax over a sample of the vocabulary, corrected; full: exact; nce:
     noise-contrastive estimation; adaptive: PyTorch's adaptive softmax."""
-    samples: int = 1500
+    samples: int = 1000
     """Expected number of distinct words drawn a step (targets not counted); sampled and nce."""
-    power: float = 0.75
+    power: float = 1.0
     """Words are drawn in proportion to their count raised to this power; sampled and nce."""
 
     def __post_init__(self) -> None:

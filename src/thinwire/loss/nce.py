@@ -34,7 +34,7 @@ class NCE(Criterion):
     """
 
     def __init__(
-        self, counts: Tensor | np.ndarray, samples: int, power: float = 0.75, seed: int = 0
+        self, counts: Tensor | np.ndarray, samples: int, power: float = 1.0, seed: int = 0
     ) -> None:
         self.sampler = Sampler(counts, samples, power)
         self.seed = seed

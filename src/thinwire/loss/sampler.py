@@ -59,7 +59,7 @@ class Sampler:
         UserError: fewer than one sample or an empty vocabulary.
     """
 
-    def __init__(self, counts: Tensor | np.ndarray, samples: int, power: float = 0.75) -> None:
+    def __init__(self, counts: Tensor | np.ndarray, samples: int, power: float = 1.0) -> None:
         p_V = np.maximum(np.asarray(counts, dtype=np.float64), 1.0) ** power
         if samples < 1 or p_V.size == 0:
             raise UserError(f"cannot draw {samples} words from a vocabulary of {p_V.size}")

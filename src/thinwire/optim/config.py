@@ -24,10 +24,10 @@ class OptimConfig:
     """The optimiser of embedding and output rows. `adagrad` keeps one number a row, `adagrad_full`
     and `adaptahead` one or two an element, `adam` and `adamw` two an element."""
 
-    lr: float = 2e-3
+    lr: float = 5e-3
     """Learning rate of the dense blocks; the default suits adam and adamw."""
 
-    row_lr: float = 0.1
+    row_lr: float = 0.2
     """Learning rate of the rows; the default suits adagrad."""
 
     weight_decay: float = 0.0
@@ -53,14 +53,14 @@ class OptimConfig:
     clip: float = 1.0
     """Largest global norm of a step's gradient, a row counted once; 0 switches clipping off."""
 
-    schedule: ScheduleKind = "constant"
+    schedule: ScheduleKind = "cosine"
     """What multiplies both learning rates: nothing, a cosine over the budget, or a cut whenever the
     validation perplexity stops falling."""
 
     warmup_steps: int = 0
     """Steps over which the rates rise linearly from near 0, under any schedule."""
 
-    final_lr_fraction: float = 0.1
+    final_lr_fraction: float = 0.05
     """cosine: the part of the rate that is left at the end; plateau: the least it is cut to."""
 
     plateau_factor: float = 0.5
