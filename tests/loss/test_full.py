@@ -62,7 +62,7 @@ def test_extreme_logits_stay_finite(scale: float) -> None:
     assert all(gradient.isfinite().all() for gradient in torch.autograd.grad(value, at))
 
 
-@pytest.mark.parametrize("tile", [(1, 1), (3, 5), (1024, 2048)])
+@pytest.mark.parametrize("tile", [(1, 1), (3, 5), (1024, 1024)])
 @pytest.mark.parametrize("N", [0, 1, 7])
 @pytest.mark.parametrize("scale", [0.0, 1.0, 60.0, 1e4])
 @pytest.mark.parametrize("shift", [0.0, 200.0, -200.0])

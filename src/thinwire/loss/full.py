@@ -18,9 +18,9 @@ from thinwire.matmul import matmul_nt
 
 # At most so many logits exist at a time while training (256 MB) ...
 CHUNK_LOGITS = 2**26
-# ... and while evaluating, in tiles that stay in a processor's cache (8 MB).
+# ... and while evaluating, in tiles that stay in a processor's cache (4 MB).
 TILE_POSITIONS = 1024
-TILE_WORDS = 2048
+TILE_WORDS = 1024
 # Sums of exponentials between these have lost nothing: no term overflowed, and terms too small for
 # fp32 (2^-126) would not have counted.
 EXACT_SUMS = (2.0**-80, 2.0**127)
