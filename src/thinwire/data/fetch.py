@@ -133,7 +133,7 @@ def _download(package: Package, folder: Path) -> None:
 
 def _reason(output: str) -> str:
     """Why pip failed, from what it printed."""
-    broken = re.search(r"connection broken by '.*?\): (.+?)\"?\)'", output)
+    broken = re.search(r"connection broken by '.*?[)>]: (.+?)[\"']?\)'", output)
     if broken:  # pip's last line would say only that no version was found
         return f"it cannot be reached ({broken[1]}); is this machine online?"
     lines = [line.strip() for line in output.splitlines() if line.strip()]
