@@ -55,8 +55,8 @@ def main() -> None:
             }
         )
     body = (
-        f"LSTM of width {WIDTH}, {corpus.meta.vocab_size:,} words, {tokens:,} tokens of the "
-        f"validation split; {rounds} rounds in which the GEMM rate and both evaluations take "
+        f"LSTM of width {WIDTH}, {corpus.meta.vocab_size:,} words, {tokens:,} tokens spread over "
+        f"the validation split; {rounds} rounds in which the GEMM rate and both evaluations take "
         f"turns (median, least to most). Peak memory {peak_memory_bytes() / 2**20:,.0f} MB.\n\n"
         + table(rows)
     )
@@ -68,14 +68,20 @@ def measure(corpus: Corpus, threads: int, rounds: int, tokens: int) -> dict:
     """Matrix products and both evaluations in turns."""
     torch.set_num_threads(threads)
     model = make_model(corpus)
-    ids = corpus.ids("valid")[:tokens]
     flop = 2 * sum(p.numel() for p in model.blocks().values() if p.dim() == 2)
     flop += 2 * model.output.weight.numel()
 
     def tokens_per_second() -> float:
         began = perf_counter()
         data, meta = RunConfig().data, corpus.meta
-        found = evaluate(model, ids, eos_id=meta.eos_id, unk_id=meta.unk_id, data=data)
+        found = evaluate(
+            model,
+            corpus.ids("valid"),
+            eos_id=meta.eos_id,
+            unk_id=meta.unk_id,
+            data=data,
+            max_tokens=tokens,
+        )
         return found.tokens_scored / (perf_counter() - began)
 
     ours: Callable[[Tensor, Tensor], Tensor] = model.output.logprob
