@@ -10,13 +10,18 @@ from cyclopts import Parameter
 from thinwire.config import RunConfig
 
 
+# Flags are spelt as the keys of a settings file are, with underscores.
+Settings = Annotated[RunConfig, Parameter(name="*", name_transform=str)]
+
+
 def train(
     data: Path,
+    /,
     *,
     out: Path,
     config: Path | None = None,
     resume: bool = False,
-    settings: Annotated[RunConfig, Parameter(name="*")] = RunConfig(),  # noqa: B008 (frozen)
+    settings: Settings = RunConfig(),  # noqa: B008 (frozen)
 ) -> None:
     """Train a language model on a data folder.
 
