@@ -9,7 +9,6 @@ from cyclopts import Parameter
 
 from thinwire.config import RunConfig
 
-
 # Flags are spelt as the keys of a settings file are, with underscores.
 Settings = Annotated[RunConfig, Parameter(name="*", name_transform=str)]
 
