@@ -310,7 +310,9 @@ class Trainer:
             self.exchange.dense_optimizer, self._names(self.blocks), _part(optimizer, "blocks.")
         )
         carry = saved.open("carry")
-        self.state = tuple(carry[f"state.{i}"].to(self.device) for i in range(len(carry))) or None
+        # Copied: a product's last bit can depend on where in memory a factor lies.
+        names = [f"state.{i}" for i in range(len(carry))]
+        self.state = tuple(carry[name].to(self.device, copy=True) for name in names) or None
         state = saved.state
         self.step, self.tokens = saved.step, state["tokens"]
         self.clock = Clock(state["seconds"], state["wall_seconds"])
