@@ -1,9 +1,9 @@
 """How soon does a network beat the 5-gram, and how far below does it get?
 
-`thinwire train` with its defaults on all cores, for two minutes and for longer; the same on a second
-corpus as a check that the defaults were not made for the first. The perplexity of the 5-gram with modified Kneser-Ney
-smoothing on the same tokens of the novels, unknown words as an ordinary word, comes with that
-corpus: validation 118.9, test 135.3.
+`thinwire train` with its defaults on all cores, for two minutes and for longer; the same on a
+second corpus as a check that the defaults were not made for the first. The perplexity of the 5-gram
+with modified Kneser-Ney smoothing on the same tokens of the novels, unknown words as an ordinary
+word, comes with that corpus: validation 118.9, test 135.3.
 
     python benchmarks/ngram.py [--corpus novels|poetry] [--seconds S ...]
 """
