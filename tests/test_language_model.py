@@ -153,6 +153,16 @@ def test_touched_rows_are_all_that_a_step_needs(
                 assert not dense[table][others].any()
 
 
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_embeddings_narrower_than_the_model(kind: str) -> None:
+    model = language_model(kind=kind, embedding_width=3)
+    assert [list(t.shape) for t in model.tables().values()] == [[V, 3], [V, D], [V]]
+    value, gradients, task = through_rows(model, BATCHES["plain"])
+    expected, dense = densely(model, BATCHES["plain"], task)
+    torch.testing.assert_close(value, expected)
+    close(gradients, dense)
+
+
 def test_what_a_batch_touches_is_no_more_than_it_names() -> None:
     model = language_model()
     for step in range(5):

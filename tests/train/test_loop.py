@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import signal
 from collections.abc import Callable
@@ -21,6 +22,7 @@ from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
 from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
+from thinwire.train import checkpoints as checkpoints_module
 from thinwire.train import clock as clock_module
 from thinwire.train.checkpoints import Checkpoints
 from thinwire.train.evaluation import evaluate
@@ -446,6 +448,27 @@ def test_an_interrupt_saves_and_a_second_one_does_not_wait(
     with pytest.raises(KeyboardInterrupt):
         train(toy_data, tmp_path / "two", tiny(run={"tokens": 10**6}))
     assert Checkpoints(tmp_path / "two").newest is None
+
+
+@pytest.mark.parametrize("at", [3, 6], ids=["amid the run", "at its end"])
+def test_a_full_disk_is_said_once_and_loses_nothing(
+    at: int, toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The error comes in the thread that writes in the background."""
+    write = checkpoints_module._save_tensors
+
+    def full(tensors: Any, file: Path) -> None:
+        if f"step-{at}.tmp" in file.parts:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        write(tensors, file)
+
+    config = tiny(run={"tokens": 6 * STEP_TOKENS}, checkpoint={"every_seconds": 0.0})
+    monkeypatch.setattr(checkpoints_module, "_save_tensors", full)
+    with pytest.raises(UserError, match=f"The disk is full: step {at} needs"):
+        train(toy_data, tmp_path / "run", config)
+    (end,) = lines(tmp_path / "run", "end")
+    assert end["reason"].startswith("The disk is full")
+    assert Checkpoints(tmp_path / "run").load().step == at - 1
 
 
 @pytest.mark.parametrize(

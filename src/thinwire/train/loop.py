@@ -150,7 +150,6 @@ class Trainer:
             self.clock.start()
             try:
                 self._loop(metrics, display)
-                self.checkpoints.wait()
             except UserError as error:
                 with suppress(OSError):  # on a full disk: what has gone wrong is said already
                     metrics.write("end", reason=str(error), step=self.step, **self._spent_record())
@@ -188,6 +187,7 @@ class Trainer:
             if evaluated_step != self.step and not self.stop_asked:
                 self._evaluate(metrics, display)
             self.save()
+            self.checkpoints.wait()
         reason = "interrupted" if self.stop_asked else self.budget.reason(**self._spent())
         metrics.write("end", reason=reason, step=self.step, **self._spent_record())
 
