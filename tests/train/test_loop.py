@@ -22,6 +22,7 @@ from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
 from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
+from thinwire.optim.schedules import Schedule
 from thinwire.train import checkpoints as checkpoints_module
 from thinwire.train import clock as clock_module
 from thinwire.train.checkpoints import Checkpoints
@@ -318,7 +319,30 @@ def test_off_a_terminal_it_prints_plain_lines(
     assert len(evaluations) == 2 and all("validation perplexity" in e for e in evaluations)
 
 
-# What the clock may steer
+# What steers it
+
+
+def test_the_schedule_multiplies_both_rates(toy_data: Path, tmp_path: Path, tiny: Settings) -> None:
+    steps, lr, row_lr = 8, 0.003, 0.2
+    config = tiny(
+        run={"tokens": steps * STEP_TOKENS},
+        optim={"schedule": "cosine", "warmup_steps": 3, "lr": lr, "row_lr": row_lr},
+    )
+    corpus = Corpus.open(toy_data)
+    folder = RunFolder.planned(tmp_path / "run", config, corpus)
+    trainer = Trainer(folder, config, corpus, torch.device("cpu"))
+    expected = [Schedule(config.optim).factor(step, step / steps) for step in range(steps)]
+    assert len(set(expected)) == steps
+    for factor in expected:
+        trainer._step()
+        for optimizer, rate in (
+            (trainer.exchange.dense_optimizer, lr),
+            (trainer.exchange.row_optimizer, row_lr),
+        ):
+            assert [g["lr"] for g in optimizer.param_groups] == [pytest.approx(rate * factor)]
+    train(toy_data, tmp_path / "run", config)
+    recorded = [line["lr"] for line in lines(tmp_path / "run", "train")]
+    assert recorded == pytest.approx([lr * factor for factor in expected])
 
 
 @pytest.mark.parametrize("budget", [{"tokens": 60 * STEP_TOKENS}, {"epochs": 0.1}])

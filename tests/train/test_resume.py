@@ -157,7 +157,7 @@ EACH = {"every_seconds": 0.0}
         {"optim": {"schedule": "cosine", "warmup_steps": 30}},
         {
             "optim": {"schedule": "plateau", "plateau_patience": 0, "lr": 0.1, "row_lr": 1.0},
-            "eval": {"every_tokens": 100, "tokens": 200},
+            "eval": {"every_tokens": STEP_TOKENS, "tokens": 200},
         },
     ],
     ids=["full-sgd", "nce-adagrad", "adaptive", "adaptahead", "adamw", "cosine", "plateau"],
@@ -170,6 +170,8 @@ def test_every_part_resumes(
     killed(toy_data, tmp_path / "run", config)
     train(toy_data, tmp_path / "run", config, resume=True)
     assert_same(tmp_path / "run", tmp_path / "straight")
+    rates = [line["lr"] for line in read_metrics(tmp_path / "run") if "lr" in line]
+    assert (rates[0] != rates[CUT - 1]) == (config.optim.schedule != "constant")
 
 
 @pytest.mark.parametrize("context", ["text", "line"])
