@@ -153,7 +153,8 @@ class _SampledSoftmax(torch.autograd.Function):
             # The share scales the narrow factors of the products, not the wide one.
             shared_h_nD = h_nD * share_n[:, None]
             d_hidden_ND[n] = (matmul_nt(p_nS, weight_SD.t()) - w_y_nD).mul_(share_n[:, None])
-            d_weight_RD[:S] += matmul_nt(p_nS.t(), shared_h_nD.t())
+            # In this order the wide factor is read as it lies, and only narrow ones are copied.
+            d_weight_RD[:S] += matmul_nt(shared_h_nD.t(), p_nS.t()).t()
             d_bias_R[:S] += share_n @ p_nS
             d_weight_RD.index_add_(0, y_n, shared_h_nD, alpha=-1)
             d_bias_R.index_add_(0, y_n, share_n, alpha=-1)
