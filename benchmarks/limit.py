@@ -23,7 +23,7 @@ from record import novels, spread, table, write
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.matmul import matmul_nt
-from thinwire.train.loop import Trainer
+from thinwire.train.loop import Trainer, set_up_device
 from thinwire.train.run_folder import RunFolder
 
 ROUNDS = 7
@@ -60,13 +60,11 @@ def main() -> None:
 
 def measure(data: Path, width: int, threads: int) -> dict:
     """Training and matrix products in turns, in one process."""
-    torch.set_num_threads(threads)
-    config = RunConfig.from_dict({"model": {"width": width, "dropout": 0.0, "layers": 1}})
+    config = RunConfig.from_dict({"run": {"threads": threads}, "model": {"width": width}})
+    device = set_up_device(config)
     corpus = Corpus.open(data)
     out = Path(tempfile.mkdtemp())
-    trainer = Trainer(
-        RunFolder.create(out / "run", config, corpus), config, corpus, torch.device("cpu")
-    )
+    trainer = Trainer(RunFolder.create(out / "run", config, corpus), config, corpus, device)
     shutil.rmtree(out)
     for _ in range(10):
         trainer._step()

@@ -29,6 +29,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)
     parser.add_argument("--quick", action="store_true", help="two minutes instead of thirty")
+    parser.add_argument("--stock-seconds", type=float, default=CURVE_SECONDS["stock"])
     parser.add_argument("--child", nargs=3, metavar=("LOSS", "SECONDS", "EVERY"))
     arguments = parser.parse_args()
     data = arguments.data or novels()
@@ -40,6 +41,7 @@ def main() -> None:
     def run(loss: str, seconds: float, every: float) -> dict:
         return child(Path(__file__), "--data", data, "--child", loss, seconds, every)
 
+    CURVE_SECONDS["stock"] = arguments.stock_seconds
     rounds, seconds = (1, 6.0) if arguments.quick else (ROUNDS, SPEED_SECONDS)
     speeds: dict[str, list[float]] = {loss: [] for loss in LOSSES}
     memory = {}
