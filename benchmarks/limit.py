@@ -67,7 +67,7 @@ def measure(data: Path, width: int, threads: int) -> dict:
     trainer = Trainer(RunFolder.create(out / "run", config, corpus), config, corpus, device)
     shutil.rmtree(out)
     for _ in range(10):
-        trainer._step()
+        trainer.train_step()
     body_flop = 3 * 2 * sum(p.numel() for p in trainer.blocks.values() if p.dim() == 2)
     # The drawn words of a step; the targets' own rows are dot products and are not counted.
     samples = median(
@@ -84,7 +84,7 @@ def measure(data: Path, width: int, threads: int) -> dict:
         rates.append(gemm_flop_per_second())
         began, tokens = perf_counter(), trainer.tokens
         for _ in range(STEPS):
-            trainer._step()
+            trainer.train_step()
         speeds.append((trainer.tokens - tokens) / (perf_counter() - began))
     shares = [
         speed * (body_flop + loss_flop) / rate for speed, rate in zip(speeds, rates, strict=True)

@@ -17,7 +17,7 @@ from statistics import median
 from record import child, peak_memory_bytes, spread, table, write
 
 SIZES = (67_000, 250_000, 1_000_000)
-TOKENS = 4_000_000
+TOKENS = 1_000_000
 ROUNDS = 5
 SECONDS = 12.0
 
@@ -73,11 +73,10 @@ def measure(size: int, seconds: float) -> dict:
     from thinwire.seeds import numpy_generator
     from thinwire.train.checkpoints import Checkpoints
     from thinwire.train.clock import Clock
+    from thinwire.train.loop import set_up_device
 
-    torch.set_num_threads(1)
-    config = RunConfig.from_dict(
-        {"model": {"width": 256, "layers": 1, "dropout": 0.0}, "loss": {"samples": 1000}}
-    )
+    config = RunConfig.from_dict({"run": {"threads": 1}, "loss": {"samples": 1000}})
+    set_up_device(config)
     p_V = 1.0 / np.arange(1, size + 1)
     generator = numpy_generator(1, "vocabulary benchmark")
     ends_V = np.cumsum(p_V / p_V.sum())

@@ -26,8 +26,9 @@ from thinwire.optim.schedules import Schedule
 from thinwire.train import checkpoints as checkpoints_module
 from thinwire.train import clock as clock_module
 from thinwire.train.checkpoints import Checkpoints
+from thinwire.train.clock import Every
 from thinwire.train.evaluation import evaluate
-from thinwire.train.loop import PLATEAU_EVALUATIONS, Trainer, _Every, train
+from thinwire.train.loop import PLATEAU_EVALUATIONS, Trainer, train
 from thinwire.train.metrics import METRICS_FILE, read_metrics
 from thinwire.train.run_folder import RunFolder
 
@@ -334,7 +335,7 @@ def test_the_schedule_multiplies_both_rates(toy_data: Path, tmp_path: Path, tiny
     expected = [Schedule(config.optim).factor(step, step / steps) for step in range(steps)]
     assert len(set(expected)) == steps
     for factor in expected:
-        trainer._step()
+        trainer.train_step()
         for optimizer, rate in (
             (trainer.exchange.dense_optimizer, lr),
             (trainer.exchange.row_optimizer, row_lr),
@@ -374,18 +375,18 @@ def test_a_plateau_is_not_steered_by_the_clock(
 @pytest.mark.parametrize("interval", [1.0, 3.0, 0.1, 28 / 3, 7.7, 1e9])
 def test_what_is_due_depends_on_the_clock_alone(interval: float) -> None:
     clock = [step * 2.1 for step in range(1, 60)]
-    every = _Every(interval, 0.0)
+    every = Every(interval, 0.0)
     straight = [now for now in clock if every.due(now)]
     assert straight == [b for a, b in pairwise([0.0, *clock]) if b // interval > a // interval]
     for cut in range(len(clock) - 1):
-        resumed = _Every(interval, clock[cut])
+        resumed = Every(interval, clock[cut])
         assert [now for now in clock[cut + 1 :] if resumed.due(now)] == [
             now for now in straight if now > clock[cut]
         ]
 
 
 def test_an_interval_of_0_is_always_due() -> None:
-    every = _Every(0.0, 5.0)
+    every = Every(0.0, 5.0)
     assert every.due(5.0) and every.due(5.0)
 
 
@@ -447,14 +448,14 @@ def test_a_loss_that_explodes_stops_the_run(toy_data: Path, tmp_path: Path, tiny
 def test_an_interrupt_saves_and_a_second_one_does_not_wait(
     toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step = Trainer._step
+    step = Trainer.train_step
 
     def interrupted(self: Trainer) -> float:
         if self.step == 5:
             signal.raise_signal(signal.SIGINT)
         return step(self)
 
-    monkeypatch.setattr(Trainer, "_step", interrupted)
+    monkeypatch.setattr(Trainer, "train_step", interrupted)
     before = signal.getsignal(signal.SIGINT)
     with pytest.raises(KeyboardInterrupt):
         train(toy_data, tmp_path / "run", tiny(run={"tokens": 10**6}))
@@ -468,7 +469,7 @@ def test_an_interrupt_saves_and_a_second_one_does_not_wait(
         signal.raise_signal(signal.SIGINT)
         raise AssertionError("not reached")
 
-    monkeypatch.setattr(Trainer, "_step", impatient)
+    monkeypatch.setattr(Trainer, "train_step", impatient)
     with pytest.raises(KeyboardInterrupt):
         train(toy_data, tmp_path / "two", tiny(run={"tokens": 10**6}))
     assert Checkpoints(tmp_path / "two").newest is None

@@ -124,7 +124,7 @@ class Killed(BaseException):
 
 def killed(data: Path, run: Path, config: RunConfig, at: int = CUT) -> None:
     """Train until the process would have been killed."""
-    step = Trainer._step
+    step = Trainer.train_step
 
     def stopped(self: Trainer) -> float:
         if self.step == at:
@@ -132,7 +132,7 @@ def killed(data: Path, run: Path, config: RunConfig, at: int = CUT) -> None:
         return step(self)
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
-        patch.setattr(Trainer, "_step", stopped)
+        patch.setattr(Trainer, "train_step", stopped)
         train(data, run, config)
     for thread in threading.enumerate():
         if thread.name == "checkpoint":

@@ -55,6 +55,15 @@ class Batch:
     num_targets: int
     """Targets of this step over all workers."""
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on another device."""
+        if device.type == "cpu":
+            return self
+        fresh_B = None if self.fresh_B is None else self.fresh_B.to(device)
+        return Batch(
+            self.inputs_BT.to(device), self.targets_BT.to(device), fresh_B, self.num_targets
+        )
+
 
 class Batches:
     """Endless iterator over the batches of one worker."""

@@ -76,3 +76,22 @@ class Budget:
         spent = {"seconds": seconds, "tokens": tokens, "epochs": epochs}
         reached = [n for n, limit in self.limits.items() if limit is not None and spent[n] >= limit]
         return f"{reached[0]} spent" if reached else "stopped"
+
+
+class Every:
+    """True when a clock has passed a multiple of the interval since the last time.
+
+    What is due depends on the clock alone, so that a resumed run does it at the same steps.
+    """
+
+    def __init__(self, interval: float, now: float) -> None:
+        self._interval = interval
+        self._passed = self._count(now)
+
+    def due(self, now: float) -> bool:
+        """Whether a multiple was passed since this was last asked."""
+        before, self._passed = self._passed, self._count(now)
+        return self._passed > before or not self._interval
+
+    def _count(self, now: float) -> float:
+        return now // self._interval if self._interval else 0.0

@@ -13,20 +13,17 @@ from __future__ import annotations
 
 import os
 import platform
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from math import isfinite, log
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import torch
 
 from thinwire import __version__
 from thinwire.config import RunConfig
-from thinwire.data.batches import Batch, Batches
+from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.exchange.local import Local
@@ -36,12 +33,13 @@ from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.schedules import Schedule
 from thinwire.optim.state import load_named_state, named_state
 from thinwire.train.checkpoints import Checkpoint, Checkpoints
-from thinwire.train.clock import Budget, Clock
+from thinwire.train.clock import Budget, Clock, Every
 from thinwire.train.device import find_device, reuse_freed_memory
 from thinwire.train.evaluation import evaluate
-from thinwire.train.metrics import MetricsWriter
+from thinwire.train.metrics import Averages, MetricsWriter
 from thinwire.train.progress import TrainingDisplay
 from thinwire.train.run_folder import RunFolder, load_parameters
+from thinwire.train.signals import stop_on_signals
 
 # A smoothed loss so far above its lowest value will not come back; 2 nats are a factor of 7 in
 # perplexity.
@@ -145,7 +143,7 @@ class Trainer:
     def run(self, *, resumed: bool = False) -> None:
         """Train until the budget is spent; then evaluate, save and record the end."""
         metrics = MetricsWriter(self.folder.path, tensorboard=self.config.metrics.tensorboard)
-        with TrainingDisplay() as display, _signals(self):
+        with TrainingDisplay() as display, stop_on_signals(self):
             self._describe(metrics, display, resumed)
             self.clock.start()
             try:
@@ -160,20 +158,14 @@ class Trainer:
             raise KeyboardInterrupt
 
     def _loop(self, metrics: MetricsWriter, display: TrainingDisplay) -> None:
-        evaluated = _Every(self._eval_interval(), self._eval_clock())
-        saved = _Every(self.config.checkpoint.every_seconds, self.clock.seconds)
-        report = _Report(self)
+        evaluated = Every(self._eval_interval(), self._eval_clock())
+        saved = Every(self.config.checkpoint.every_seconds, self.clock.seconds)
+        averages = Averages(self.config.metrics, self.tokens, self.clock.seconds)
         evaluated_step = -1
         while not self.stop_asked and self.progress() < 1.0:
-            loss = self._step()
-            report.add(loss)
-            if report.due():
-                line = report.line()
-                metrics.write("train", **line)
-                display.train(
-                    progress=min(1.0, self.progress()),
-                    **{k: line[k] for k in ("seconds", "tokens", "loss", "tokens_per_second")},
-                )
+            averages.add(self.train_step())
+            if averages.due(self.clock.seconds):
+                self._report(averages, metrics, display)
             if evaluated.due(self._eval_clock()):
                 with self.clock.paused():
                     self._evaluate(metrics, display)
@@ -182,8 +174,8 @@ class Trainer:
                 with self.clock.paused():
                     self.save()
         with self.clock.paused():
-            if report.steps:
-                metrics.write("train", **report.line())
+            if averages.steps:
+                self._report(averages, metrics, display)
             if evaluated_step != self.step and not self.stop_asked:
                 self._evaluate(metrics, display)
             self.save()
@@ -191,10 +183,10 @@ class Trainer:
         reason = "interrupted" if self.stop_asked else self.budget.reason(**self._spent())
         metrics.write("end", reason=reason, step=self.step, **self._spent_record())
 
-    def _step(self) -> float:
+    def train_step(self) -> float:
         """One step; returns the mean loss a token in nats."""
         self._set_rates()
-        batch = _to_device(next(self.batches), self.device)
+        batch = next(self.batches).to(self.device)
         task = self.model.touch(batch, self.step)
         rows = self.exchange.fetch(task.touched)
         total, state = self.model.loss(task, rows, self.state, self._noise())
@@ -248,6 +240,18 @@ class Trainer:
             f"{what}, so training has stopped; {kept}. Try a lower --optim.lr (now {optim.lr:g}) "
             f"or --optim.row_lr (now {optim.row_lr:g}), more --optim.warmup_steps (now "
             f"{optim.warmup_steps}) or a tighter --optim.clip (now {optim.clip:g})"
+        )
+
+    def _report(self, averages: Averages, metrics: MetricsWriter, display: TrainingDisplay) -> None:
+        found = averages.take(self.tokens, self.clock.seconds)
+        spent = self._spent_record()
+        rate = self.exchange.dense_optimizer.param_groups[0]["lr"]
+        metrics.write("train", step=self.step, **spent, **found, lr=rate)
+        display.train(
+            progress=min(1.0, self.progress()),
+            seconds=spent["seconds"],
+            tokens=self.tokens,
+            **found,
         )
 
     def _evaluate(self, metrics: MetricsWriter, display: TrainingDisplay) -> None:
@@ -409,91 +413,6 @@ class Trainer:
             f"{self.config.loss.kind} loss, {self.corpus.meta.vocab_size:,} words, "
             f"{torch.get_num_threads()} threads on {self.device}, seed {run.seed}; budget: {budget}"
         )
-
-
-class _Every:
-    """True when a clock has passed a multiple of the interval since the last time.
-
-    What is due depends on the clock alone, so that a resumed run does it at the same steps.
-    """
-
-    def __init__(self, interval: float, now: float) -> None:
-        self._interval = interval
-        self._passed = self._count(now)
-
-    def due(self, now: float) -> bool:
-        before, self._passed = self._passed, self._count(now)
-        return self._passed > before or not self._interval
-
-    def _count(self, now: float) -> float:
-        return now // self._interval if self._interval else 0.0
-
-
-class _Report:
-    """Averages between two `train` lines."""
-
-    def __init__(self, trainer: Trainer) -> None:
-        self._trainer = trainer
-        self._settings = trainer.config.metrics
-        self._restart()
-
-    def _restart(self) -> None:
-        self.steps = 0
-        self._sum = 0.0
-        self._tokens, self._seconds = self._trainer.tokens, self._trainer.clock.seconds
-
-    def add(self, loss: float) -> None:
-        self.steps += 1
-        self._sum += loss
-
-    def due(self) -> bool:
-        if self._settings.every_steps:
-            return self.steps >= self._settings.every_steps
-        return self._trainer.clock.seconds - self._seconds >= self._settings.every_seconds
-
-    def line(self) -> dict[str, Any]:
-        trainer = self._trainer
-        line = {
-            "step": trainer.step,
-            **trainer._spent_record(),
-            "loss": self._sum / self.steps,
-            "tokens_per_second": (trainer.tokens - self._tokens)
-            / (trainer.clock.seconds - self._seconds),
-            "lr": trainer.exchange.dense_optimizer.param_groups[0]["lr"],
-        }
-        self._restart()
-        return line
-
-
-@contextmanager
-def _signals(trainer: Trainer) -> Iterator[None]:
-    """Ctrl+C and SIGTERM end the run after the step at hand; a second one ends it at once."""
-
-    def ask(number: int, frame: FrameType | None) -> None:
-        if trainer.stop_asked:
-            raise KeyboardInterrupt
-        trainer.stop_asked = True
-
-    try:
-        before = {s: signal.signal(s, ask) for s in (signal.SIGINT, signal.SIGTERM)}
-    except ValueError:  # not the main thread: whoever runs that one handles signals
-        before = {}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _to_device(batch: Batch, device: torch.device) -> Batch:
-    if device.type == "cpu":
-        return batch
-    return Batch(
-        batch.inputs_BT.to(device, non_blocking=True),
-        batch.targets_BT.to(device, non_blocking=True),
-        None if batch.fresh_B is None else batch.fresh_B.to(device, non_blocking=True),
-        batch.num_targets,
-    )
 
 
 def _part(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

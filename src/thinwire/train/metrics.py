@@ -1,7 +1,8 @@
 """`metrics.jsonl`: what a run measured, one JSON object a line, only ever appended to.
 
 A resumed run appends a `resume` line that names the step it went on from; what stands before it
-with a later step was lost, and `read_metrics` leaves it out."""
+with a later step was lost, and `read_metrics` leaves it out.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +10,8 @@ import json
 from math import isfinite
 from pathlib import Path
 from typing import Any
+
+from thinwire.config import MetricsSettings
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -72,3 +75,36 @@ def _board(run: Path) -> Any:
             "--metrics.tensorboard needs TensorBoard: pip install 'thinwire[tensorboard]'"
         ) from None
     return SummaryWriter(str(run / "tensorboard"))
+
+
+class Averages:
+    """Loss and speed between two `train` lines."""
+
+    def __init__(self, settings: MetricsSettings, tokens: int, seconds: float) -> None:
+        self._settings = settings
+        self._restart(tokens, seconds)
+
+    def _restart(self, tokens: int, seconds: float) -> None:
+        self.steps = 0
+        self._loss = 0.0
+        self._tokens, self._seconds = tokens, seconds
+
+    def add(self, loss: float) -> None:
+        """Count a step with this mean loss a token, in nats."""
+        self.steps += 1
+        self._loss += loss
+
+    def due(self, seconds: float) -> bool:
+        """Whether it is time for a line."""
+        if self._settings.every_steps:
+            return self.steps >= self._settings.every_steps
+        return seconds - self._seconds >= self._settings.every_seconds
+
+    def take(self, tokens: int, seconds: float) -> dict[str, float]:
+        """The averages since they were last taken."""
+        found = {
+            "loss": self._loss / self.steps,
+            "tokens_per_second": (tokens - self._tokens) / (seconds - self._seconds),
+        }
+        self._restart(tokens, seconds)
+        return found

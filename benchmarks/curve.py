@@ -1,0 +1,64 @@
+"""The picture of the README, drawn from results/losses.json: perplexity over time for each loss.
+
+python benchmarks/curve.py
+"""
+
+from __future__ import annotations
+
+import json
+
+import matplotlib
+from record import HERE, RESULTS
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+from matplotlib.ticker import FuncFormatter, NullFormatter
+
+from thinwire.report.palette import LIGHT
+
+NAMES = {
+    "sampled": "sampled (thinwire)",
+    "stock": "full softmax, stock PyTorch",
+    "full": "full (thinwire)",
+    "adaptive": "adaptive",
+    "nce": "NCE",
+    "linear_cross_entropy": "linear_cross_entropy",
+}
+
+
+def main() -> None:
+    curves = json.loads((RESULTS / "losses.json").read_text())["curves"]
+    figure, axes = plt.subplots(figsize=(8, 4.5), dpi=150)
+    for (loss, name), colour in zip(NAMES.items(), LIGHT, strict=False):
+        seconds = [point["seconds"] for point in curves[loss]]
+        ppl = [point["ppl"] for point in curves[loss]]
+        strong = loss in ("sampled", "stock")
+        axes.plot(
+            seconds,
+            ppl,
+            marker="o",
+            markersize=4 if strong else 2.5,
+            linewidth=2.4 if strong else 1.2,
+            color=colour,
+            label=f"{name}: {ppl[-1]:.0f} after {seconds[-1]:,.0f} s",
+        )
+    axes.set(xscale="log", yscale="log")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.0f}"))
+        axis.set_minor_formatter(NullFormatter())
+    axes.set_yticks([100, 150, 200, 300, 400, 600])
+    axes.set_xlabel("seconds of training on one thread (log scale)")
+    axes.set_ylabel("validation perplexity (log scale)")
+    axes.set_title("67,000 words, LSTM of width 256, 16.5 M tokens of novels", fontsize=11)
+    axes.grid(color="#dddddd", linewidth=0.6)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8.5)
+    figure.tight_layout()
+    target = HERE.parent / "docs" / "images" / "curve.png"
+    target.parent.mkdir(exist_ok=True)
+    figure.savefig(target)
+    print(target)
+
+
+if __name__ == "__main__":
+    main()
