@@ -20,6 +20,7 @@ from cyclopts import Parameter
 
 from thinwire.data.config import DataConfig
 from thinwire.errors import UserError
+from thinwire.exchange.config import ExchangeConfig
 from thinwire.loss.config import LossConfig
 from thinwire.models.config import ModelConfig
 from thinwire.optim.config import OptimConfig
@@ -48,7 +49,9 @@ class RunSettings:
     seed: Annotated[int, Parameter(name=("--seed", "--run.seed"))] = 1
     """Everything random follows from it."""
     threads: Annotated[int, Parameter(name=("--threads", "--run.threads"))] = 0
-    """Compute threads; 0: one for each core."""
+    """Compute threads of each worker; 0: the cores, shared out evenly."""
+    workers: Annotated[int, Parameter(name=("--workers", "--run.workers"))] = 1
+    """Workers on this machine; under torchrun its own number counts."""
     device: Annotated[Device, Parameter(name=("--device", "--run.device"))] = "auto"
     """Where to compute; auto: CUDA where there is one, else the CPU."""
 
@@ -59,6 +62,8 @@ class RunSettings:
                 raise UserError(f"--{name} is {value}, but a budget must be above 0")
         if self.threads < 0:
             raise UserError(f"--threads is {self.threads}, but it must be 0 (all cores) or more")
+        if self.workers < 1:
+            raise UserError(f"--workers is {self.workers}, but it must be 1 or more")
         if self.device not in get_args(Device):
             raise UserError(
                 f"--device is {self.device}, which is none of {', '.join(get_args(Device))}"
@@ -119,6 +124,7 @@ class RunConfig:
     loss: LossConfig = field(default_factory=LossConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    exchange: ExchangeConfig = field(default_factory=ExchangeConfig)
     eval: EvalSettings = field(default_factory=EvalSettings)
     checkpoint: CheckpointSettings = field(default_factory=CheckpointSettings)
     metrics: MetricsSettings = field(default_factory=MetricsSettings)

@@ -137,8 +137,11 @@ class LanguageModel(nn.Module):
         rows: dict[str, Tensor | None] = {EMBEDDING: ids_I}
         for name in self.output.tables():
             rows[f"output.{name}"] = plan.ids_R
+        num_drawn = 0 if plan.log_inclusion_S is None else len(plan.log_inclusion_S)
+        num_shared = {f"output.{name}": num_drawn for name in self.output.tables()}
         output_rows_R = None
         if self.tied:
+            num_shared.pop("output.weight")
             own = Touched({EMBEDDING: rows.pop("output.weight")})
             ids = own.union(Touched({EMBEDDING: ids_I})).rows[EMBEDDING]
             if ids is None:
@@ -148,7 +151,7 @@ class LanguageModel(nn.Module):
                 input_rows_BT = torch.searchsorted(ids, ids_I)[input_rows_BT]
                 output_rows_R = torch.searchsorted(ids, plan.ids_R)
             rows[EMBEDDING] = ids
-        return Task(batch, Touched(rows), input_rows_BT, output_rows_R, plan)
+        return Task(batch, Touched(rows, num_shared), input_rows_BT, output_rows_R, plan)
 
     def loss(
         self, task: Task, rows: Mapping[str, Tensor], state: State | None, noise: Noise | None

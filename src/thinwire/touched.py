@@ -10,7 +10,7 @@ R rows touched.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -23,9 +23,12 @@ class Touched:
     Attributes:
         rows: parameter name -> distinct row ids `[R]`, int64, in the order in which the rows are
             fetched; None means every row, in their own order.
+        num_shared: parameter name -> how many of its rows, the first ones, all workers of the step
+            have in common, because a shared seed drew them. Parameters not named: none.
     """
 
     rows: Mapping[str, Tensor | None]
+    num_shared: Mapping[str, int] = field(default_factory=dict)
 
     def union(self, other: Touched) -> Touched:
         """The rows touched by either, each once; sorted where both name the same parameter."""
