@@ -27,7 +27,7 @@ class ExchangeConfig:
     codec: Annotated[CodecName, Parameter(name=("--codec", "--exchange.codec"))] = "fp32"
     """How numbers travel: 4 bytes each, 2, or 1 and a scale for each row."""
     hidden_fraction: float = 1.0
-    """Part of the hidden blocks' rows that travels in a step; what stays behind is made up later."""
+    """Part of the hidden blocks' rows that travels in a step; the rest is made up later."""
     local_steps: int = 16
     """periodic: steps between two exchanges of the same row or block."""
     fragments: int = 4
