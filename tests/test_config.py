@@ -44,6 +44,10 @@ DEMANDS: dict[str, st.SearchStrategy[Any]] = {
     "optim.clip": NOT_NEGATIVE.filter(lambda x: x < 1e300),
     "optim.final_lr_fraction": st.floats(0, 1),
     "optim.plateau_factor": st.floats(0.01, 0.99),
+    "exchange.hidden_fraction": st.floats(0, 1, exclude_min=True),
+    "exchange.local_steps": st.integers(8, 99),
+    "exchange.fragments": st.integers(1, 8),  # no more than there are local steps
+    "exchange.outer_momentum": FRACTION,
     **{f"optim.{name}": FRACTION for name in ("beta1", "beta2", "momentum", "rho")},
     **{f"optim.{name}": st.floats(1e-30, 1e30) for name in ("lr", "row_lr")},
 }

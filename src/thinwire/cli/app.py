@@ -39,6 +39,8 @@ VERBS = {
     "report": Verb("thinwire.cli.report:report", "Draw the curves and tables of some runs."),
 }
 
+SHORT = {"--exchange": "--exchange.kind"}
+
 
 def build(tokens: Sequence[str] = ()) -> App:
     """The app with every verb; the one about to run is described by its own docstring."""
@@ -66,7 +68,7 @@ def _settings(tokens: Sequence[str]) -> tuple[Dict, ...]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit status."""
-    tokens = list(sys.argv[1:] if argv is None else argv)
+    tokens = [_long(token) for token in (sys.argv[1:] if argv is None else argv)]
     try:
         build(tokens)(tokens)
         sys.stdout.flush()
@@ -83,6 +85,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         _release_stdout()
         reason = error.strerror or str(error)
         return _refuse(f"{error.filename}: {reason}" if error.filename else reason)
+
+
+def _long(token: str) -> str:
+    """A flag's long form: cyclopts knows `--exchange` as the prefix of a section's flags only."""
+    flag, equals, value = token.partition("=")
+    return f"{SHORT[flag]}{equals}{value}" if flag in SHORT else token
 
 
 def _refuse(sentence: str) -> int:

@@ -18,8 +18,8 @@ CodecName = Literal["fp32", "bf16", "int8"]
 class ExchangeConfig:
     """How several workers train one model; one worker alone exchanges nothing."""
 
-    kind: Annotated[ExchangeKind, Parameter(name=("--exchange", "--exchange.kind"))] = "sync"
-    """sync: the workers add up their gradients at every step; async: a server holds the parameters,
+    kind: ExchangeKind = "sync"
+    """`--exchange` for short. sync: the workers add up their gradients at every step; async: a server holds the parameters,
     and nobody waits; periodic: local steps, then an outer step on what changed."""
     select: Annotated[Select, Parameter(name=("--select", "--exchange.select"))] = "rows"
     """What travels: the rows and blocks that a step touched, or everything (the dense baseline).
