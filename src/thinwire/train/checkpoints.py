@@ -35,7 +35,7 @@ from thinwire.console import console
 from thinwire.errors import UserError
 
 # Up to here a copy of the tensors is cheaper than a pause of the training; above it memory counts.
-BACKGROUND_MAX_bytes = 256 << 20
+BACKGROUND_MAX_bytes = 64 << 20
 
 CHECKSUMS = "checksums.json"
 STATE = "state.json"
