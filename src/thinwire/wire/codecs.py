@@ -1,0 +1,161 @@
+"""Numbers as bytes: 4 for each, 2, or 1 and a scale for each row.
+
+A codec is given values of any shape and gives back bytes of a size that follows from the shape
+alone, so that no length travels. Bytes are in the machine's order, which is little-endian on all
+machines that PyTorch supports.
+
+R rows, D numbers a row; a vector or a single number counts as one row.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import ClassVar
+
+import torch
+from torch import Generator, Tensor
+
+SCALE_BYTES = 4
+LARGEST_INT8 = 127
+
+
+class Codec(ABC):
+    """Turns fp32 values into bytes and back."""
+
+    name: ClassVar[str]
+
+    @abstractmethod
+    def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
+        """The bytes of `values`, uint8 `[num_bytes(values.shape)]`.
+
+        Args:
+            values: fp32, of any shape.
+            generator: of stochastic rounding, on the device of `values`; None: to the nearest.
+        """
+
+    @abstractmethod
+    def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
+        """The fp32 values of this shape whose bytes are `data`, in memory of their own.
+
+        Raises:
+            ValueError: there are not as many bytes.
+        """
+
+    @abstractmethod
+    def num_bytes(self, shape: Sequence[int]) -> int:
+        """The size of encoded values of this shape."""
+
+
+class Fp32(Codec):
+    """Four bytes a number; nothing is lost."""
+
+    name = "fp32"
+
+    def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
+        """See `Codec`."""
+        return _as_bytes(values.float())
+
+    def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
+        """See `Codec`."""
+        return _from_bytes(_whole(data, self.num_bytes(shape)), torch.float32).reshape(tuple(shape))
+
+    def num_bytes(self, shape: Sequence[int]) -> int:
+        """See `Codec`."""
+        return 4 * _product(shape)
+
+
+class Bf16(Codec):
+    """Two bytes a number: the range of fp32, 8 bits of precision, rounded to the nearest."""
+
+    name = "bf16"
+
+    def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
+        """See `Codec`."""
+        return _as_bytes(values.to(torch.bfloat16))
+
+    def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
+        """See `Codec`."""
+        values = _from_bytes(_whole(data, self.num_bytes(shape)), torch.bfloat16)
+        return values.reshape(tuple(shape)).float()
+
+    def num_bytes(self, shape: Sequence[int]) -> int:
+        """See `Codec`."""
+        return 2 * _product(shape)
+
+
+class Int8(Codec):
+    """One byte a number and one fp32 scale a row: all scales first, then all bytes.
+
+    A row's scale is its largest magnitude over 127. With a generator a number between two steps
+    goes up with the probability of its distance from the lower one, so that the mean is kept. A row
+    with a number that is not finite arrives as NaN.
+    """
+
+    name = "int8"
+
+    def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
+        """See `Codec`."""
+        if not values.numel():
+            return torch.empty(0, dtype=torch.uint8, device=values.device)
+        rows_RD = _as_rows(values.float())
+        scale_R = rows_RD.abs().amax(1).div_(LARGEST_INT8)
+        scale_R = torch.where(scale_R.isfinite(), scale_R, torch.nan)
+        # A row of zeros has scale 0, and a tiny one may: dividing by 1 leaves them zeros.
+        divisor_R = torch.where(scale_R > 0, scale_R, 1.0)
+        steps_RD = rows_RD / divisor_R[:, None]
+        if generator is None:
+            steps_RD = steps_RD.round_()
+        else:
+            noise_RD = torch.empty_like(steps_RD).uniform_(generator=generator)
+            steps_RD = steps_RD.add_(noise_RD).floor_()
+        steps_RD = steps_RD.nan_to_num_(0.0).clamp_(-LARGEST_INT8, LARGEST_INT8)
+        return torch.cat([_as_bytes(scale_R), _as_bytes(steps_RD.to(torch.int8))])
+
+    def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
+        """See `Codec`."""
+        data = _whole(data, self.num_bytes(shape))
+        num_scale_bytes = SCALE_BYTES * _num_rows(shape)
+        scale_R = _from_bytes(data[:num_scale_bytes], torch.float32)
+        steps = data[num_scale_bytes:].view(torch.int8).float()
+        if not steps.numel():
+            return steps.reshape(tuple(shape))
+        return (steps.view(len(scale_R), -1) * scale_R[:, None]).reshape(tuple(shape))
+
+    def num_bytes(self, shape: Sequence[int]) -> int:
+        """See `Codec`."""
+        return SCALE_BYTES * _num_rows(shape) + _product(shape)
+
+
+def make_codec(name: str) -> Codec:
+    """The codec of this name: fp32, bf16 or int8."""
+    return {codec.name: codec for codec in (Fp32(), Bf16(), Int8())}[name]
+
+
+def _as_rows(values: Tensor) -> Tensor:
+    return values.reshape(len(values) if values.dim() > 1 else 1, -1)
+
+
+def _num_rows(shape: Sequence[int]) -> int:
+    if not _product(shape):
+        return 0
+    return shape[0] if len(shape) > 1 else 1
+
+
+def _product(shape: Sequence[int]) -> int:
+    return torch.Size(shape).numel()
+
+
+def _whole(data: Tensor, num_bytes: int) -> Tensor:
+    if len(data) != num_bytes:
+        raise ValueError(f"{num_bytes} bytes of values are expected, and there are {len(data)}")
+    return data
+
+
+def _as_bytes(values: Tensor) -> Tensor:
+    return values.detach().contiguous().view(-1).view(torch.uint8)
+
+
+def _from_bytes(data: Tensor, dtype: torch.dtype) -> Tensor:
+    # Copied: a message's parts stand at any place, and numbers want places of their own size.
+    return data.clone().view(dtype)

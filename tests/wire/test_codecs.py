@@ -1,0 +1,170 @@
+"""Codecs: sizes are exact, round trips are as near as they say, and rounding by chance is fair."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from thinwire.wire.codecs import Codec, make_codec
+
+torch.set_num_threads(1)
+
+CODECS = [make_codec(name) for name in ("fp32", "bf16", "int8")]
+SHAPES = [(), (1,), (7,), (0,), (0, 4), (4, 0), (1, 1), (1, 9), (5, 1), (3, 7), (2, 3, 5), (70, 33)]
+each = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
+
+
+def rows_of(values: Tensor) -> Tensor:
+    return values.reshape(len(values) if values.dim() > 1 else 1, -1)
+
+
+def tolerance(codec: Codec, values: Tensor) -> Tensor:
+    """How far each number may be from what it was, to the nearest."""
+    if codec.name == "fp32":
+        return torch.zeros_like(values)
+    if codec.name == "bf16":
+        return values.abs() * 2**-8
+    step = rows_of(values).abs().amax(1) / 127
+    return (step[:, None] * 0.5001).expand_as(rows_of(values)).reshape(values.shape)
+
+
+@each
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_round_trip(codec: Codec, shape: tuple[int, ...], scale: float) -> None:
+    values = scale * torch.randn(shape, generator=torch.Generator().manual_seed(len(shape)))
+    data = codec.encode(values)
+    assert data.dtype == torch.uint8 and data.shape == (codec.num_bytes(shape),)
+    found = codec.decode(data, shape)
+    assert found.dtype == torch.float32 and found.shape == values.shape
+    if values.numel():
+        assert bool(((found - values).abs() <= tolerance(codec, values)).all())
+    else:
+        assert not len(data)
+
+
+def test_sizes_are_those_documented() -> None:
+    fp32, bf16, int8 = CODECS
+    for shape, numbers, rows in [((), 1, 1), ((7,), 7, 1), ((3, 7), 21, 3), ((2, 3, 5), 30, 2)]:
+        assert fp32.num_bytes(shape) == 4 * numbers
+        assert bf16.num_bytes(shape) == 2 * numbers
+        assert int8.num_bytes(shape) == 4 * rows + numbers
+    for shape in ((0,), (0, 4), (4, 0)):
+        assert [codec.num_bytes(shape) for codec in CODECS] == [0, 0, 0]
+
+
+def test_fp32_keeps_every_bit() -> None:
+    odd = torch.tensor([0.0, -0.0, 1e-45, 3.4e38, float("inf"), float("-inf"), float("nan")])
+    found = CODECS[0].decode(CODECS[0].encode(odd), odd.shape)
+    assert torch.equal(found.view(torch.int32), odd.view(torch.int32))
+
+
+@pytest.mark.parametrize("bad", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_not_finite_does_not_arrive_as_if_it_were(bad: float) -> None:
+    values = torch.ones(3, 4)
+    values[1, 2] = bad
+    for codec in CODECS:
+        for generator in (None, torch.Generator().manual_seed(0)):
+            found = codec.decode(codec.encode(values, generator), values.shape)
+            assert not bool(found[1].isfinite().all())
+            assert torch.equal(found[[0, 2]], torch.ones(2, 4))  # its neighbours are as they were
+
+
+@each
+def test_zeros_stay_zeros_beside_large_numbers(codec: Codec) -> None:
+    values = torch.tensor([[0.0, 0.0, 0.0], [1e30, 0.0, -1e30]])
+    found = codec.decode(codec.encode(values, torch.Generator().manual_seed(3)), values.shape)
+    assert not found[0].any() and found[1, 1] == 0
+    torch.testing.assert_close(found[1], values[1], rtol=2**-8, atol=0)
+
+
+@each
+def test_the_largest_numbers_stay_finite(codec: Codec) -> None:
+    values = torch.tensor([[3.38e38, -3.38e38, 1.0]])
+    found = codec.decode(codec.encode(values), values.shape)
+    assert bool(found.isfinite().all())
+    torch.testing.assert_close(found[0, :2], values[0, :2], rtol=2**-8, atol=0)
+
+
+@each
+def test_memory_is_its_own(codec: Codec) -> None:
+    values = torch.randn(3, 4)
+    data = codec.encode(values)
+    found = codec.decode(data, values.shape)
+    before = found.clone()
+    data.zero_()
+    assert torch.equal(found, before)
+
+
+@each
+def test_what_is_not_contiguous(codec: Codec) -> None:
+    values = torch.arange(12.0).view(3, 4).t()
+    assert torch.equal(codec.encode(values), codec.encode(values.contiguous()))
+    assert codec.decode(codec.encode(values), values.shape).shape == (4, 3)
+
+
+@each
+def test_a_part_of_a_message_may_stand_anywhere(codec: Codec) -> None:
+    values = torch.randn(3, 5)
+    data = torch.cat([torch.zeros(3, dtype=torch.uint8), codec.encode(values)])
+    assert torch.equal(codec.decode(data[3:], (3, 5)), codec.decode(data[3:].clone(), (3, 5)))
+
+
+@each
+@pytest.mark.parametrize("shape", [(0,), (7,), (3, 7)])
+@pytest.mark.parametrize("change", [-1, 1, 4])
+def test_bytes_of_another_size_are_refused(
+    codec: Codec, shape: tuple[int, ...], change: int
+) -> None:
+    num_bytes = codec.num_bytes(shape) + change
+    if num_bytes < 0:
+        return
+    with pytest.raises(ValueError, match=f"{codec.num_bytes(shape)} .* {num_bytes}"):
+        codec.decode(torch.zeros(num_bytes, dtype=torch.uint8), shape)
+
+
+def test_rounding_by_chance_keeps_the_mean() -> None:
+    """The mean of n decoded draws lies within 5 standard errors of the number, at every number."""
+    codec, n = CODECS[2], 4000
+    values = torch.linspace(-1.0, 1.0, 41)
+    step, generator = 1.0 / 127, torch.Generator().manual_seed(0)
+    draws = torch.stack(
+        [codec.decode(codec.encode(values, generator), values.shape) for _ in range(n)]
+    )
+    assert bool(((draws - values).abs() <= step * 1.0001).all())
+    # A draw is one of two neighbours a step apart: its deviation is half a step at most.
+    error = (draws.double().mean(0) - values.double()).abs()
+    assert bool((error <= 5 * 0.5 * step / n**0.5).all())
+    nearest = codec.decode(codec.encode(values), values.shape)
+    assert float((nearest - values).abs().max()) > 0.4 * step  # which to the nearest would not keep
+
+
+def test_rounding_by_chance_follows_its_generator() -> None:
+    values = torch.randn(9, 9)
+    one, same, other = (
+        CODECS[2].encode(values, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+    )
+    assert torch.equal(one, same) and not torch.equal(one, other)
+
+
+@given(
+    rows=st.lists(
+        st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=3, max_size=3),
+        min_size=1,
+        max_size=6,
+    )
+)
+def test_int8_is_never_off_by_more_than_a_step_of_its_row(rows: list[list[float]]) -> None:
+    values, codec = torch.tensor(rows), CODECS[2]
+    found = codec.decode(codec.encode(values, torch.Generator().manual_seed(1)), values.shape)
+    step = values.abs().amax(1, keepdim=True) / 127
+    # Where a scale is too small to be a number of full precision, a step may be a little more.
+    assert bool(((found - values).abs() <= step * 1.001 + 1e-36).all())
+
+
+def test_unknown_codecs_have_no_name() -> None:
+    with pytest.raises(KeyError):
+        make_codec("fp8")
