@@ -1,0 +1,32 @@
+"""The collective of a worker that has no others."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from thinwire.transport.collective import Collective, Done, Pending
+
+
+class Alone(Collective):
+    """One worker: what it gives is what it gets."""
+
+    def __init__(self) -> None:
+        super().__init__(rank=0, size=1)
+
+    def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
+        """The tensor itself."""
+        return Done(tensor)
+
+    def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
+        """The message itself."""
+        return Done([message])
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """Nothing to do."""
+
+    def name_of(self, rank: int) -> str:
+        """See `Collective`."""
+        return "the only worker"
+
+    def close(self) -> None:
+        """Nothing to do."""

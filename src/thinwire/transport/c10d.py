@@ -1,0 +1,267 @@
+"""Collectives of `torch.distributed`: Gloo between CPUs, NCCL between GPUs.
+
+One thread of each worker owns communication: calls are queued, and made one after the other in the
+order in which they were queued, so that two workers can never wait for each other crosswise. The
+thread that computes goes on meanwhile.
+
+When a call fails, or takes too long, the workers hold a roll-call through the store: whoever does
+not answer is named. Not tried on GPUs.
+
+W workers.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from datetime import timedelta
+from time import monotonic, sleep
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from thinwire.errors import UserError
+from thinwire.transport.collective import Collective, Pending
+
+T = TypeVar("T")
+ROLL_CALL_SECONDS = 10.0
+
+
+class C10d(Collective):
+    """One worker of a process group.
+
+    Args:
+        store: what the workers find each other through; of this attempt of the run alone.
+        rank: this worker, from 0.
+        size: all workers.
+        timeout_seconds: the longest wait for the others.
+        device: where the model lives; on a GPU the group is NCCL's, else Gloo's.
+        loopback: let nothing outside this machine connect (Gloo).
+
+    Raises:
+        UserError: a worker did not come.
+    """
+
+    def __init__(
+        self,
+        store: dist.Store,
+        rank: int,
+        size: int,
+        timeout_seconds: float,
+        device: torch.device,
+        *,
+        loopback: bool,
+    ) -> None:
+        super().__init__(rank, size)
+        self._store = store
+        self._timeout_seconds = timeout_seconds
+        # What a group needs lies here: NCCL wants the GPU's memory, Gloo the host's.
+        self.device = device if device.type == "cuda" else torch.device("cpu")
+        self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collective")
+        self._broken = False
+        store.set_timeout(timedelta(seconds=timeout_seconds))
+        self._names = self._meet()
+        timeout = timedelta(seconds=timeout_seconds)
+        self._group: Any = self._queue(lambda: self._make_group(timeout, loopback)).wait()
+
+    def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
+        """See `Collective`; a tensor that lies where the group needs it is overwritten."""
+        self._count_all_reduce(tensor.nbytes)
+
+        def call() -> Tensor:
+            summed = tensor.to(self.device)
+            self._group.allreduce([summed]).wait()
+            return summed.to(tensor.device)
+
+        return self._queue(call)
+
+    def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
+        """See `Collective`; the lengths go first."""
+        self._count_given(message)
+
+        def call() -> list[Tensor]:
+            return self._exchanged(
+                message.to(self.device), self._lengths(len(message)), message.device
+            )
+
+        return _Gathered(self._queue(call), self._count_gathered)
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """See `Collective`."""
+        self._count_broadcast(tensor.nbytes)
+
+        def call() -> None:
+            sent = tensor.to(self.device)
+            self._group.broadcast([sent]).wait()
+            tensor.copy_(sent)
+
+        self._queue(call).wait()
+
+    def name_of(self, rank: int) -> str:
+        """Its number, host and process."""
+        return f"worker {rank} of {self.size} ({self._names[rank]})"
+
+    def close(self) -> None:
+        """Leave the group: once all calls have been made or, where it is broken, at once."""
+        self._owner.shutdown(wait=not self._broken, cancel_futures=self._broken)
+        self._group = None
+
+    def leave_word(self, sentence: str) -> None:
+        """Let the others know why this worker ends before its time."""
+        self._broken = True
+        try:
+            self._store.set(f"word/{self.rank}", sentence)
+        except RuntimeError:  # they will at least see that it has gone
+            return
+
+    # Meeting
+
+    def _meet(self) -> list[str]:
+        """Every worker's host and process, by rank."""
+        self._store.set(f"name/{self.rank}", f"{socket.gethostname()}, process {os.getpid()}")
+        names = []
+        for rank in range(self.size):
+            if not self._appears(f"name/{rank}", self._timeout_seconds):
+                raise UserError(
+                    f"worker {rank} of {self.size} has not come within "
+                    f"{self._timeout_seconds:g} seconds, so worker {self.rank} gives up"
+                )
+            names.append(self._store.get(f"name/{rank}").decode())
+        return names
+
+    def _make_group(self, timeout: timedelta, loopback: bool) -> Any:
+        if self.device.type == "cuda":
+            torch.cuda.set_device(self.device)
+            nccl: Any = dist.ProcessGroupNCCL.Options()
+            nccl._timeout = timeout
+            return dist.ProcessGroupNCCL(self._store, self.rank, self.size, nccl)
+        gloo: Any = dist.ProcessGroupGloo
+        options = gloo._Options()
+        options._timeout = timeout
+        options._devices = [gloo.create_device(hostname="127.0.0.1") if loopback else _device(gloo)]
+        return gloo(self._store, self.rank, self.size, options)
+
+    # Calling
+
+    def _lengths(self, length: int) -> list[int]:
+        own = torch.tensor([length], device=self.device)
+        found = [torch.empty_like(own) for _ in range(self.size)]
+        self._group.allgather([found], [own]).wait()
+        return [int(n) for n in found]
+
+    def _exchanged(self, own: Tensor, lengths: list[int], device: torch.device) -> list[Tensor]:
+        """Send `own` to all others and receive theirs, each as long as it is."""
+        to_each = [0 if rank == self.rank else len(own) for rank in range(self.size)]
+        of_each = [0 if rank == self.rank else length for rank, length in enumerate(lengths)]
+        received = own.new_empty(sum(of_each))
+        if any(lengths):
+            sent = own if self.size == 2 else own.repeat(self.size - 1)
+            self._group.alltoall_base(received, sent, of_each, to_each).wait()
+        parts = list(received.to(device).split(of_each))
+        parts[self.rank] = own.to(device)
+        return parts
+
+    def _queue(self, call: Callable[[], T]) -> Pending[T]:
+        ready = None
+        if self.device.type == "cuda":
+            ready = torch.cuda.current_stream(self.device).record_event()
+
+        def run() -> T:
+            if ready is not None:
+                torch.cuda.current_stream(self.device).wait_event(ready)
+            began = monotonic()
+            found = call()
+            self.busy_seconds += monotonic() - began
+            if ready is not None:
+                torch.cuda.current_stream(self.device).synchronize()
+            return found
+
+        return _Queued(self, self._owner.submit(run))
+
+    # Roll-call
+
+    def who_is_missing(self, error: RuntimeError) -> UserError:
+        """A sentence that names the workers which do not answer."""
+        self._broken = True
+        try:
+            found = self._roll_call()
+        except RuntimeError as silence:
+            return UserError(f"{self.name_of(self.rank)} has lost all others ({_brief(silence)})")
+        if isinstance(found, str):
+            return UserError(found)
+        if found:
+            names = " and ".join(self.name_of(rank) for rank in found)
+            return UserError(
+                f"{names} {'has' if len(found) == 1 else 'have'} stopped answering; go on with "
+                f"--resume from what is saved"
+            )
+        return UserError(
+            f"{self.name_of(self.rank)} has lost the connection to another worker, though all "
+            f"still run ({_brief(error)}); go on with --resume from what is saved"
+        )
+
+    def _roll_call(self) -> list[int] | str:
+        """Who is missing in the end or, as soon as it is known, why one of them has gone."""
+        self._store.set(f"here/{self.rank}", "1")
+        end = monotonic() + min(ROLL_CALL_SECONDS, self._timeout_seconds)
+        missing = [rank for rank in range(self.size) if rank != self.rank]
+        while True:
+            missing = [rank for rank in missing if not self._store.check([f"here/{rank}"])]
+            for rank in missing:
+                if self._store.check([f"word/{rank}"]):
+                    word = self._store.get(f"word/{rank}").decode()
+                    return f"{self.name_of(rank)} has ended: {word}"
+            if not missing or monotonic() > end:
+                return missing
+            sleep(0.05)
+
+    def _appears(self, key: str, seconds: float) -> bool:
+        end = monotonic() + seconds
+        while not self._store.check([key]):
+            if monotonic() > end:
+                return False
+            sleep(0.05)
+        return True
+
+
+class _Queued(Pending[T]):
+    def __init__(self, collective: C10d, future: Future[T]) -> None:
+        self._collective, self._future = collective, future
+
+    def wait(self) -> T:
+        try:
+            return self._future.result()
+        except CancelledError:
+            raise UserError(f"worker {self._collective.rank} has left the others") from None
+        except RuntimeError as error:
+            raise self._collective.who_is_missing(error) from error
+
+
+class _Gathered(Pending[list[Tensor]]):
+    """Messages that count as received once they are waited for."""
+
+    def __init__(
+        self, queued: Pending[list[Tensor]], count: Callable[[list[Tensor]], None]
+    ) -> None:
+        self._queued, self._count = queued, count
+        self._found: list[Tensor] | None = None
+
+    def wait(self) -> list[Tensor]:
+        if self._found is None:
+            self._found = self._queued.wait()
+            self._count(self._found)
+        return self._found
+
+
+def _device(gloo: Any) -> Any:
+    """Gloo's device for other machines: of GLOO_SOCKET_IFNAME, or of this host's name."""
+    interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
+    return gloo.create_device(interface=interface) if interface else gloo.create_default_device()
+
+
+def _brief(error: RuntimeError) -> str:
+    return str(error).splitlines()[0].rstrip(".")[:200]

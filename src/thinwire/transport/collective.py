@@ -1,0 +1,109 @@
+"""The contract of collectives: calls that every worker of a run makes, in the same order.
+
+Bytes are counted here, as they leave and arrive: a ring all-reduce of n bytes sends 2 (W - 1) n / W
+a worker; an all-gather (W - 1) n, and 8 (W - 1) more for the length, which goes first. What is sent
+counts when a call is made, what is received when its result has been waited for, so that both
+follow from the calls alone.
+
+W workers.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import Generic, TypeVar
+
+from torch import Tensor
+
+from thinwire.wire.meter import Meter
+
+T = TypeVar("T")
+T_co = TypeVar("T_co", covariant=True)
+LENGTH_BYTES = 8
+
+
+def all_reduce_bytes(num_workers: int, num_bytes: int) -> int:
+    """What each worker sends, and receives, when `num_bytes` are added up over all."""
+    return 2 * (num_workers - 1) * num_bytes // num_workers
+
+
+def all_gather_bytes(num_workers: int, num_bytes: int) -> int:
+    """What a worker sends when it gives `num_bytes` to each of the others."""
+    return (num_workers - 1) * (LENGTH_BYTES + num_bytes)
+
+
+class Pending(ABC, Generic[T_co]):
+    """What a collective will have found."""
+
+    @abstractmethod
+    def wait(self) -> T_co:
+        """The result, once it is there.
+
+        Raises:
+            UserError: a worker has gone, or did not answer in time; it is named.
+        """
+
+
+class Done(Pending[T]):
+    """What has been found already."""
+
+    def __init__(self, found: T) -> None:
+        self._found = found
+
+    def wait(self) -> T:
+        """What was found."""
+        return self._found
+
+
+class Collective(ABC):
+    """All workers of a run, seen from one of them.
+
+    A call returns at once; what it was given must not change until the result has been waited for.
+    """
+
+    def __init__(self, rank: int, size: int) -> None:
+        self.rank, self.size = rank, size
+        self.meter = Meter()
+        self.busy_seconds = 0.0
+        """How long calls were under way, hidden behind arithmetic or not."""
+
+    @abstractmethod
+    def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
+        """The sum over all workers, of any numeric type, of the same shape on each.
+
+        It may be `tensor` itself, overwritten.
+        """
+
+    @abstractmethod
+    def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
+        """Every worker's bytes, uint8, by rank; their lengths may differ."""
+
+    @abstractmethod
+    def broadcast(self, tensor: Tensor) -> None:
+        """Overwrite `tensor`, contiguous, by that of worker 0, and return when that is done."""
+
+    @abstractmethod
+    def name_of(self, rank: int) -> str:
+        """What to call a worker in a sentence."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Leave the others."""
+
+    def _count_all_reduce(self, num_bytes: int) -> None:
+        share = all_reduce_bytes(self.size, num_bytes)
+        self.meter.count(sent=share, received=share)
+
+    def _count_given(self, message: Tensor) -> None:
+        self.meter.count(sent=all_gather_bytes(self.size, message.nbytes))
+
+    def _count_gathered(self, messages: Sequence[Tensor]) -> None:
+        others = [m.nbytes for rank, m in enumerate(messages) if rank != self.rank]
+        self.meter.count(received=LENGTH_BYTES * len(others) + sum(others))
+
+    def _count_broadcast(self, num_bytes: int) -> None:
+        if self.rank == 0:
+            self.meter.count(sent=(self.size - 1) * num_bytes)
+        else:
+            self.meter.count(received=num_bytes)

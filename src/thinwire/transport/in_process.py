@@ -1,0 +1,122 @@
+"""Workers that are threads of one process: for tests, and to try many workers on one machine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from threading import Condition
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from thinwire.errors import UserError
+from thinwire.transport.collective import Collective, Pending
+
+T = TypeVar("T")
+
+
+class _Room:
+    """Where the members of a group lay down what they have for each call, by its number."""
+
+    def __init__(self, size: int, timeout_seconds: float) -> None:
+        self.size, self.timeout_seconds = size, timeout_seconds
+        self._given: dict[int, dict[int, Tensor]] = {}
+        self._num_taken: dict[int, int] = {}
+        self._gone: set[int] = set()
+        self._changed = Condition()
+
+    def give(self, call: int, rank: int, tensor: Tensor) -> None:
+        with self._changed:
+            self._given.setdefault(call, {})[rank] = tensor
+            self._changed.notify_all()
+
+    def leave(self, rank: int) -> None:
+        with self._changed:
+            self._gone.add(rank)
+            self._changed.notify_all()
+
+    def take(self, call: int) -> list[Tensor]:
+        """What all have given, by rank; forgotten once all have taken it."""
+        with self._changed:
+            given = self._given[call]
+            everyone = set(range(self.size))
+
+            def decided() -> bool:
+                missing = everyone - given.keys()
+                return not missing or bool(missing & self._gone)
+
+            self._changed.wait_for(decided, self.timeout_seconds)
+            missing = everyone - given.keys()
+            if missing:
+                raise self._missing(sorted(missing & self._gone or missing)[0])
+            self._num_taken[call] = self._num_taken.get(call, 0) + 1
+            if self._num_taken[call] == self.size:
+                del self._given[call], self._num_taken[call]
+            return [tensor for _, tensor in sorted(given.items())]
+
+    def _missing(self, rank: int) -> UserError:
+        if rank in self._gone:
+            return UserError(f"worker {rank} of {self.size} has left")
+        return UserError(
+            f"worker {rank} of {self.size} did not answer within {self.timeout_seconds:g} seconds"
+        )
+
+
+class InProcess(Collective):
+    """One member of a group of threads."""
+
+    def __init__(self, rank: int, room: _Room) -> None:
+        super().__init__(rank, room.size)
+        self._room = room
+        self._num_calls = 0
+
+    def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
+        """See `Collective`; added up in the order of the ranks."""
+        self._count_all_reduce(tensor.nbytes)
+        return self._call(tensor, lambda given: torch.stack(given).sum(0, dtype=tensor.dtype))
+
+    def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
+        """See `Collective`."""
+        self._count_given(message)
+
+        def found(all_given: list[Tensor]) -> list[Tensor]:
+            self._count_gathered(all_given)
+            return all_given
+
+        return self._call(message, found)
+
+    def broadcast(self, tensor: Tensor) -> None:
+        """See `Collective`."""
+        self._count_broadcast(tensor.nbytes)
+        tensor.copy_(self._call(tensor, lambda all_given: all_given[0]).wait())
+
+    def name_of(self, rank: int) -> str:
+        """See `Collective`."""
+        return f"worker {rank} of {self.size}"
+
+    def close(self) -> None:
+        """Leave: calls that this member has not made fail at once."""
+        self._room.leave(self.rank)
+
+    def _call(self, tensor: Tensor, finish: Callable[[list[Tensor]], T]) -> Pending[T]:
+        call, self._num_calls = self._num_calls, self._num_calls + 1
+        # A copy: a quick member may change what it gave before a slow one has read it.
+        self._room.give(call, self.rank, tensor.clone())
+        return _Taken(self._room, call, finish)
+
+
+class _Taken(Pending[T]):
+    def __init__(self, room: _Room, call: int, finish: Callable[[list[Tensor]], T]) -> None:
+        self._room, self._call, self._finish = room, call, finish
+        self._found: list[T] = []
+
+    def wait(self) -> T:
+        if not self._found:
+            self._found.append(self._finish(self._room.take(self._call)))
+        return self._found[0]
+
+
+def in_process_group(size: int, timeout_seconds: float = 30.0) -> list[InProcess]:
+    """The members of a group of `size` threads."""
+    room = _Room(size, timeout_seconds)
+    return [InProcess(rank, room) for rank in range(size)]
