@@ -23,12 +23,13 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch._C._distributed_c10d import Store
 
 from thinwire.errors import UserError
 from thinwire.transport.collective import Collective, Pending
+from thinwire.transport.patience import MEETING_SECONDS, ROLL_CALL_SECONDS
 
 T = TypeVar("T")
-ROLL_CALL_SECONDS = 10.0
 
 
 class C10d(Collective):
@@ -41,6 +42,7 @@ class C10d(Collective):
         timeout_seconds: the longest wait for the others.
         device: where the model lives; on a GPU the group is NCCL's, else Gloo's.
         loopback: let nothing outside this machine connect (Gloo).
+        meeting_seconds: the least time that the others have to come.
 
     Raises:
         UserError: a worker did not come.
@@ -48,13 +50,14 @@ class C10d(Collective):
 
     def __init__(
         self,
-        store: dist.Store,
+        store: Store,
         rank: int,
         size: int,
         timeout_seconds: float,
         device: torch.device,
         *,
         loopback: bool,
+        meeting_seconds: float = MEETING_SECONDS,
     ) -> None:
         super().__init__(rank, size)
         self._store = store
@@ -62,10 +65,13 @@ class C10d(Collective):
         # What a group needs lies here: NCCL wants the GPU's memory, Gloo the host's.
         self.device = device if device.type == "cuda" else torch.device("cpu")
         self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collective")
-        self._broken = False
-        store.set_timeout(timedelta(seconds=timeout_seconds))
-        self._names = self._meet()
+        self._failure: RuntimeError | None = None
+        """Of the first call that failed; none is made after it."""
+        self._verdict: UserError | None = None
+        self._abandoned = False
         timeout = timedelta(seconds=timeout_seconds)
+        store.set_timeout(timeout)
+        self._names = self._meet(max(timeout_seconds, meeting_seconds))
         self._group: Any = self._queue(lambda: self._make_group(timeout, loopback)).wait()
 
     def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
@@ -107,12 +113,13 @@ class C10d(Collective):
 
     def close(self) -> None:
         """Leave the group: once all calls have been made or, where it is broken, at once."""
-        self._owner.shutdown(wait=not self._broken, cancel_futures=self._broken)
+        broken = self._abandoned or self._failure is not None
+        self._owner.shutdown(wait=not broken, cancel_futures=broken)
         self._group = None
 
     def leave_word(self, sentence: str) -> None:
         """Let the others know why this worker ends before its time."""
-        self._broken = True
+        self._abandoned = True
         try:
             self._store.set(f"word/{self.rank}", sentence)
         except RuntimeError:  # they will at least see that it has gone
@@ -120,15 +127,15 @@ class C10d(Collective):
 
     # Meeting
 
-    def _meet(self) -> list[str]:
+    def _meet(self, patience_seconds: float) -> list[str]:
         """Every worker's host and process, by rank."""
         self._store.set(f"name/{self.rank}", f"{socket.gethostname()}, process {os.getpid()}")
         names = []
         for rank in range(self.size):
-            if not self._appears(f"name/{rank}", self._timeout_seconds):
+            if not self._appears(f"name/{rank}", patience_seconds):
                 raise UserError(
-                    f"worker {rank} of {self.size} has not come within "
-                    f"{self._timeout_seconds:g} seconds, so worker {self.rank} gives up"
+                    f"worker {rank} of {self.size} has not come within {patience_seconds:g} "
+                    f"seconds, so worker {self.rank} gives up"
                 )
             names.append(self._store.get(f"name/{rank}").decode())
         return names
@@ -173,8 +180,14 @@ class C10d(Collective):
         def run() -> T:
             if ready is not None:
                 torch.cuda.current_stream(self.device).wait_event(ready)
+            if self._failure is not None:
+                raise self._failure
             began = monotonic()
-            found = call()
+            try:
+                found = call()
+            except RuntimeError as error:
+                self._failure = error
+                raise
             self.busy_seconds += monotonic() - began
             if ready is not None:
                 torch.cuda.current_stream(self.device).synchronize()
@@ -186,20 +199,22 @@ class C10d(Collective):
 
     def who_is_missing(self, error: RuntimeError) -> UserError:
         """A sentence that names the workers which do not answer."""
-        self._broken = True
+        if self._verdict is None:
+            self._verdict = UserError(self._find_out(error))
+        return self._verdict
+
+    def _find_out(self, error: RuntimeError) -> str:
         try:
             found = self._roll_call()
         except RuntimeError as silence:
-            return UserError(f"{self.name_of(self.rank)} has lost all others ({_brief(silence)})")
+            return f"{self.name_of(self.rank)} has lost all others ({_brief(silence)})"
         if isinstance(found, str):
-            return UserError(found)
+            return found
         if found:
             names = " and ".join(self.name_of(rank) for rank in found)
-            return UserError(
-                f"{names} {'has' if len(found) == 1 else 'have'} stopped answering; go on with "
-                f"--resume from what is saved"
-            )
-        return UserError(
+            verb = "has" if len(found) == 1 else "have"
+            return f"{names} {verb} stopped answering; go on with --resume from what is saved"
+        return (
             f"{self.name_of(self.rank)} has lost the connection to another worker, though all "
             f"still run ({_brief(error)}); go on with --resume from what is saved"
         )

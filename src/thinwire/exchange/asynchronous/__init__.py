@@ -1,0 +1,23 @@
+"""The asynchronous exchange: servers hold the parameters, and no worker waits for another.
+
+Server i of M holds rows i, i + M, i + 2M, ... of every parameter, with their optimisers' state. A
+worker's step:
+
+1. **Pull.** It names the rows that its next batch touches; each server answers with those that
+   have changed since it last sent them to this worker.
+2. **Compute**, on the values at hand, while the next batch's pull is on its way.
+3. **Push** the gradients of the rows that the step touched, and go on at once; each server
+   updates those rows.
+
+How many updates a server has made between answering a pull and receiving its gradients is the
+gradients' staleness. This is asynchronous SGD with a parameter server (Li et al., OSDI 2014), for
+which the paper's sampling decides what travels; the details are ours.
+
+    protocol.py      the messages, and their sizes
+    shard.py         one server's rows: pulling from them, pushing to them
+    compensation.py  what may be done about staleness
+    places.py        which worker reads which part of the text
+    server.py        a server's side: who the workers are, and what each is answered
+    client.py        a worker's side
+    slices.py        how M servers' rows make one model
+"""

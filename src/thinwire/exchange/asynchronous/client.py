@@ -1,0 +1,533 @@
+"""A worker's side: it joins, pulls what its steps touch, and pushes what they have found.
+
+A worker's parameters are a copy in which only those rows are current that were pulled last. A pull
+may be issued long before its rows are needed, one at a time; `fetch` then waits for what has not
+arrived yet. A push never waits.
+
+M servers, of which server i holds rows i, i + M, ...; R rows of a group touched, N of them at one
+server, H of those sent.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from time import monotonic, perf_counter
+from typing import Any
+
+import torch
+from torch import Size, Tensor
+
+from thinwire.errors import UserError
+from thinwire.exchange.asynchronous.protocol import (
+    ABSENT,
+    PROTOCOL,
+    Kind,
+    Position,
+    Pull,
+    Push,
+    Report,
+    Rows,
+    Selection,
+    WireAccount,
+    decoded,
+    incarnation_of,
+    json_of,
+    read_message,
+    say,
+    say_json,
+    text_of,
+    unpacked_mask,
+)
+from thinwire.exchange.asynchronous.server import LIFE_SECONDS
+from thinwire.exchange.asynchronous.shard import parameter_codec
+from thinwire.exchange.asynchronous.slices import every
+from thinwire.exchange.config import ExchangeConfig
+from thinwire.exchange.hidden import HiddenBlocks
+from thinwire.optim.clipping import clip_gradients
+from thinwire.optim.rows import write
+from thinwire.seeds import derive, torch_generator
+from thinwire.touched import Touched
+from thinwire.transport.messages import Line
+from thinwire.wire.codecs import make_codec
+from thinwire.wire.frames import Frame
+
+INCARNATION_BITS = 48
+# How soon a worker that waits notices that it was asked to stop.
+POLL_SECONDS = 0.2
+
+
+class Stopped(Exception):
+    """The run has ended; the message says why."""
+
+
+class Lost(Exception):
+    """A server does not know this worker, or has fallen silent: it has to join again."""
+
+
+class Interrupted(Exception):
+    """This worker was asked to stop."""
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a worker is told when it joins."""
+
+    place: int
+    position: Position
+    settings: dict[str, Any]
+
+
+class Servers:
+    """All servers of a run, as one worker sees them.
+
+    Args:
+        lines: one to each, in any order.
+        data: the data folder's fingerprint.
+        version: of thinwire.
+        name: what to call this worker in a sentence.
+        timeout_seconds: the longest wait for a server.
+        stopping: whether this worker was asked to stop.
+    """
+
+    def __init__(
+        self,
+        lines: Sequence[Line],
+        *,
+        data: str,
+        version: str,
+        name: str,
+        timeout_seconds: float,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.lines = list(lines)
+        self.timeout_seconds = timeout_seconds
+        self.incarnation = 0
+        self._hello = {"protocol": PROTOCOL, "thinwire": version, "data": data, "name": name}
+        self._stopping = stopping
+        self._waited_seconds = 0.0
+        self._before = WireAccount()
+
+    def join(self) -> Welcome:
+        """Say HELLO to every server until each has said WELCOME; put the lines in their order.
+
+        Raises:
+            UserError: a server refuses, does not answer in time, or is not of the same run.
+            Stopped: the run has ended.
+        """
+        self.incarnation = 1 + secrets.randbits(INCARNATION_BITS)
+        hello = say_json(Kind.HELLO, self._hello | {"incarnation": self.incarnation})
+        found = [self._joined(line, hello) for line in self.lines]
+        order = self._order(found)
+        self.lines = [self.lines[index] for index in order]
+        self._before = self._total()
+        first = found[order[0]]
+        return Welcome(first["place"], Position(*first["position"]), first["settings"])
+
+    def _joined(self, line: Line, hello: Tensor) -> dict[str, Any]:
+        said_hello, deadline = float("-inf"), monotonic() + self.timeout_seconds
+        while monotonic() < deadline:
+            if monotonic() - said_hello >= LIFE_SECONDS:
+                said_hello = monotonic()
+                line.send(hello)
+            received = self._receive(line, LIFE_SECONDS)
+            if received is None:
+                continue
+            kind, frame = received
+            if kind is Kind.REFUSED:
+                raise UserError(text_of(frame))
+            if kind is Kind.WELCOME and json_of(frame).get("incarnation") == self.incarnation:
+                return json_of(frame)
+        raise UserError(
+            f"the server {line.server} has not answered {self._hello['name']} for "
+            f"{self.timeout_seconds:g} seconds: is it running, and has it the same key?"
+        )
+
+    def _order(self, found: Sequence[Mapping[str, Any]]) -> list[int]:
+        names = [line.server for line in self.lines]
+        for name, welcome in zip(names, found, strict=True):
+            if welcome["run"] != found[0]["run"]:
+                raise UserError(
+                    f"{names[0]} serves the run {found[0]['run']}, and {name} the run "
+                    f"{welcome['run']}: name servers of one run"
+                )
+        if found[0]["num_shards"] != len(found):
+            raise UserError(
+                f"the run has {found[0]['num_shards']} servers, and {len(found)} are named: "
+                f"{', '.join(names)}"
+            )
+        shards = [welcome["shard"] for welcome in found]
+        for index, shard in enumerate(shards):
+            if shard in shards[:index]:
+                raise UserError(
+                    f"{names[shards.index(shard)]} and {names[index]} are the same server of the "
+                    f"run, the one with shard {shard}"
+                )
+        return sorted(range(len(shards)), key=lambda index: shards[index])
+
+    def send(self, index: int, message: Tensor) -> None:
+        """Send to server `index`."""
+        self.lines[index].send(message)
+
+    def arrived(self, index: int) -> tuple[Kind, Frame] | None:
+        """A message of server `index` that is there already."""
+        return self._receive(self.lines[index], 0.0)
+
+    def wait(self, index: int) -> tuple[Kind, Frame]:
+        """The next message of server `index`, which is asked for a sign of life meanwhile.
+
+        Raises:
+            Lost: it is silent, or does not know this worker.
+            Stopped: the run has ended.
+            Interrupted: this worker has to stop.
+        """
+        began = perf_counter()
+        try:
+            while True:
+                received = self._receive(self.lines[index], LIFE_SECONDS)
+                if received is not None:
+                    return received
+                if perf_counter() - began >= self.timeout_seconds:
+                    raise Lost
+                self.lines[index].send(say(Kind.ALIVE, self.incarnation))
+        finally:
+            self._waited_seconds += perf_counter() - began
+
+    def goodbye(self) -> None:
+        """Leave, with the whole account of the wire."""
+        for index in range(len(self.lines)):
+            self.send(index, say(Kind.GOODBYE, self.incarnation, *self.account()))
+
+    def account(self) -> WireAccount:
+        """What was waited, sent and received since the last HELLO."""
+        pairs = zip(self._total(), self._before, strict=True)
+        return WireAccount(*(now - before for now, before in pairs))
+
+    def _total(self) -> WireAccount:
+        sent = sum(line.meter.sent for line in self.lines)
+        received = sum(line.meter.received for line in self.lines)
+        return WireAccount(self._waited_seconds, sent, received)
+
+    def _receive(self, line: Line, timeout_seconds: float) -> tuple[Kind, Frame] | None:
+        """The next message that can be read and is for this incarnation."""
+        deadline = monotonic() + timeout_seconds
+        while True:
+            if self._stopping():
+                raise Interrupted
+            message = line.receive(min(POLL_SECONDS, max(0.0, deadline - monotonic())))
+            if message is not None:
+                with suppress(ValueError):
+                    kind, frame = read_message(message)
+                    if kind is Kind.STOP:
+                        raise Stopped(text_of(frame))
+                    if kind in (Kind.WELCOME, Kind.REFUSED):
+                        return kind, frame
+                    if incarnation_of(frame) == self.incarnation:
+                        if kind is Kind.AGAIN:
+                            raise Lost
+                        return kind, frame
+            elif monotonic() >= deadline:
+                return None
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Rows that several parameters have in common: sorted, and where each stood before."""
+
+    ids_R: Tensor
+    order_R: Tensor
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What a step needs.
+
+    Attributes:
+        touched: rows of the tables.
+        blocks: rows of the blocks.
+        group_of: for each parameter its group.
+        groups: None: every row.
+    """
+
+    touched: Touched
+    blocks: Mapping[str, Tensor | None]
+    group_of: tuple[int, ...]
+    groups: tuple[_Group | None, ...]
+
+    def selection(self, index: int, count: int) -> tuple[Selection, list[Tensor | None]]:
+        """The rows of server `index` of `count`, by its numbers; and where they stand in `order_R`.
+
+        For a group of every row, `None` stands for the places.
+        """
+        ids: list[Tensor | None] = []
+        places: list[Tensor | None] = []
+        for group in self.groups:
+            if group is None:
+                ids.append(None)
+                places.append(None)
+            elif count == 1:
+                ids.append(group.ids_R)
+                places.append(group.order_R)
+            else:
+                here_R = group.ids_R % count == index
+                ids.append(group.ids_R[here_R] // count)
+                places.append(group.order_R[here_R])
+        return Selection(self.group_of, tuple(ids)), places
+
+
+@dataclass
+class _Awaited:
+    """A pull that is under way, and its answers so far."""
+
+    number: int
+    wanted: _Wanted
+    answers: dict[int, Rows] = field(default_factory=dict)
+
+
+class Client:
+    """Pulls and pushes.
+
+    Args:
+        servers: joined already.
+        tables: this worker's copy of the parameters that are read row by row, by name.
+        blocks: that of the others.
+        config: codec, selection and hidden fraction.
+        clip: largest global norm of a step's gradient; 0: none.
+        seed: of stochastic rounding and of the hidden blocks that travel; each worker's own.
+    """
+
+    def __init__(
+        self,
+        servers: Servers,
+        tables: Mapping[str, Tensor],
+        blocks: Mapping[str, Tensor],
+        config: ExchangeConfig,
+        clip: float,
+        seed: int,
+    ) -> None:
+        self.servers, self.tables, self.blocks = servers, tables, blocks
+        self.factor = 1.0
+        self.too_old = 0
+        """How many pushes came too late and were dropped."""
+        self._clip, self._seed = clip, seed
+        self._parameters = {**tables, **blocks}
+        self._names = list(self._parameters)
+        self._codec, self._parameter_codec = make_codec(config.codec), parameter_codec(config.codec)
+        self._everything = config.select == "everything"
+        kind = config.hidden_kind
+        self._hidden = HiddenBlocks(blocks, config.hidden_fraction, kind, derive(seed, "hidden"))
+        self._num_pulls = self._num_pushes = self._held = self._num_steps = 0
+        self._awaited: _Awaited | None = None
+        self._fetched: _Awaited | None = None
+        self._stale = False
+
+    # Pulling
+
+    def pull(self, touched: Touched) -> None:
+        """Ask for the rows of the next step, and return at once."""
+        self._num_steps += 1
+        self._ask(self._wanted(touched, self._hidden.select(self._num_steps - 1)))
+
+    def _ask(self, wanted: _Wanted) -> None:
+        self._num_pulls += 1
+        self._stale = False
+        self._awaited = _Awaited(self._num_pulls, wanted)
+        incarnation, number = self.servers.incarnation, self._num_pulls
+        for index in range(len(self.servers.lines)):
+            selection = self._pulled(wanted, index)
+            pull = Pull(incarnation, number, self._held, self._everything, selection)
+            self.servers.send(index, pull.pack())
+
+    def _pulled(self, wanted: _Wanted, index: int) -> Selection:
+        if self._everything:
+            P = len(self._names)
+            return Selection(tuple(range(P)), (None,) * P)
+        return wanted.selection(index, len(self.servers.lines))[0]
+
+    def fetch(self, touched: Touched) -> dict[str, Tensor]:
+        """The touched rows of each table, `[R, ...]`, as leaves that collect gradients.
+
+        They were pulled before, or are now. What was pulled before the server said that a push came
+        too late is pulled once more.
+        """
+        for index in range(len(self.servers.lines)):
+            while (message := self.servers.arrived(index)) is not None:
+                self._take(index, *message)
+        if self._awaited is None or self._awaited.wanted.touched is not touched:
+            self.pull(touched)
+        awaited = self._receive_rows()
+        if self._stale:
+            self._ask(awaited.wanted)
+            awaited = self._receive_rows()
+        self._fetched = awaited
+        return {
+            name: _gathered(self.tables[name].detach(), ids).requires_grad_()
+            for name, ids in touched.rows.items()
+        }
+
+    def _receive_rows(self) -> _Awaited:
+        """Wait for every server's answer to the pull that is under way, and make them current."""
+        awaited = self._awaited
+        assert awaited is not None
+        for index in range(len(self.servers.lines)):
+            while index not in awaited.answers:
+                self._take(index, *self.servers.wait(index))
+        for index, rows in awaited.answers.items():
+            self._write(rows, self._pulled(awaited.wanted, index), index)
+        self.factor = awaited.answers[0].factor
+        self._held, self._awaited = awaited.number, None
+        return awaited
+
+    def _take(self, index: int, kind: Kind, frame: Frame) -> None:
+        """A message of server `index`; an answer to an earlier pull is left alone."""
+        if kind is Kind.TOO_OLD:
+            self.too_old += 1
+            self._stale = True
+        if kind is Kind.ROWS and self._awaited is not None:
+            with suppress(ValueError):
+                selection = self._pulled(self._awaited.wanted, index)
+                rows = Rows.read(frame, len(selection.ids))
+                if rows.number == self._awaited.number:
+                    self._awaited.answers[index] = rows
+
+    @torch.no_grad()
+    def _write(self, rows: Rows, selection: Selection, index: int) -> None:
+        """Put the rows that server `index` has sent into this worker's copy."""
+        M = len(self.servers.lines)
+        masks: list[Tensor | None] = []
+        for group, (mask, ids_N) in enumerate(zip(rows.masks, selection.ids, strict=True)):
+            N = self._num_rows(selection, group, index) if ids_N is None else len(ids_N)
+            masks.append(unpacked_mask(mask, N) if len(mask) else None)
+        for (parameter, group), data in zip(selection.present(), rows.values, strict=True):
+            target = self._parameters[self._names[parameter]].detach()
+            mask_N, ids_N = masks[group], selection.ids[group]
+            if mask_N is not None:
+                all_N = torch.arange(len(mask_N)) if ids_N is None else ids_N
+                ids_H = None if ids_N is None and bool(mask_N.all()) else all_N[mask_N]
+            else:
+                ids_H = ids_N
+            if ids_H is None:
+                own = target[index::M]
+                own.copy_(decoded(self._parameter_codec, data, own.shape))
+                continue
+            values = decoded(self._parameter_codec, data, Size((len(ids_H), *target.shape[1:])))
+            whole_ids = (ids_H * M + index).to(target.device)
+            write(target, whole_ids, on_device(values, target.device))
+
+    def _num_rows(self, selection: Selection, group: int, index: int) -> int:
+        parameter = selection.group_of.index(group)
+        return len(self._parameters[self._names[parameter]][index :: len(self.servers.lines)])
+
+    # Pushing
+
+    @torch.no_grad()
+    def push(
+        self, rows: Mapping[str, Tensor], loss: float, num_targets: int, position: Position
+    ) -> float:
+        """Send the gradients of the fetched rows and of the blocks (in their `grad`); never wait.
+
+        Args:
+            rows: what `fetch` returned, with its gradients.
+            loss: the step's mean loss in nats a token.
+            num_targets: its tokens.
+            position: how far this worker has read with this step.
+
+        Returns:
+            The global norm of the gradient, before clipping.
+        """
+        assert self._fetched is not None, "fetch comes before push"
+        fetched, self._fetched = self._fetched, None
+        gradients = {name: leaf.grad for name, leaf in rows.items() if leaf.grad is not None}
+        dense = {name: b.grad for name, b in self.blocks.items() if b.grad is not None}
+        norm = float(clip_gradients([*gradients.values(), *dense.values()], self._clip))
+        for name, gradient in dense.items():
+            ids = fetched.wanted.blocks[name]
+            gradients[name] = self._hidden.compensate(name, gradient, ids)
+            self._hidden.observe(name, ids, gradients[name])
+            self.blocks[name].grad = None
+        self._num_pushes += 1
+        values = {name: on_host(gradient) for name, gradient in gradients.items()}
+        report = Report(loss, norm, num_targets, position, self.servers.account())
+        for index in range(len(self.servers.lines)):
+            self.servers.send(index, self._packed(fetched, values, report, index))
+        return norm
+
+    def _packed(
+        self, fetched: _Awaited, gradients: Mapping[str, Tensor], report: Report, index: int
+    ) -> Tensor:
+        M, wanted = len(self.servers.lines), fetched.wanted
+        selection, places = wanted.selection(index, M)
+        group_of = tuple(
+            group if name in gradients else ABSENT
+            for name, group in zip(self._names, selection.group_of, strict=True)
+        )
+        selection = Selection(group_of, selection.ids)
+        generator = torch_generator(self._seed, "rounding", str(index), self._num_pushes)
+        values = []
+        for parameter, group in selection.present():
+            name = self._names[parameter]
+            gradient, places_N = gradients[name], places[group]
+            if places_N is None:
+                gradient = every(gradient, index, M)
+            elif self._everything:
+                whole = torch.zeros(self._parameters[name].shape)
+                touched_ids = wanted.touched.rows[name]
+                assert touched_ids is not None
+                gradient = every(whole.index_copy_(0, touched_ids.cpu(), gradient), index, M)
+            else:
+                gradient = gradient.index_select(0, places_N)
+            values.append(self._codec.encode(gradient, generator))
+        return Push(
+            self.servers.incarnation,
+            self._num_pushes,
+            fetched.number,
+            self._everything,
+            self.factor,
+            report,
+            selection,
+            tuple(values),
+        ).pack()
+
+    def _wanted(self, touched: Touched, blocks: Mapping[str, Tensor | None]) -> _Wanted:
+        group_of: list[int] = []
+        groups: list[_Group | None] = []
+        known: dict[int, int] = {}
+        for name in self._names:
+            if name not in touched.rows and name not in blocks:
+                group_of.append(ABSENT)
+                continue
+            ids_R = touched.rows[name] if name in touched.rows else blocks[name]
+            if ids_R is None or id(ids_R) not in known:
+                if ids_R is not None:
+                    known[id(ids_R)] = len(groups)
+                group_of.append(len(groups))
+                groups.append(None if ids_R is None else _Group(*ids_R.cpu().sort()))
+            else:
+                group_of.append(known[id(ids_R)])
+        return _Wanted(touched, blocks, tuple(group_of), tuple(groups))
+
+
+def on_host(values: Tensor) -> Tensor:
+    """The values in the host's memory, pinned, so that the copy runs at the bus's speed.
+
+    Not tried on CUDA.
+    """
+    if values.device.type != "cuda":
+        return values.cpu()
+    pinned = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    pinned.copy_(values, non_blocking=True)
+    torch.cuda.current_stream(values.device).synchronize()
+    return pinned
+
+
+def on_device(values: Tensor, device: torch.device) -> Tensor:
+    """The values on a device, by way of pinned memory. Not tried on CUDA."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def _gathered(table: Tensor, ids: Tensor | None) -> Tensor:
+    return table.view_as(table) if ids is None else table.index_select(0, ids)

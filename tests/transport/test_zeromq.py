@@ -1,0 +1,191 @@
+"""Messages over ZeroMQ on loopback: what the in-process door does, and strangers get nothing."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+from time import monotonic
+
+import pytest
+import torch
+import zmq
+from torch import Tensor
+
+from thinwire.errors import UserError
+from thinwire.transport.keys import Key, read_or_make_key
+from thinwire.transport.messages import Line
+from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine, is_loopback, split_address
+
+PATIENCE_SECONDS = 20.0
+# What a stranger is given to get in.
+STRANGER_SECONDS = 0.5
+
+
+@pytest.fixture
+def stack() -> Iterator[ExitStack]:
+    with ExitStack() as opened:
+        yield opened
+
+
+@pytest.fixture(params=[False, True], ids=["plain", "key"])
+def key(request: pytest.FixtureRequest, tmp_path: Path) -> Key | None:
+    return read_or_make_key(tmp_path / "key")[0] if request.param else None
+
+
+def opened(
+    stack: ExitStack, key: Key | None, listen: str = "127.0.0.1:0", max_bytes: int = 1 << 20
+) -> ZeroMQDoor:
+    return stack.enter_context(closing(ZeroMQDoor(listen, key, max_bytes)))
+
+
+def connected(stack: ExitStack, address: str, key: Key | None) -> ZeroMQLine:
+    return stack.enter_context(closing(ZeroMQLine(address, key)))
+
+
+def exchanged(door: ZeroMQDoor, line: Line, message: Tensor) -> Tensor:
+    """What comes back of a message that the door sends back."""
+    line.send(message)
+    arrived = door.receive(PATIENCE_SECONDS)
+    assert arrived is not None
+    door.send(*arrived)
+    answer = line.receive(PATIENCE_SECONDS)
+    assert answer is not None
+    return answer
+
+
+@pytest.mark.parametrize("size", [0, 1, 1000, 3_000_001])
+def test_messages_arrive_whole_and_are_counted(
+    size: int, key: Key | None, stack: ExitStack
+) -> None:
+    door = opened(stack, key, max_bytes=size)
+    line = connected(stack, door.address, key)
+    message = torch.arange(size).to(torch.uint8)
+    assert torch.equal(exchanged(door, line, message), message)
+    assert [door.meter.sent, door.meter.received] == [size, size]
+    assert [line.meter.sent, line.meter.received] == [size, size]
+
+
+def test_what_is_received_can_be_written_to(stack: ExitStack) -> None:
+    door = opened(stack, None)
+    line = connected(stack, door.address, None)
+    answer = exchanged(door, line, torch.ones(100_000, dtype=torch.uint8))
+    answer += 1
+    assert int(answer.sum()) == 200_000
+
+
+def test_each_worker_is_answered_on_its_own_line(key: Key | None, stack: ExitStack) -> None:
+    door = opened(stack, key)
+    lines = [connected(stack, door.address, key) for _ in range(3)]
+    for number, line in enumerate(lines):
+        line.send(torch.tensor([number], dtype=torch.uint8))
+    for _ in lines:
+        arrived = door.receive(PATIENCE_SECONDS)
+        assert arrived is not None
+        door.send(*arrived)
+    for number, line in enumerate(lines):
+        answer = line.receive(PATIENCE_SECONDS)
+        assert answer is not None and answer.tolist() == [number]
+
+
+def test_a_line_finds_a_door_that_opens_again(key: Key | None, stack: ExitStack) -> None:
+    door = ZeroMQDoor("127.0.0.1:0", key)
+    line = connected(stack, door.address, key)
+    first = torch.tensor([1], dtype=torch.uint8)
+    exchanged(door, line, first)
+    door.close()
+    door = opened(stack, key, door.address)
+    deadline = monotonic() + PATIENCE_SECONDS
+    arrived = None
+    while arrived is None and monotonic() < deadline:
+        line.send(first)
+        arrived = door.receive(0.2)
+    assert arrived is not None
+
+
+def test_strangers_get_nothing_and_disturb_nothing(stack: ExitStack, tmp_path: Path) -> None:
+    key, _ = read_or_make_key(tmp_path / "key")
+    other, _ = read_or_make_key(tmp_path / "other")
+    door = opened(stack, key)
+    friend = connected(stack, door.address, key)
+    hello = torch.ones(10, dtype=torch.uint8)
+    public, secret = zmq.curve_keypair()
+    strangers = [
+        connected(stack, door.address, None),  # no key
+        connected(stack, door.address, other),  # that of another run
+        # who knows the server's public key, but not its secret one
+        _knows(stack, door.address, key.public, Key(public, secret)),
+    ]
+    for stranger in strangers:
+        stranger.send(hello)
+    raw = stack.enter_context(
+        socket.create_connection(("127.0.0.1", split_address(door.address)[1]))
+    )
+    raw.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)) * 40)
+    assert door.receive(STRANGER_SECONDS) is None
+    assert torch.equal(exchanged(door, friend, hello), hello)
+    assert all(stranger.receive(0.0) is None for stranger in strangers)
+    assert door.receive(STRANGER_SECONDS) is None
+
+
+def _knows(stack: ExitStack, address: str, server: bytes, own: Key) -> Line:
+    class Knowing(ZeroMQLine):
+        def __init__(self) -> None:
+            super().__init__(address, None)
+            self._socket.close()
+            self._socket = self._context.socket(zmq.DEALER)
+            self._socket.linger = 0
+            self._socket.curve_serverkey = server
+            self._socket.curve_publickey, self._socket.curve_secretkey = own.public, own.secret
+            self._socket.connect(f"tcp://{address}")
+
+    return stack.enter_context(closing(Knowing()))
+
+
+def test_odd_messages_are_received_as_nothing(stack: ExitStack) -> None:
+    """Several frames, or too large: nothing that could be read comes out, and the door goes on."""
+    door = opened(stack, None)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        peer.connect(f"tcp://{door.address}")
+        peer.send_multipart([b"a", b"b"])
+        arrived = door.receive(PATIENCE_SECONDS)
+        assert arrived is not None and len(arrived[1]) == 0
+        peer.send(bytes(3 << 20))  # the door takes 1 + 1 MB
+        assert door.receive(STRANGER_SECONDS) is None
+    line = connected(stack, door.address, None)
+    assert exchanged(door, line, torch.ones(5, dtype=torch.uint8)).tolist() == [1] * 5
+
+
+def test_beyond_loopback_a_key_is_needed() -> None:
+    with pytest.raises(UserError, match=r"0\.0\.0\.0:0 can be reached from other machines"):
+        ZeroMQDoor("0.0.0.0:0", None)
+    with pytest.raises(UserError, match=r"192\.0\.2\.1:5555 is on another machine"):
+        ZeroMQLine("192.0.2.1:5555", None)
+
+
+def test_beyond_loopback_with_a_key(stack: ExitStack, tmp_path: Path) -> None:
+    key, _ = read_or_make_key(tmp_path / "key")
+    door = opened(stack, key, "*:0")
+    line = connected(stack, f"127.0.0.1:{split_address(door.address)[1]}", key)
+    assert exchanged(door, line, torch.ones(5, dtype=torch.uint8)).tolist() == [1] * 5
+
+
+def test_a_port_that_is_taken(stack: ExitStack) -> None:
+    door = opened(stack, None)
+    with pytest.raises(UserError, match=f"cannot listen on {door.address}: Address already in use"):
+        ZeroMQDoor(door.address, None)
+
+
+@pytest.mark.parametrize("address", ["", "5555", ":5555", "host:", "host:port", "host:70000"])
+def test_what_is_no_address(address: str) -> None:
+    with pytest.raises(UserError, match="is no address of the form HOST:PORT"):
+        split_address(address)
+
+
+def test_hosts() -> None:
+    assert is_loopback("127.0.0.1") and is_loopback("localhost") and is_loopback("[::1]")
+    assert not is_loopback("*") and not is_loopback("0.0.0.0") and not is_loopback("192.0.2.1")
+    with pytest.raises(UserError, match=r"the host nowhere\.invalid is not known"):
+        is_loopback("nowhere.invalid")
