@@ -1,4 +1,5 @@
-"""What all tests share: hypothesis settings, the command line as a process, a text to train on."""
+"""What all tests share: hypothesis settings, the command line as a process, a text to train on,
+small settings, and workers that are threads."""
 
 from __future__ import annotations
 
@@ -8,15 +9,21 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from threading import Thread
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import settings
+
+if TYPE_CHECKING:
+    from thinwire.config import RunConfig
 
 # No test depends on timing, and CI draws the same examples every time.
 settings.register_profile("thinwire", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("thinwire")
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+Work = Callable[[Any], Any]
 
 
 @pytest.fixture
@@ -82,3 +89,97 @@ def book(tmp_path: Path) -> Path:
     path = tmp_path / "book.txt"
     path.write_text("\n".join(sentences(2000)) + "\n", encoding="utf-8")
     return path
+
+
+# Four streams of seven tokens: 28 tokens a step of one worker, which takes milliseconds.
+TINY: dict[str, dict[str, Any]] = {
+    "run": {"threads": 1},
+    "model": {"width": 16, "heads": 2},
+    "loss": {"samples": 20},
+    "data": {"batch": 4, "length": 7},
+    "optim": {"lr": 0.002, "row_lr": 0.1, "schedule": "constant"},
+    "metrics": {"every_steps": 1},
+}
+
+
+@pytest.fixture
+def tiny() -> Callable[..., RunConfig]:
+    """`tiny(run={"tokens": 560}, ...)`: settings, those given laid over small ones."""
+    from thinwire.config import RunConfig
+
+    def make(**sections: dict[str, Any]) -> RunConfig:
+        merged = {name: TINY.get(name, {}) | sections.get(name, {}) for name in TINY | sections}
+        return RunConfig.from_dict(merged)
+
+    return make
+
+
+def run_workers(
+    size: int, work: Work, transport: str, timeout_seconds: float
+) -> tuple[list[Any], list[int]]:
+    """What each worker returned or raised, and those that raised, the first to do so first."""
+    import torch
+    from torch.distributed import HashStore
+
+    from thinwire.transport.c10d import C10d
+    from thinwire.transport.in_process import in_process_group
+
+    members, store = in_process_group(size, timeout_seconds), HashStore()
+    found: list[Any] = [None] * size
+    raised: list[int] = []
+
+    def join(rank: int) -> Any:
+        if transport == "in process":
+            return members[rank]
+        return C10d(store, rank, size, timeout_seconds, torch.device("cpu"), loopback=True)
+
+    def run(rank: int) -> None:
+        torch.set_num_threads(1)
+        member = None
+        try:
+            member = join(rank)
+            found[rank] = work(member)
+        except BaseException as error:
+            found[rank] = error
+            raised.append(rank)
+            if isinstance(member, C10d):
+                member.leave_word(str(error))
+        finally:
+            if member is not None:
+                member.close()
+
+    threads = [Thread(target=run, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(90)
+        assert not thread.is_alive(), "a worker hangs"
+    return found, raised
+
+
+@pytest.fixture
+def outcomes() -> Callable[..., list[Any]]:
+    """`outcomes(2, work)`: what `work(member)` returned or raised in each of two workers, which
+    are threads; `transport` is "in process" or "gloo"."""
+
+    def run(
+        size: int, work: Work, transport: str = "in process", timeout_seconds: float = 20.0
+    ) -> list[Any]:
+        return run_workers(size, work, transport, timeout_seconds)[0]
+
+    return run
+
+
+@pytest.fixture
+def together() -> Callable[..., list[Any]]:
+    """The same where nothing may be raised."""
+
+    def run(
+        size: int, work: Work, transport: str = "in process", timeout_seconds: float = 20.0
+    ) -> list[Any]:
+        found, raised = run_workers(size, work, transport, timeout_seconds)
+        if raised:
+            raise found[raised[0]]
+        return found
+
+    return run

@@ -7,6 +7,7 @@ import inspect
 import itertools
 import textwrap
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -25,9 +26,11 @@ from thinwire.config import (
     tomllib,
 )
 from thinwire.errors import UserError
+from thinwire.exchange.config import ExchangeConfig
 
 # What the settings demand of their values, where that is more than their type.
 FRACTION = st.floats(0, 1, exclude_max=True)
+NAN = float("nan")
 POSITIVE = st.floats(min_value=0, exclude_min=True)
 NOT_NEGATIVE = st.floats(min_value=0, allow_nan=False)
 DEMANDS: dict[str, st.SearchStrategy[Any]] = {
@@ -48,6 +51,7 @@ DEMANDS: dict[str, st.SearchStrategy[Any]] = {
     "exchange.local_steps": st.integers(8, 99),
     "exchange.fragments": st.integers(1, 8),  # no more than there are local steps
     "exchange.outer_momentum": FRACTION,
+    "exchange.timeout_seconds": st.floats(0, 1e6, exclude_min=True),
     **{f"optim.{name}": FRACTION for name in ("beta1", "beta2", "momentum", "rho")},
     **{f"optim.{name}": st.floats(1e-30, 1e30) for name in ("lr", "row_lr")},
 }
@@ -67,12 +71,20 @@ def values(name: str, hint: Any) -> st.SearchStrategy[Any]:
 
 def sections() -> dict[str, st.SearchStrategy[Any]]:
     return {
-        section: st.builds(
-            made,
-            **{key: values(f"{section}.{key}", hint) for key, hint in get_type_hints(made).items()},
-        )
+        section: st.fixed_dictionaries(
+            {key: values(f"{section}.{key}", hint) for key, hint in get_type_hints(made).items()}
+        ).map(partial(build, made))
         for section, made in get_type_hints(RunConfig).items()
     }
+
+
+def build(made: Any, settings: dict[str, Any]) -> Any:
+    """A section; where settings demand something of one another, they get it."""
+    if made is ExchangeConfig and (
+        settings["kind"] == "periodic" or settings["select"] == "everything"
+    ):
+        settings = settings | {"hidden_fraction": 1.0}  # all hidden blocks travel
+    return made(**settings)
 
 
 @given(st.builds(RunConfig, **sections()))
@@ -151,6 +163,7 @@ def test_refused(content: dict[str, Any], sentence: str) -> None:
         (RunSettings, {"tokens": -5}, "--tokens is -5, but a budget must be above 0"),
         (RunSettings, {"epochs": float("nan")}, "--epochs is nan, but a budget"),
         (RunSettings, {"threads": -1}, "--threads is -1"),
+        (RunSettings, {"workers": 0}, "--workers is 0, but it must be 1 or more"),
         (RunSettings, {"device": "tpu"}, "--device is tpu, which is none of auto, cpu, cuda, mps"),
         (EvalSettings, {"tokens": -1}, "eval.tokens is -1, and must be 0 or more"),
         (EvalSettings, {"every_seconds": float("nan")}, "eval.every_seconds is nan"),
@@ -159,6 +172,56 @@ def test_refused(content: dict[str, Any], sentence: str) -> None:
         (CheckpointSettings, {"every_seconds": -1.0}, "checkpoint.every_seconds is -1.0"),
         (MetricsSettings, {"every_steps": -1}, "metrics.every_steps is -1"),
         (MetricsSettings, {"every_seconds": -1.0}, "metrics.every_seconds is -1.0"),
+        (
+            ExchangeConfig,
+            {"kind": "gossip"},
+            "exchange.kind is gossip, which is none of sync, async",
+        ),
+        (
+            ExchangeConfig,
+            {"select": "some"},
+            "exchange.select is some, which is none of rows, every",
+        ),
+        (
+            ExchangeConfig,
+            {"codec": "fp8"},
+            "exchange.codec is fp8, which is none of fp32, bf16, int8",
+        ),
+        (
+            ExchangeConfig,
+            {"hidden_kind": "no"},
+            "exchange.hidden_kind is no, which is none of feedback",
+        ),
+        (ExchangeConfig, {"hidden_fraction": 0.0}, r"hidden_fraction is 0.0, but .* in \(0, 1\]"),
+        (ExchangeConfig, {"hidden_fraction": 1.5}, r"hidden_fraction is 1.5, but .* in \(0, 1\]"),
+        (ExchangeConfig, {"hidden_fraction": NAN}, "hidden_fraction is nan"),
+        (
+            ExchangeConfig,
+            {"hidden_fraction": 0.5, "select": "everything"},
+            "--select everything sends all hidden blocks, so .* must be 1, and is 0.5",
+        ),
+        (
+            ExchangeConfig,
+            {"hidden_fraction": 0.5, "kind": "periodic"},
+            "a periodic exchange sends all hidden blocks, so .* must be 1, and is 0.5",
+        ),
+        (ExchangeConfig, {"local_steps": 0}, "exchange.local_steps is 0, and must be 1 or more"),
+        (ExchangeConfig, {"fragments": 0}, "exchange.fragments is 0, and must be 1 or more"),
+        (
+            ExchangeConfig,
+            {"fragments": 5, "local_steps": 4},
+            r"exchange.fragments is 5, but no more than exchange.local_steps \(4\)",
+        ),
+        (ExchangeConfig, {"outer_lr": 0.0}, "exchange.outer_lr is 0.0, and must be above 0"),
+        (ExchangeConfig, {"outer_momentum": 1.0}, r"outer_momentum is 1.0, but .* in \[0, 1\)"),
+        (ExchangeConfig, {"outer_momentum": -0.1}, "outer_momentum is -0.1"),
+        (
+            ExchangeConfig,
+            {"timeout_seconds": 0.0},
+            "timeout_seconds is 0.0, and must lie between 0",
+        ),
+        (ExchangeConfig, {"timeout_seconds": 1e7}, "timeout_seconds is 10000000.0, .* 1,000,000"),
+        (ExchangeConfig, {"timeout_seconds": NAN}, "timeout_seconds is nan"),
     ],
 )
 def test_values_that_make_no_sense(make: Any, settings: dict[str, Any], sentence: str) -> None:

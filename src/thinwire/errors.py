@@ -9,3 +9,9 @@ class UserError(ValueError):
     The command line prints the sentence alone and exits with status 2; any other exception is a
     defect of thinwire and keeps its traceback.
     """
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says: which file, if any, and why."""
+    reason = error.strerror or str(error)
+    return f"{error.filename}: {reason}" if error.filename else reason

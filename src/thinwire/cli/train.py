@@ -24,7 +24,8 @@ def train(
 ) -> None:
     """Train a language model on a data folder.
 
-    Ctrl+C saves and stops; the same command with --resume goes on.
+    Ctrl+C saves and stops; the same command with --resume goes on. Under torchrun this is one of
+    its workers.
 
     Parameters
     ----------
@@ -37,6 +38,6 @@ def train(
     resume
         Go on with the run in --out, with its own settings; budgets may be raised.
     """
-    from thinwire.train.loop import train as run
+    from thinwire.launch.start import start
 
-    run(data, out, settings, resume=resume)
+    start(data, out, settings, resume=resume)

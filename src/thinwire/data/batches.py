@@ -111,16 +111,28 @@ class Batches:
         """Where the iterator stands; a few numbers, the same for all workers."""
         return dict(self._state)
 
-    def load_state_dict(self, state: dict[str, int]) -> None:
-        """Go on where `state_dict()` was taken: the same split, seed, streams and length."""
-        for key, what in (("streams", "sequences over all workers"), ("length", "data.length")):
-            if state[key] != self._state[key]:
-                raise UserError(
-                    f"the saved run had {state[key]} as {what}, and this one has "
-                    f"{self._state[key]}: a run can only go on with the same number"
-                )
-        self._state = {key: int(state[key]) for key in self._state}
-        self._cut.start(self._state["epoch"])
+    def load_state_dict(self, state: dict[str, int]) -> bool:
+        """Go on where `state_dict()` was taken, of the same split, seed and length.
+
+        With as many streams it is the same place to the token. With another number, as another
+        number of workers has, it is the same part of the epoch: the streams are cut elsewhere, so
+        some text is read twice in that epoch and some not at all.
+
+        Returns:
+            Whether the streams are the same.
+        """
+        if state["length"] != self._state["length"]:
+            raise UserError(
+                f"the saved run had {state['length']} as data.length, and this one has "
+                f"{self._state['length']}: a run can only go on with the same number"
+            )
+        epoch, step, streams = int(state["epoch"]), int(state["step"]), self._state["streams"]
+        same_streams = state["streams"] == streams
+        self._cut.start(epoch)
+        if not same_streams:
+            step = min(step * state["streams"] // streams, self._cut.num_steps - 1)
+        self._state |= {"epoch": epoch, "step": step}
+        return same_streams
 
 
 class _Cut(ABC):

@@ -9,9 +9,13 @@ from cyclopts import Parameter
 
 from thinwire.errors import UserError
 
-ExchangeKind = Literal["sync", "async", "periodic"]
+ExchangeKind = Literal["sync", "async", "periodic", "auto"]
 Select = Literal["rows", "everything"]
 CodecName = Literal["fp32", "bf16", "int8"]
+HiddenKind = Literal["feedback", "largest", "unbiased"]
+# Longer ones do not fit in what the transports count with.
+LONGEST_TIMEOUT_SECONDS = 1_000_000
+Compensation = Literal["none", "delay", "rate", "accumulate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,15 +23,20 @@ class ExchangeConfig:
     """How several workers train one model; one worker alone exchanges nothing."""
 
     kind: ExchangeKind = "sync"
-    """`--exchange` for short. sync: the workers add up their gradients at every step; async: a server holds the parameters,
-    and nobody waits; periodic: local steps, then an outer step on what changed."""
+    """`--exchange` for short. sync: the workers add up their gradients at every step; async: a
+    server holds the parameters, and nobody waits; periodic: local steps, then an outer step on what
+    changed; auto: what `thinwire plan` finds best for --workers on this machine."""
     select: Annotated[Select, Parameter(name=("--select", "--exchange.select"))] = "rows"
     """What travels: the rows and blocks that a step touched, or everything (the dense baseline).
     It changes what is sent, never what is updated."""
     codec: Annotated[CodecName, Parameter(name=("--codec", "--exchange.codec"))] = "fp32"
     """How numbers travel: 4 bytes each, 2, or 1 and a scale for each row."""
     hidden_fraction: float = 1.0
-    """Part of the hidden blocks' rows that travels in a step; the rest is made up later."""
+    """sync and async: part of the hidden blocks' rows that travels in a step."""
+    hidden_kind: HiddenKind = "feedback"
+    """What becomes of the other rows. feedback: they are kept, and added to what travels later;
+    largest: the same, and rows with much to send go first; unbiased: they are dropped, and what
+    travels is scaled up."""
     local_steps: int = 16
     """periodic: steps between two exchanges of the same row or block."""
     fragments: int = 4
@@ -43,9 +52,28 @@ class ExchangeConfig:
         bool, Parameter(name=("--check-replicas", "--exchange.check_replicas"))
     ] = False
     """sync: compare a hash of every worker's parameters at each evaluation."""
+    servers: int = 1
+    """async, with --workers: servers on this machine, each of which holds every n-th row."""
+    staleness_bound: int = 0
+    """async: a push that comes more than so many updates after its pull is dropped, and its worker
+    pulls anew; 0: none is."""
+    compensation: Compensation = "none"
+    """async: what is done about late gradients. delay: they are corrected to first order for how
+    far the parameters have moved; rate: an update is scaled by 1 / (1 + staleness); accumulate: the
+    mean of a few pushes is applied at once."""
+    delay_strength: float = 0.04
+    """async, compensation delay: the weight of the correction."""
+    accumulate: int = 2
+    """async, compensation accumulate: how many pushes are applied at once."""
 
     def __post_init__(self) -> None:
-        for name, kinds in (("kind", ExchangeKind), ("select", Select), ("codec", CodecName)):
+        for name, kinds in (
+            ("kind", ExchangeKind),
+            ("select", Select),
+            ("codec", CodecName),
+            ("hidden_kind", HiddenKind),
+            ("compensation", Compensation),
+        ):
             if getattr(self, name) not in get_args(kinds):
                 raise UserError(
                     f"exchange.{name} is {getattr(self, name)}, which is none of "
@@ -55,7 +83,13 @@ class ExchangeConfig:
             raise UserError(
                 f"exchange.hidden_fraction is {self.hidden_fraction}, but it must lie in (0, 1]"
             )
-        for name in ("local_steps", "fragments"):
+        if self.hidden_fraction < 1.0 and (self.select == "everything" or self.kind == "periodic"):
+            reason = "a periodic exchange" if self.kind == "periodic" else "--select everything"
+            raise UserError(
+                f"{reason} sends all hidden blocks, so exchange.hidden_fraction must be 1, and is "
+                f"{self.hidden_fraction}"
+            )
+        for name in ("local_steps", "fragments", "servers", "accumulate"):
             if getattr(self, name) < 1:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 1 or more")
         if self.fragments > self.local_steps:
@@ -63,10 +97,17 @@ class ExchangeConfig:
                 f"exchange.fragments is {self.fragments}, but no more than exchange.local_steps "
                 f"({self.local_steps}) can be spread over them"
             )
-        for name in ("outer_lr", "timeout_seconds"):
-            if not getattr(self, name) > 0:
-                raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be above 0")
+        if not self.outer_lr > 0:
+            raise UserError(f"exchange.outer_lr is {self.outer_lr}, and must be above 0")
+        if not 0 < self.timeout_seconds <= LONGEST_TIMEOUT_SECONDS:
+            raise UserError(
+                f"exchange.timeout_seconds is {self.timeout_seconds}, and must lie between 0 and "
+                f"{LONGEST_TIMEOUT_SECONDS:,}"
+            )
         if not 0.0 <= self.outer_momentum < 1.0:
             raise UserError(
                 f"exchange.outer_momentum is {self.outer_momentum}, but it must lie in [0, 1)"
             )
+        for name in ("staleness_bound", "delay_strength"):
+            if not getattr(self, name) >= 0:
+                raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 0 or more")

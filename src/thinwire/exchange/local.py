@@ -5,17 +5,19 @@ R rows touched.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from thinwire.exchange.contract import Exchange, ExchangeState, nothing
 from thinwire.optim.clipping import clip_gradients
 from thinwire.optim.rows import RowOptimizer
 from thinwire.touched import Touched
+from thinwire.transport.collective import Done, Pending
 
 
-class Local:
+class Local(Exchange):
     """Applies gradients to the parameters at hand.
 
     Args:
@@ -38,19 +40,33 @@ class Local:
         self.row_optimizer, self.dense_optimizer = row_optimizer, dense_optimizer
         self.clip = clip
 
+    def announce(self, touched: Touched) -> None:
+        """Nobody needs to know."""
+
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
-        """The touched rows of each table, as leaves that collect gradients."""
+        """See `Exchange`."""
         return {
             name: _gather(self.tables[name].detach(), ids).requires_grad_()
             for name, ids in touched.rows.items()
         }
 
-    def push(self, touched: Touched, rows: Mapping[str, Tensor]) -> float:
-        """Update every touched row and block; returns the gradient's global norm.
-
-        A gradient that is not finite changes nothing.
-        """
+    def push(
+        self,
+        touched: Touched,
+        rows: Mapping[str, Tensor],
+        meanwhile: Callable[[], None] = nothing,
+    ) -> float:
+        """See `Exchange`."""
+        meanwhile()
         gradients = {name: leaf.grad for name, leaf in rows.items() if leaf.grad is not None}
+        return self.apply(touched, gradients)
+
+    def apply(self, touched: Touched, gradients: Mapping[str, Tensor]) -> float:
+        """Update touched rows by `gradients`, `[R, ...]`, and blocks by their `grad`.
+
+        Returns:
+            The gradient's global norm; where it is not finite, nothing was changed.
+        """
         dense = [p.grad for p in self.blocks.values() if p.grad is not None]
         norm = float(clip_gradients([*gradients.values(), *dense], self.clip))
         if norm == norm and norm != float("inf"):
@@ -59,6 +75,24 @@ class Local:
             self.dense_optimizer.step()
         self.dense_optimizer.zero_grad(set_to_none=True)
         return norm
+
+    def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
+        """The numbers themselves."""
+        return Done(list(numbers))
+
+    def record(self) -> dict[str, float]:
+        """Nothing: there is no wire."""
+        return {}
+
+    def settle(self) -> None:
+        """Nothing to do."""
+
+    def state(self) -> ExchangeState:
+        """Nothing: the optimisers' state is the run's."""
+        return ExchangeState()
+
+    def load_state(self, step: int, state: ExchangeState) -> None:
+        """Nothing to do."""
 
 
 def _gather(table: Tensor, ids: Tensor | None) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 
 import torch
 
@@ -31,6 +32,9 @@ def find_device(wanted: str) -> torch.device:
         raise UserError(f"there is no device {wanted!r}; known are auto, {', '.join(available)}")
     if not available[wanted]:
         raise UserError(f"--device {wanted} was asked for, but PyTorch finds no such device here")
+    if wanted == "cuda":  # each worker of a machine has a GPU of its own, as far as they go round
+        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+        return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device(wanted)
 
 

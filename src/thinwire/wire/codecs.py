@@ -153,7 +153,8 @@ def _whole(data: Tensor, num_bytes: int) -> Tensor:
 
 
 def _as_bytes(values: Tensor) -> Tensor:
-    return values.detach().contiguous().view(-1).view(torch.uint8)
+    # A vector of one number counts as contiguous whatever its stride, and bytes want a stride of 1.
+    return values.detach().contiguous().as_strided((values.numel(),), (1,)).view(torch.uint8)
 
 
 def _from_bytes(data: Tensor, dtype: torch.dtype) -> Tensor:

@@ -1,12 +1,12 @@
 """A frame: what one message says, in one piece of known size.
 
-    bytes        what
-    4            the letters TWF1
-    4            int32: kind
-    4, 4         int32: how many numbers (n), how many parts (p)
-    8 n          float64: the numbers
-    8 p          int64: the size of each part in bytes
-    the rest     the parts, one after the other
+bytes        what
+4            the letters TWF1
+4            int32: kind
+4, 4         int32: how many numbers (n), how many parts (p)
+8 n          float64: the numbers
+8 p          int64: the size of each part in bytes
+the rest     the parts, one after the other
 """
 
 from __future__ import annotations

@@ -1,0 +1,90 @@
+"""What an exchange is: what turns one worker's gradients into parameters that all agree on.
+
+R rows touched.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from thinwire.touched import Touched
+from thinwire.transport.collective import Pending
+
+
+def nothing() -> None:
+    """What there is to do while the wire works, if there is nothing."""
+
+
+@dataclass(frozen=True)
+class ExchangeState:
+    """What an exchange needs to go on after a stop.
+
+    Attributes:
+        shared: tensors that are the same on every worker.
+        own: tensors of this worker's own, of the same names and shapes on every worker; their sum
+            over all workers is what must not be lost.
+    """
+
+    shared: Mapping[str, Tensor] = field(default_factory=dict)
+    own: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Exchange(ABC):
+    """The contract of exchanges: a step calls `fetch`, then `push`.
+
+    `announce` may be called for the next step while the present one is under way.
+    """
+
+    num_added: int = 1
+    """How many workers' gradients are added up before an update."""
+
+    @abstractmethod
+    def announce(self, touched: Touched) -> None:
+        """Tell the others what the next step will touch, as soon as that is known."""
+
+    @abstractmethod
+    def fetch(self, touched: Touched) -> dict[str, Tensor]:
+        """The touched rows of each table, `[R, ...]`, as leaves that collect gradients."""
+
+    @abstractmethod
+    def push(
+        self,
+        touched: Touched,
+        rows: Mapping[str, Tensor],
+        meanwhile: Callable[[], None] = nothing,
+    ) -> float:
+        """Give up the gradients of the fetched rows and of the blocks (in their `grad`).
+
+        Args:
+            touched: what was fetched.
+            rows: what `fetch` returned, with its gradients.
+            meanwhile: what to do while the wire works.
+
+        Returns:
+            The global norm of the gradient that was applied. One that is not finite changes
+            nothing.
+        """
+
+    @abstractmethod
+    def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
+        """The sum of each number over all workers; every worker gets the same."""
+
+    @abstractmethod
+    def record(self) -> dict[str, float]:
+        """This worker's account of the wire so far: bytes and seconds, named as in metrics."""
+
+    @abstractmethod
+    def settle(self) -> None:
+        """Make the parameters at hand those that all workers agree on, before they are read."""
+
+    @abstractmethod
+    def state(self) -> ExchangeState:
+        """What `load_state` needs to go on; taken after `settle`."""
+
+    @abstractmethod
+    def load_state(self, step: int, state: ExchangeState) -> None:
+        """Go on at this step from parameters that were loaded, and from what `state` gave."""

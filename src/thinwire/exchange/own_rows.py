@@ -1,0 +1,96 @@
+"""The rows that a worker touches and that the others cannot know: announced by id, merged by row.
+
+R rows of a table touched, S of them shared (drawn from a shared seed), O = R - S own ones, U own
+rows of any worker.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from thinwire.exchange.coded import joined
+from thinwire.touched import Touched
+from thinwire.wire.indices import decode_ids, encode_ids, ids_bytes
+
+
+@dataclass(frozen=True)
+class OwnRows:
+    """Own rows of the tables that are touched alike, as an output's weight and its bias are.
+
+    Attributes:
+        names: the tables.
+        shared_S: ids of the shared rows.
+        ids_O: ids of the own rows, sorted.
+        order_O: where each of them stands among this worker's own rows.
+    """
+
+    names: tuple[str, ...]
+    shared_S: Tensor
+    ids_O: Tensor
+    order_O: Tensor
+
+    def of(self, gradient_R: Tensor) -> Tensor:
+        """The own rows' part of a gradient, in the order of `ids_O`."""
+        return gradient_R[len(self.shared_S) :].index_select(0, self.order_O)
+
+
+def own_rows(touched: Touched) -> list[OwnRows]:
+    """The tables of which not every row is touched, in groups that share their ids."""
+    groups: dict[int, list[str]] = {}
+    for name, ids in touched.rows.items():
+        if ids is not None:
+            groups.setdefault(id(ids), []).append(name)
+    own = []
+    for names in groups.values():
+        ids_R = touched.rows[names[0]]
+        assert ids_R is not None
+        shared_S, rest_O = ids_R.tensor_split([touched.num_shared.get(names[0], 0)])
+        ids_O, order_O = rest_O.sort()
+        own.append(OwnRows(tuple(names), shared_S, ids_O, order_O))
+    return own
+
+
+def announcement(own: Sequence[OwnRows]) -> Tensor:
+    """The ids of all own rows, as bytes."""
+    return joined([encode_ids(group.ids_O) for group in own])
+
+
+def announced_ids(message: Tensor, own: Sequence[OwnRows]) -> list[Tensor]:
+    """The ids `[O]` of each group that a worker announced."""
+    ids = []
+    for group in own:
+        size = ids_bytes(message)
+        ids.append(decode_ids(message[:size]).to(group.ids_O.device))
+        message = message[size:]
+    return ids
+
+
+@dataclass(frozen=True)
+class MergedRows:
+    """The rows of a group that any worker touched: the shared ones, then all own ones, sorted."""
+
+    group: OwnRows
+    ids_of: Sequence[Tensor]
+    """For each worker, its own ids."""
+    ids_U: Tensor
+
+    @classmethod
+    def of(cls, group: OwnRows, ids_of: Sequence[Tensor]) -> MergedRows:
+        """Merge the ids that the workers announced."""
+        return cls(group, ids_of, torch.cat(list(ids_of)).unique())
+
+    @property
+    def ids(self) -> Tensor:
+        """All rows, `[S + U]`."""
+        return torch.cat([self.group.shared_S, self.ids_U])
+
+    def added_up(self, shared_S: Tensor, own_of: Sequence[Tensor]) -> Tensor:
+        """Gradients of all rows: the shared ones' sum, and the workers' own, by rank."""
+        own_U = shared_S.new_zeros(len(self.ids_U), *shared_S.shape[1:])
+        for ids_O, own_O in zip(self.ids_of, own_of, strict=True):
+            own_U.index_add_(0, torch.searchsorted(self.ids_U, ids_O), own_O.to(own_U.device))
+        return torch.cat([shared_S, own_U])

@@ -1,0 +1,254 @@
+"""The periodic exchange: local steps, then an outer step on the rows and blocks that changed.
+
+Each worker updates its own copy as if it were alone. The values that all last agreed on are the
+anchor. The model is cut in fragments, rows by id and blocks by place, which take turns over an
+interval of `local_steps` steps, so that the link is used evenly. A fragment's turn:
+
+1. **Send.** Each worker takes note of its rows that have changed since they were last sent, and of
+   its blocks, and sends how far they are from the anchor. The local steps go on meanwhile.
+2. **Outer step**, when the next fragment's turn comes. The mean of a row is taken over the workers
+   that changed it: a row that one worker alone has seen moves all the way. The mean is applied to
+   the anchor as a gradient, by SGD with Nesterov momentum.
+3. **Catch up.** Each worker moves its copy by as much as the agreed value differs from the one it
+   sent; what it has learnt since stays, to be sent the next time.
+
+Source: local steps and the outer optimiser are DiLoCo's (arXiv 2311.08105), fragments that travel
+while the steps go on are Streaming DiLoCo's (arXiv 2501.18512). Sending only changed rows is ours.
+
+O rows of this worker that have changed, U rows that any worker changed, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Size, Tensor
+
+from thinwire.exchange.coded import CodedCollective, joined
+from thinwire.exchange.config import ExchangeConfig
+from thinwire.exchange.contract import Exchange, ExchangeState, nothing
+from thinwire.exchange.local import Local
+from thinwire.touched import Touched
+from thinwire.transport.collective import Collective, Pending
+from thinwire.wire.indices import decode_ids, encode_ids, ids_bytes
+
+Group = tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Turn:
+    """A fragment that is on its way: what this worker sent, as it was then."""
+
+    fragment: int
+    ids: dict[Group, Tensor]
+    sent: dict[str, Tensor]
+    blocks: list[str]
+    gathering: Pending[list[Tensor]]
+    summing: Pending[list[Tensor]] | None
+
+
+class Periodic(Exchange):
+    """Steps that `updater` takes alone, and a fragment of the model to agree on now and then.
+
+    Args:
+        updater: holds this worker's copy and steps on it.
+        collective: all workers of the run.
+        config: interval, fragments, outer optimiser, codec and selection.
+        seed: of stochastic rounding.
+    """
+
+    def __init__(
+        self, updater: Local, collective: Collective, config: ExchangeConfig, seed: int
+    ) -> None:
+        self.updater, self.collective, self.config = updater, collective, config
+        self._coded = CodedCollective(collective, config.codec, seed)
+        self._everything = config.select == "everything"
+        self._parameters: dict[str, Tensor] = {
+            name: p.detach() for name, p in {**updater.tables, **updater.blocks}.items()
+        }
+        self._anchor: dict[str, Tensor] = {}
+        self._momentum: dict[str, Tensor] = {}
+        self._changed: dict[Group, Tensor] = {}
+        self._turn: _Turn | None = None
+        self._step = 0
+        self._settled = True
+        self._dense_bytes = 0.0
+
+    def announce(self, touched: Touched) -> None:
+        """Nobody needs to know."""
+
+    def fetch(self, touched: Touched) -> dict[str, Tensor]:
+        """This worker's own rows."""
+        return self.updater.fetch(touched)
+
+    def push(
+        self,
+        touched: Touched,
+        rows: Mapping[str, Tensor],
+        meanwhile: Callable[[], None] = nothing,
+    ) -> float:
+        """Step alone; then let the fragment go whose turn it is, if any."""
+        if not self._anchor:
+            self._anchor = {name: value.clone() for name, value in self._parameters.items()}
+        norm = self.updater.push(touched, rows, meanwhile)
+        self._mark(touched)
+        self._step += 1
+        self._settled = False
+        F, H = self.config.fragments, self.config.local_steps
+        for fragment in range(F):
+            if self._step % H == (fragment + 1) * H // F % H:
+                self._agree()
+                self._send(fragment)
+        return norm
+
+    def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
+        """See `Exchange`."""
+        return self._coded.total(numbers)
+
+    def record(self) -> dict[str, float]:
+        """See `Exchange`."""
+        return {
+            "bytes_sent": self.collective.meter.sent,
+            "bytes_received": self.collective.meter.received,
+            "bytes_dense": self._dense_bytes,
+            "exchange_seconds": self._coded.waited_seconds,
+            "wire_seconds": self.collective.busy_seconds,
+        }
+
+    def settle(self) -> None:
+        """Agree on every fragment, whoever's turn it is; then all copies are the anchor."""
+        if self._settled:  # once more would only let the momentum run on
+            return
+        self._agree()
+        for fragment in range(self.config.fragments):
+            self._send(fragment)
+            self._agree()
+        for name, parameter in self._parameters.items():
+            # Catching up comes this near, but for rounding.
+            parameter.copy_(self._anchor[name])
+        self._settled = True
+
+    def state(self) -> ExchangeState:
+        """The outer momentum."""
+        return ExchangeState(shared=self._momentum)
+
+    def load_state(self, step: int, state: ExchangeState) -> None:
+        """See `Exchange`; every worker starts from the same values."""
+        self._step, self._settled = step, True
+        self._anchor, self._changed, self._turn = {}, {}, None
+        self._momentum = {name: value.clone() for name, value in state.shared.items()}
+
+    # 1. Send
+
+    def _mark(self, touched: Touched) -> None:
+        """Remember the rows that this step changed, once for tables that are touched alike."""
+        groups: dict[int, list[str]] = {}
+        for name, ids in touched.rows.items():
+            groups.setdefault(hash(name) if ids is None else id(ids), []).append(name)
+        for names in map(tuple, groups.values()):
+            ids, table = touched.rows[names[0]], self._parameters[names[0]]
+            if names not in self._changed:
+                self._changed[names] = torch.zeros(len(table), dtype=torch.bool)
+            if ids is None:
+                self._changed[names].fill_(True)
+            else:
+                self._changed[names].index_fill_(0, ids.cpu(), True)
+
+    def _send(self, fragment: int) -> None:
+        self._coded.at_step(self._step)
+        ids = {group: self._own_ids(group, fragment) for group in self._changed}
+        blocks = list(self.updater.blocks)[fragment :: self.config.fragments]
+        sent: dict[str, Tensor] = {}
+        deltas = []
+        for group, ids_O in ids.items():
+            self._changed[group].index_fill_(0, ids_O, False)
+            for name in group:
+                at = ids_O.to(self._parameters[name].device)
+                sent[name] = self._parameters[name].index_select(0, at)
+                if self._everything:
+                    part = slice(fragment, None, self.config.fragments)
+                    deltas.append(self._anchor[name][part] - self._parameters[name][part])
+                else:
+                    deltas.append(self._anchor[name].index_select(0, at) - sent[name])
+        message = joined([*map(encode_ids, ids.values()), self._coded.encode(deltas).cpu()])
+        gathering = self.collective.all_gather(message)
+        summing = None
+        if blocks:
+            sent.update({name: self._parameters[name].clone() for name in blocks})
+            summing = self._coded.sum([self._anchor[name] - sent[name] for name in blocks])
+        self._turn = _Turn(fragment, ids, sent, blocks, gathering, summing)
+        W, F = self.collective.size, self.config.fragments
+        num_bytes = sum(4 * p.numel() for p in self._parameters.values())
+        self._dense_bytes += 2 * (W - 1) / W * num_bytes / F
+
+    def _own_ids(self, group: Group, fragment: int) -> Tensor:
+        F = self.config.fragments
+        return self._changed[group][fragment::F].nonzero().squeeze(1) * F + fragment
+
+    # 2. Outer step, and 3. catch up
+
+    def _agree(self) -> None:
+        """Finish the turn that is on its way, if any."""
+        turn, self._turn = self._turn, None
+        if turn is None:
+            return
+        messages = self._coded.wait(turn.gathering)
+        summed = [] if turn.summing is None else self._coded.wait(turn.summing)
+        read = [self._read(message, turn) for message in messages]
+        for group, own_O in turn.ids.items():
+            all_ids = [ids[group] for ids, _ in read]
+            ids_U, visits_U = torch.cat(all_ids).unique(return_counts=True)
+            for name in group:
+                parameter = self._parameters[name]
+                mean_U = parameter.new_zeros(len(ids_U), *parameter.shape[1:])
+                for ids, deltas in read:
+                    place = torch.searchsorted(ids_U, ids[group]).to(parameter.device)
+                    mean_U.index_add_(0, place, deltas[name].to(parameter.device))
+                shape = (-1, *[1] * (mean_U.dim() - 1))
+                mean_U /= visits_U.to(parameter.device).view(shape)
+                at = ids_U.to(parameter.device)
+                before_U = self._anchor[name].index_select(0, at)
+                agreed_U = before_U - self._outer_step(name, at, mean_U)
+                self._anchor[name].index_copy_(0, at, agreed_U)
+                before_U[torch.searchsorted(ids_U, own_O).to(parameter.device)] = turn.sent[name]
+                parameter.index_add_(0, at, agreed_U - before_U)
+        for name, delta in zip(turn.blocks, summed, strict=True):
+            parameter = self._parameters[name]
+            mean = delta.to(parameter.device) / self.collective.size
+            self._anchor[name] -= self._outer_step(name, None, mean)
+            parameter += self._anchor[name] - turn.sent[name]
+
+    def _read(self, message: Tensor, turn: _Turn) -> tuple[dict[Group, Tensor], dict[str, Tensor]]:
+        """The ids and deltas that a worker sent."""
+        ids: dict[Group, Tensor] = {}
+        for group in turn.ids:
+            size = ids_bytes(message)
+            ids[group] = decode_ids(message[:size])
+            message = message[size:]
+        names = [(group, name) for group in turn.ids for name in group]
+        shapes = []
+        for group, name in names:
+            parameter = self._parameters[name]
+            whole = len(parameter[turn.fragment :: self.config.fragments])
+            num_rows = whole if self._everything else len(ids[group])
+            shapes.append(Size((num_rows, *parameter.shape[1:])))
+        deltas = {}
+        for (group, name), values in zip(names, self._coded.decode(message, shapes), strict=True):
+            place = (ids[group] - turn.fragment) // self.config.fragments
+            deltas[name] = values[place] if self._everything else values
+        return ids, deltas
+
+    def _outer_step(self, name: str, ids_U: Tensor | None, mean_U: Tensor) -> Tensor:
+        """What to take off the anchor. Nesterov: m = mu m + mean; lr (mu m + mean)."""
+        mu, lr = self.config.outer_momentum, self.config.outer_lr
+        if not mu:
+            return lr * mean_U
+        momentum = self._momentum.setdefault(name, torch.zeros_like(self._anchor[name]))
+        if ids_U is None:
+            momentum.mul_(mu).add_(mean_U)
+            return lr * (mean_U + mu * momentum)
+        momentum_U = momentum.index_select(0, ids_U) * mu + mean_U
+        momentum.index_copy_(0, ids_U, momentum_U)
+        return lr * (mean_U + mu * momentum_U)

@@ -1,0 +1,123 @@
+"""What a step of the synchronous and of the periodic exchange sends, in bytes: pure, and exact.
+
+The sizes follow from the numbers of rows alone, so they can be had before anything is trained.
+docs/wire-format.md says the same in words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from thinwire.exchange.coded import REDUCED
+from thinwire.exchange.hidden import num_selected
+from thinwire.transport.collective import all_gather_bytes, all_reduce_bytes
+from thinwire.wire.codecs import make_codec
+from thinwire.wire.indices import encoded_bytes
+
+Shape = Sequence[int]
+
+
+@dataclass(frozen=True)
+class TouchedTables:
+    """Tables whose rows one worker touches alike, as those of an output's weight and bias.
+
+    Attributes:
+        row_shapes: of one row of each: `(256,)`, or `()` where a row is one number.
+        num_rows: rows of each; periodic: those of the fragment.
+        num_own: rows of this worker's own, which go with their ids; None: it touches every row.
+        largest_gap: between neighbours among their ids.
+        num_shared: rows that a shared seed drew.
+    """
+
+    row_shapes: Sequence[Shape]
+    num_rows: int
+    num_own: int | None
+    largest_gap: int = 0
+    num_shared: int = 0
+
+    def shapes(self, num_rows: int) -> list[Shape]:
+        """The shapes of so many rows of each table."""
+        return [(num_rows, *row) for row in self.row_shapes]
+
+
+def sync_bytes(
+    num_workers: int,
+    codec: str,
+    tables: Sequence[TouchedTables],
+    blocks: Sequence[Shape],
+    *,
+    everything: bool = False,
+    hidden_fraction: float = 1.0,
+) -> int:
+    """What one worker sends in one step, but for the numbers of `total_bytes`.
+
+    Args:
+        num_workers: all workers of the run.
+        codec: by its name.
+        tables: what the worker touches of the tables.
+        blocks: shapes of the hidden blocks.
+        everything: whole tables travel.
+        hidden_fraction: the part of the blocks' rows that travels.
+    """
+    sent = all_gather_bytes(num_workers, _ids_bytes(tables))
+    early = [t for t in tables if t.num_own is None or t.num_shared]
+    late = [t for t in tables if t not in early]
+    travelling = [(num_selected(hidden_fraction, num_rows), *row) for num_rows, *row in blocks]
+    late_others: list[Shape] = [*travelling, (len(blocks),)]
+    for group, others in ((early, []), (late, late_others)):
+        summed: list[Shape] = list(others)
+        for t in group:
+            summed += t.shapes(t.num_rows if everything or t.num_own is None else t.num_shared)
+        if summed:
+            sent += sum_bytes(num_workers, codec, summed)
+        own = [t for t in group if t.num_own is not None]
+        if own and not everything:
+            values = [shape for t in own for shape in t.shapes(t.num_own or 0)]
+            sent += all_gather_bytes(num_workers, _coded_bytes(codec, values))
+    return sent
+
+
+def periodic_bytes(
+    num_workers: int,
+    codec: str,
+    tables: Sequence[TouchedTables],
+    blocks: Sequence[Shape],
+    *,
+    everything: bool = False,
+) -> int:
+    """What one worker sends in one fragment's turn, every `local_steps / fragments` steps.
+
+    Args:
+        num_workers: all workers of the run.
+        codec: by its name.
+        tables: the fragment's rows of the tables: all of them in `num_rows`, those that this worker
+            has changed in `num_own`.
+        blocks: shapes of the fragment's hidden blocks.
+        everything: all rows of the fragment travel.
+    """
+    values: list[Shape] = []
+    for t in tables:
+        assert t.num_own is not None, "changed rows are counted"
+        values += t.shapes(t.num_rows if everything else t.num_own)
+    sent = all_gather_bytes(num_workers, _ids_bytes(tables) + _coded_bytes(codec, values))
+    return sent + (sum_bytes(num_workers, codec, blocks) if blocks else 0)
+
+
+def sum_bytes(num_workers: int, codec: str, shapes: Sequence[Shape]) -> int:
+    """What a worker sends when tensors of these shapes are added up over all workers."""
+    count = all_reduce_bytes if codec in REDUCED else all_gather_bytes
+    return count(num_workers, _coded_bytes(codec, shapes))
+
+
+def total_bytes(num_workers: int, num_numbers: int) -> int:
+    """What a worker sends when so many numbers (float64) are added up over all workers."""
+    return all_reduce_bytes(num_workers, 8 * num_numbers)
+
+
+def _ids_bytes(tables: Sequence[TouchedTables]) -> int:
+    return sum(encoded_bytes(t.num_own, t.largest_gap) for t in tables if t.num_own is not None)
+
+
+def _coded_bytes(codec: str, shapes: Sequence[Shape]) -> int:
+    return sum(make_codec(codec).num_bytes(shape) for shape in shapes)

@@ -1,0 +1,305 @@
+"""The synchronous exchange: every worker holds the model, each step adds up all gradients.
+
+A step goes in four phases:
+
+1. **Indices.** As soon as a batch is known, each worker announces the rows that it touches and the
+   others cannot know. Rows that a shared seed drew need no ids.
+2. **Early values.** The gradients of the output rows are ready first. They go while those of the
+   rest are being computed.
+3. **Late values.** The gradients of the embedding rows and of the blocks.
+4. **Update.** Every worker applies the same row-wise update to the merged gradient, so the replicas
+   stay identical.
+
+In 2 and 3, what lies at the same place on every worker (shared rows and blocks) is summed; rows of
+a worker's own are gathered and merged by row, in the order of the ranks, so that every worker adds
+the same numbers in the same order. With `select = everything` whole tables are summed and nothing
+is gathered; what is updated is the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.utils.hooks import RemovableHandle
+
+from thinwire.exchange.coded import CodedCollective
+from thinwire.exchange.config import ExchangeConfig
+from thinwire.exchange.contract import Exchange, ExchangeState, nothing
+from thinwire.exchange.hidden import HiddenBlocks, Selection
+from thinwire.exchange.local import Local
+from thinwire.exchange.own_rows import (
+    MergedRows,
+    OwnRows,
+    announced_ids,
+    announcement,
+    own_rows,
+)
+from thinwire.touched import Touched
+from thinwire.transport.collective import Collective, Pending
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What a step touches, and what the others have been told of it."""
+
+    touched: Touched
+    groups: list[OwnRows]
+    announced: Pending[list[Tensor]]
+
+    def early(self) -> list[str]:
+        """The tables of which all workers touch the same rows, if not only those."""
+        return [n for n, ids in self.touched.rows.items() if ids is None or self._num_shared(n)]
+
+    def late(self) -> list[str]:
+        """The other tables."""
+        early = self.early()
+        return [name for name in self.touched.rows if name not in early]
+
+    def _num_shared(self, name: str) -> int:
+        return self.touched.num_shared.get(name, 0)
+
+    def shared(self, name: str, gradient: Tensor) -> Tensor:
+        """The part of a gradient that lies at the same place on every worker."""
+        return gradient if self.touched.rows[name] is None else gradient[: self._num_shared(name)]
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """Values that are on their way."""
+
+    names: list[str]
+    groups: list[int]
+    """Which of the step's groups of own rows are among them."""
+    summing: Pending[list[Tensor]] | None
+    gathering: Pending[list[Tensor]] | None
+
+
+class Sync(Exchange):
+    """Adds up what the workers' steps touched, then updates as `updater` does.
+
+    Args:
+        updater: holds this worker's replica and applies gradients to it.
+        collective: all workers of the run.
+        config: codec, selection and hidden fraction.
+        seed: of stochastic rounding, and of the hidden blocks that travel.
+    """
+
+    def __init__(
+        self, updater: Local, collective: Collective, config: ExchangeConfig, seed: int
+    ) -> None:
+        self.updater, self.collective = updater, collective
+        self.num_added = collective.size
+        self._coded = CodedCollective(collective, config.codec, seed)
+        self._everything = config.select == "everything"
+        self._hidden = HiddenBlocks(
+            updater.blocks, config.hidden_fraction, config.hidden_kind, seed
+        )
+        self._step_number = 0
+        self._next: _Step | None = None
+        self._step: _Step | None = None
+        self._early: _Sent | None = None
+        self._hooks: list[RemovableHandle] = []
+        self._dense_bytes = 0.0
+
+    def announce(self, touched: Touched) -> None:
+        """Tell the others the rows that they cannot know."""
+        groups = own_rows(touched)
+        self._next = _Step(touched, groups, self.collective.all_gather(announcement(groups)))
+
+    def fetch(self, touched: Touched) -> dict[str, Tensor]:
+        """This replica's rows."""
+        if self._next is None or self._next.touched is not touched:
+            self.announce(touched)
+        step, self._next = self._next, None
+        assert step is not None
+        self._step, self._early = step, None
+        self._coded.at_step(self._step_number)
+        rows = self.updater.fetch(touched)
+        early = step.early()
+        waiting = set(early)
+
+        def send_when_ready(name: str) -> Callable[[Tensor], None]:
+            def ready(leaf: Tensor) -> None:
+                waiting.discard(name)
+                if not waiting:
+                    self._early = self._send(step, early, rows)
+
+            return ready
+
+        self._hooks = [
+            rows[name].register_post_accumulate_grad_hook(send_when_ready(name)) for name in early
+        ]
+        return rows
+
+    def push(
+        self,
+        touched: Touched,
+        rows: Mapping[str, Tensor],
+        meanwhile: Callable[[], None] = nothing,
+    ) -> float:
+        """See `Exchange`."""
+        step, selection = self._step, self._hidden.select(self._step_number)
+        assert step is not None, "fetch comes before push"
+        assert step.touched is touched, "what is pushed is what was fetched"
+        while self._hooks:  # they hold the rows, and the rows hold them
+            self._hooks.pop().remove()
+        early = self._early or self._send(step, step.early(), rows)
+        late = self._send(step, step.late(), rows, selection)
+        meanwhile()
+
+        merged: dict[str, Tensor] = {}
+        merged_ids: dict[str, Tensor | None] = dict.fromkeys(rows)
+        ids_by_rank = [announced_ids(m, step.groups) for m in self._coded.wait(step.announced)]
+        groups = [
+            MergedRows.of(group, [ids[index] for ids in ids_by_rank])
+            for index, group in enumerate(step.groups)
+        ]
+        for group in groups:
+            merged_ids.update(dict.fromkeys(group.group.names, group.ids))
+        for sent in (early, late):
+            sums = [] if sent.summing is None else self._coded.wait(sent.summing)
+            merged.update(zip(sent.names, sums, strict=False))
+            if sent is late:
+                self._take_blocks(sums[len(sent.names) :], selection)
+            if self._everything:
+                self._take_touched(sent.names, merged, merged_ids)
+            elif sent.gathering is not None:
+                messages = self._coded.wait(sent.gathering)
+                self._add_own([groups[i] for i in sent.groups], messages, rows, merged)
+        self._step_number += 1
+        self._count_dense()
+        return self.updater.apply(Touched(merged_ids), merged)
+
+    def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
+        """See `Exchange`."""
+        return self._coded.total(numbers)
+
+    def record(self) -> dict[str, float]:
+        """See `Exchange`."""
+        return {
+            "bytes_sent": self.collective.meter.sent,
+            "bytes_received": self.collective.meter.received,
+            "bytes_dense": self._dense_bytes,
+            "exchange_seconds": self._coded.waited_seconds,
+            "wire_seconds": self.collective.busy_seconds,
+        }
+
+    def settle(self) -> None:
+        """Nothing to do: replicas are identical after every step."""
+
+    def state(self) -> ExchangeState:
+        """The hidden gradients that wait, and what is known of them."""
+        return ExchangeState(shared=self._hidden.piles, own=self._hidden.waiting)
+
+    def load_state(self, step: int, state: ExchangeState) -> None:
+        """See `Exchange`."""
+        self._step_number = step
+        self._hidden.load(state.own, state.shared)
+
+    # Sending
+
+    def _send(
+        self,
+        step: _Step,
+        names: list[str],
+        rows: Mapping[str, Tensor],
+        selection: Selection | None = None,
+    ) -> _Sent:
+        """Let these tables' gradients go and, with a selection, those of the blocks."""
+        gradients = {name: _gradient(rows[name]) for name in names}
+        if self._everything:
+            summed = [self._whole(name, step.touched, gradients[name]) for name in names]
+        else:
+            summed = [step.shared(name, gradients[name]) for name in names]
+        if selection is not None:
+            summed += self._block_gradients(selection)
+        summing = self._coded.sum(summed) if summed else None
+        chosen = [i for i, group in enumerate(step.groups) if group.names[0] in names]
+        gathering = None
+        if chosen and not self._everything:
+            own = [
+                group.of(gradients[name])
+                for group in (step.groups[i] for i in chosen)
+                for name in group.names
+            ]
+            gathering = self.collective.all_gather(self._coded.encode(own))
+        return _Sent(names, chosen, summing, gathering)
+
+    def _whole(self, name: str, touched: Touched, gradient: Tensor) -> Tensor:
+        """A table's gradient with all its rows, zero where this worker touched nothing."""
+        ids = touched.rows[name]
+        if ids is None:
+            return gradient
+        return torch.zeros_like(self.updater.tables[name]).detach().index_copy_(0, ids, gradient)
+
+    def _block_gradients(self, selection: Selection) -> list[Tensor]:
+        """What travels of every block, and last a 1 for each that has a gradient."""
+        blocks = self.updater.blocks
+        device = next(iter(self.updater.tables.values())).device
+        present = [float(block.grad is not None) for block in blocks.values()]
+        travelling = [
+            self._hidden.compensate(name, _gradient(block), selection[name])
+            for name, block in blocks.items()
+        ]
+        return [*travelling, torch.tensor(present, device=device)]
+
+    # Merging
+
+    def _take_blocks(self, sums: Sequence[Tensor], selection: Selection) -> None:
+        """Put the blocks' sums where the optimiser looks; a block that no worker used has none."""
+        *gradients, present = sums
+        blocks = self.updater.blocks.items()
+        for (name, block), found, visits in zip(blocks, gradients, present.tolist(), strict=True):
+            ids = selection[name]
+            self._hidden.observe(name, ids, found)
+            found = found.to(block.device)
+            if not visits and ids is None:
+                block.grad = None
+            elif ids is None:
+                block.grad = found
+            else:
+                whole = torch.zeros_like(block)
+                block.grad = whole.index_copy_(0, ids.to(block.device), found)
+
+    def _take_touched(
+        self,
+        names: Sequence[str],
+        merged: dict[str, Tensor],
+        merged_ids: Mapping[str, Tensor | None],
+    ) -> None:
+        """Of whole tables, the rows that any worker touched."""
+        for name in names:
+            ids = merged_ids[name]
+            merged[name] = merged[name] if ids is None else merged[name].index_select(0, ids)
+
+    def _add_own(
+        self,
+        groups: Sequence[MergedRows],
+        messages: Sequence[Tensor],
+        rows: Mapping[str, Tensor],
+        merged: dict[str, Tensor],
+    ) -> None:
+        """Add every worker's own rows to the sums of the shared ones."""
+        tables = [(group, name) for group in groups for name in group.group.names]
+        values_of = []
+        for rank, message in enumerate(messages):
+            shapes = [
+                torch.Size((len(group.ids_of[rank]), *rows[name].shape[1:]))
+                for group, name in tables
+            ]
+            values_of.append(self._coded.decode(message, shapes))
+        for index, (group, name) in enumerate(tables):
+            merged[name] = group.added_up(merged[name], [values[index] for values in values_of])
+
+    def _count_dense(self) -> None:
+        """What this worker would have sent, had all parameters gone in fp32 by an all-reduce."""
+        parameters = [*self.updater.tables.values(), *self.updater.blocks.values()]
+        W = self.collective.size
+        self._dense_bytes += 2 * (W - 1) / W * sum(4 * p.numel() for p in parameters)
+
+
+def _gradient(tensor: Tensor) -> Tensor:
+    return torch.zeros_like(tensor).detach() if tensor.grad is None else tensor.grad

@@ -1,0 +1,226 @@
+"""What a step touches and sends, counted from the corpus itself before anything is trained.
+
+Batches are read and samples drawn as a run would; sizes follow from the numbers of rows
+(`exchange/sizes.py`, `exchange/asynchronous/protocol.py`). For many workers a few of them are
+looked at, and stand for all.
+
+W workers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+import torch
+from torch import Tensor
+
+from thinwire.config import RunConfig
+from thinwire.data.batches import Batches
+from thinwire.data.corpus import Corpus
+from thinwire.exchange.asynchronous.protocol import pull_bytes, push_bytes, rows_bytes
+from thinwire.exchange.own_rows import own_rows
+from thinwire.exchange.sizes import TouchedTables, periodic_bytes, sync_bytes, total_bytes
+from thinwire.language_model import LanguageModel
+from thinwire.touched import Touched
+from thinwire.wire.codecs import make_codec
+
+STEPS = 6
+WORKERS_LOOKED_AT = 3
+# The numbers that a step of `sync` and `periodic` adds up over all workers besides gradients.
+ACCOUNT_NUMBERS = 10
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Bytes that a worker sends and receives in a step, on average.
+
+    Attributes:
+        early: of them, those that go while the rest is computed.
+        late: those that go when all is computed.
+        down: what a worker receives (async: its pulls' answers).
+        dense: bytes sent, had all parameters gone in fp32 by the same pattern.
+        rows: rows that are updated in a step, over all tables.
+    """
+
+    early: float
+    late: float
+    down: float
+    dense: float
+    rows: float
+
+    @property
+    def up(self) -> float:
+        """All that is sent."""
+        return self.early + self.late
+
+
+class Counter:
+    """Counts for one corpus, model and loss.
+
+    Args:
+        corpus: the data folder.
+        config: model, loss, data and exchange settings.
+        model: of these settings; its parameters are not read.
+    """
+
+    def __init__(self, corpus: Corpus, config: RunConfig, model: LanguageModel) -> None:
+        self.corpus, self.config, self.model = corpus, config, model
+        self.tables, self.blocks = model.tables(), model.blocks()
+        self.num_parameters = sum(p.numel() for p in (*self.tables.values(), *self.blocks.values()))
+        self._block_shapes = [tuple(block.shape) for block in self.blocks.values()]
+
+    def sync(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
+        """A step of the synchronous exchange."""
+        exchange = self.config.exchange
+        early, late, rows = [], [], []
+        for touched_by in self._steps(num_workers):
+            first = touched_by[0]
+            tables = self._touched_tables(first)
+            fraction = 1.0 if everything else exchange.hidden_fraction
+            both = sync_bytes(
+                num_workers,
+                codec,
+                tables,
+                self._block_shapes,
+                everything=everything,
+                hidden_fraction=fraction,
+            )
+            only_early = [t for t in tables if t.num_own is None or t.num_shared]
+            early.append(sync_bytes(num_workers, codec, only_early, [], everything=everything))
+            late.append(both - early[-1] + total_bytes(num_workers, ACCOUNT_NUMBERS))
+            rows.append(self._merged_rows(touched_by, num_workers))
+        dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters
+        up = mean(early) + mean(late)
+        return Sent(mean(early), mean(late), up, dense, mean(rows))
+
+    def periodic(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
+        """A step of the periodic exchange: its turns, spread over their interval."""
+        exchange = self.config.exchange
+        H, F = exchange.local_steps, exchange.fragments
+        changed: dict[str, Tensor] = {
+            name: torch.zeros(len(table), dtype=torch.bool) for name, table in self.tables.items()
+        }
+        rows = []
+        for touched_by in self._steps(num_workers, num_steps=H, num_looked_at=1):
+            for name, ids in touched_by[0].rows.items():
+                changed[name][slice(None) if ids is None else ids] = True
+            rows.append(_num_rows(touched_by[0], self.tables))
+        sent = 0
+        for fragment in range(F):
+            tables = []
+            for name, mask in changed.items():
+                ids = mask[fragment::F].nonzero().squeeze(1) * F + fragment
+                num_rows = len(range(fragment, len(mask), F))
+                own = num_rows if everything else len(ids)
+                gap = F if everything else int(ids.diff().max()) if len(ids) > 1 else 0
+                shape = tuple(self.tables[name].shape[1:])
+                tables.append(TouchedTables([shape], num_rows, own, gap))
+            blocks = self._block_shapes[fragment::F]
+            sent += periodic_bytes(num_workers, codec, tables, blocks, everything=everything)
+        up = sent / H + total_bytes(num_workers, ACCOUNT_NUMBERS)
+        dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters / H
+        return Sent(up, 0.0, up, dense, mean(rows))
+
+    def asynchronous(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
+        """A step of one worker of the asynchronous exchange, every row it needs being newer."""
+        gradients = make_codec(codec)
+        parameters = make_codec("fp32" if codec == "fp32" else "bf16")
+        names = [*self.tables, *self.blocks]
+        up, down, rows = [], [], []
+        for touched_by in self._steps(num_workers, num_looked_at=1):
+            touched = touched_by[0]
+            groups: list[tuple[int, int] | None] = []
+            masked: list[int | None] = []
+            shapes = []
+            for group, ids in _groups(touched):
+                groups.append(None if ids is None else (len(ids), _largest_gap(ids)))
+                masked.append(None if ids is None or everything else len(ids))
+                for name in group:
+                    table = self.tables[name]
+                    num_rows = len(table) if ids is None or everything else len(ids)
+                    shapes.append((num_rows, *table.shape[1:]))
+            shapes += self._block_shapes
+            groups.append(None)
+            masked.append(None)
+            asked = pull_bytes(len(names), groups)
+            up.append(asked + push_bytes(gradients, len(names), groups, shapes))
+            down.append(rows_bytes(parameters, masked, shapes))
+            rows.append(_num_rows(touched, self.tables))
+        dense = 2 * 4 * self.num_parameters
+        return Sent(mean(up), 0.0, mean(down), dense, mean(rows))
+
+    def local_rows(self) -> float:
+        """Rows that a step of one worker updates, over all tables."""
+        return mean(_num_rows(t[0], self.tables) for t in self._steps(1))
+
+    def _steps(
+        self, num_workers: int, num_steps: int = STEPS, num_looked_at: int = WORKERS_LOOKED_AT
+    ) -> list[list[Touched]]:
+        """For each of some steps, what a few of the workers touch."""
+        config = self.config
+        readers = [
+            Batches(
+                self.corpus.ids("train"),
+                config.data,
+                seed=config.run.seed,
+                eos_id=self.corpus.meta.eos_id,
+                worker=worker,
+                num_workers=num_workers,
+            )
+            for worker in range(min(num_workers, num_looked_at))
+        ]
+        return [
+            [self.model.touch(next(reader), step).touched for reader in readers]
+            for step in range(num_steps)
+        ]
+
+    def _touched_tables(self, touched: Touched) -> list[TouchedTables]:
+        own = {names.names: names for names in own_rows(touched)}
+        tables = []
+        for group, ids in _groups(touched):
+            shapes = [tuple(self.tables[name].shape[1:]) for name in group]
+            num_rows = len(self.tables[group[0]])
+            if ids is None:
+                tables.append(TouchedTables(shapes, num_rows, None))
+            else:
+                mine = own[group]
+                gap = _largest_gap(mine.ids_O)
+                shared = len(mine.shared_S)
+                tables.append(TouchedTables(shapes, num_rows, len(mine.ids_O), gap, shared))
+        return tables
+
+    def _merged_rows(self, touched_by: Sequence[Touched], num_workers: int) -> float:
+        """Rows that all workers together touch, judged by the few that were looked at."""
+        total = 0.0
+        for name, table in self.tables.items():
+            ids = [touched.rows[name] for touched in touched_by]
+            known = [i for i in ids if i is not None]
+            if len(known) < len(ids):
+                total += len(table)
+                continue
+            shared = touched_by[0].num_shared.get(name, 0)
+            own = [i[shared:] for i in known]
+            union = len(torch.cat(own).unique())
+            # What each further worker adds, as the last one did.
+            before = len(torch.cat(own[:-1]).unique()) if len(own) > 1 else 0
+            further = max(0, num_workers - len(own)) * (union - before)
+            total += shared + min(len(table), union + further)
+        return total
+
+
+def _groups(touched: Touched) -> list[tuple[tuple[str, ...], Tensor | None]]:
+    """Tables that are touched alike, with their rows."""
+    groups: dict[int, list[str]] = {}
+    for name, ids in touched.rows.items():
+        groups.setdefault(hash(name) if ids is None else id(ids), []).append(name)
+    return [(tuple(names), touched.rows[names[0]]) for names in groups.values()]
+
+
+def _num_rows(touched: Touched, tables: Mapping[str, Tensor]) -> int:
+    return sum(len(tables[n]) if ids is None else len(ids) for n, ids in touched.rows.items())
+
+
+def _largest_gap(ids: Tensor) -> int:
+    return int(ids.sort().values.diff().max()) if len(ids) > 1 else 0

@@ -1,0 +1,181 @@
+"""What this machine does in a second: a worker's arithmetic, and what sending a byte costs it.
+
+Measured in a few seconds, with the threads that a worker would have.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
+from threading import Thread
+from time import perf_counter
+
+import torch
+
+from thinwire.config import RunConfig
+from thinwire.data.batches import Batches
+from thinwire.data.corpus import Corpus
+from thinwire.errors import UserError
+from thinwire.exchange.local import Local
+from thinwire.language_model import LanguageModel
+from thinwire.models.contract import State
+from thinwire.optim.build import dense_optimizer, row_optimizer
+from thinwire.wire.codecs import make_codec
+
+WARM_UP_STEPS = 3
+LEAST_STEPS = 5
+PROBE_ROWS, PROBE_WIDTH = 2000, 256
+PROBE_BYTES = 32 << 20
+PIECE_BYTES = 1 << 18
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Seconds, of one worker.
+
+    Attributes:
+        touch: to read a batch, draw a sample and gather rows.
+        forward: to compute the hidden states, the loss, and the gradients of the output rows.
+        backward: to compute the other gradients.
+        update: to change what one worker's step has touched.
+        update_row: of these, for each row.
+        code_byte: to encode and decode what is one byte of fp32, by codec.
+        send_byte: that the processor spends on a byte which it sends or receives.
+        tokens: in a step of one worker.
+    """
+
+    touch: float
+    forward: float
+    backward: float
+    update: float
+    update_row: float
+    code_byte: dict[str, float]
+    send_byte: float
+    tokens: float
+
+    @property
+    def step(self) -> float:
+        """A whole step of one worker alone."""
+        return self.touch + self.forward + self.backward + self.update
+
+
+def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: float) -> Machine:
+    """Take some steps for so many seconds, then time codecs and sockets."""
+    tables, blocks = model.tables(), model.blocks()
+    local = Local(
+        tables,
+        blocks,
+        row_optimizer(tables.values(), config.optim),
+        dense_optimizer(blocks.values(), config.optim),
+        config.optim.clip,
+    )
+    batches = Batches(
+        corpus.ids("train"), config.data, seed=config.run.seed, eos_id=corpus.meta.eos_id
+    )
+    device = tables[next(iter(tables))].device
+    state: State | None = None
+    taken: list[tuple[float, ...]] = []
+    num_rows, num_tokens, step = 0, 0, 0
+    began = perf_counter()
+    while len(taken) < LEAST_STEPS or perf_counter() - began < seconds:
+        times = [perf_counter()]
+        task = model.touch(next(batches).to(device), step)
+        rows = local.fetch(task.touched)
+        times.append(perf_counter())
+        total, state = model.loss(task, rows, state, None)
+        loss = total / task.batch.num_targets
+        float(loss.detach())
+        times.append(perf_counter())
+        loss.backward()
+        times.append(perf_counter())
+        local.push(task.touched, rows)
+        times.append(perf_counter())
+        step += 1
+        if step > WARM_UP_STEPS:
+            taken.append(tuple(b - a for a, b in pairwise(times)))
+            num_rows += sum(len(leaf) for leaf in rows.values())
+            num_tokens += task.batch.num_targets
+    touch, forward, backward, update = (median(part) for part in zip(*taken, strict=True))
+    table = next(iter(tables.values()))
+    return Machine(
+        touch,
+        forward,
+        backward,
+        update,
+        _time(lambda: _update_some(local, table)) / PROBE_ROWS,
+        {name: _code_byte(name) for name in ("fp32", "bf16", "int8")},
+        _send_byte(),
+        num_tokens / len(taken),
+    )
+
+
+def parse_rate(text: str) -> float:
+    """Bytes a second of a rate such as 1gbit, 100mbit or 2.5gbit.
+
+    Raises:
+        UserError: it is none.
+    """
+    units = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
+    for unit, factor in units.items():
+        number = text.lower().removesuffix("/s").removesuffix(unit)
+        if text.lower().removesuffix("/s").endswith(unit):
+            try:
+                rate = float(number) * factor / 8
+            except ValueError:
+                break
+            if rate > 0:
+                return rate
+    raise UserError(f"--link is {text!r}, and must be a rate such as 100mbit or 1gbit")
+
+
+def _update_some(local: Local, table: torch.Tensor) -> None:
+    """A gradient of zeros: the same work, and next to no change."""
+    num_rows = min(PROBE_ROWS, len(table))
+    ids = torch.linspace(0, len(table) - 1, num_rows).long().unique()
+    gradient = table.new_zeros(len(ids), *table.shape[1:])
+    local.row_optimizer.update_rows(table, ids, gradient)
+
+
+def _code_byte(name: str) -> float:
+    codec = make_codec(name)
+    values = torch.randn(PROBE_ROWS, PROBE_WIDTH, generator=torch.Generator().manual_seed(1))
+    generator = torch.Generator().manual_seed(1)
+    data = codec.encode(values, generator)
+    both = _time(lambda: codec.decode(codec.encode(values, generator), values.shape))
+    return both / values.nbytes if len(data) else 0.0
+
+
+def _send_byte() -> float:
+    """Over loopback, where sender and receiver are this process; so half for each."""
+    piece = bytes(PIECE_BYTES)
+    with (
+        socket.create_server(("127.0.0.1", 0)) as server,
+        socket.create_connection(server.getsockname()) as sender,
+        server.accept()[0] as receiver,
+    ):
+        reading = Thread(target=_read, args=(receiver,))
+        reading.start()
+        began = perf_counter()
+        for _ in range(PROBE_BYTES // PIECE_BYTES):
+            sender.sendall(piece)
+        sender.shutdown(socket.SHUT_WR)
+        reading.join()
+        return (perf_counter() - began) / PROBE_BYTES
+
+
+def _read(receiver: socket.socket) -> None:
+    buffer = bytearray(PIECE_BYTES)
+    while receiver.recv_into(buffer):
+        pass
+
+
+def _time(action: Callable[[], object]) -> float:
+    times = []
+    for _ in range(LEAST_STEPS + 1):
+        began = perf_counter()
+        action()
+        times.append(perf_counter() - began)
+    return median(times[1:])

@@ -1,0 +1,133 @@
+"""The plan: every exchange forecast for one corpus and one set of settings, and the best named."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, get_args
+
+import torch
+
+from thinwire.config import RunConfig
+from thinwire.data.corpus import Corpus
+from thinwire.exchange.config import CodecName
+from thinwire.language_model import LanguageModel
+from thinwire.optim.build import row_optimizer
+from thinwire.plan.counts import Counter, Sent
+from thinwire.plan.forecast import (
+    Forecast,
+    Link,
+    alone,
+    async_seconds,
+    periodic_seconds,
+    sync_seconds,
+)
+from thinwire.plan.machine import Machine, measure
+
+Way = tuple[Sent, float, float]
+
+SECONDS = 2.0
+# What changes the numbers least is the best, synchronous before periodic before asynchronous and fp32
+# before int8, unless another exchange is faster by more than this.
+TIE = 0.15
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is forecast, by number of workers, and what it rests on."""
+
+    machine: Machine
+    link: Link
+    num_parameters: int
+    train_tokens: int
+    forecasts: Sequence[Forecast]
+
+    def best(self, workers: int) -> Forecast:
+        """The exchange to take with so many workers."""
+        among = [f for f in self.forecasts if f.workers == workers and f.select == "rows"]
+        fastest = max(f.tokens_per_second for f in among)
+        return next(f for f in among if f.tokens_per_second >= (1.0 - TIE) * fastest)
+
+
+def choose(corpus: Corpus, config: RunConfig) -> RunConfig:
+    """Settings with the best exchange for `run.workers` workers on this machine, over loopback."""
+    plan = make_plan(corpus, config, None, (config.run.workers,))
+    best = plan.best(config.run.workers)
+    chosen: dict[str, Any] = {"kind": best.exchange, "codec": best.codec}
+    return replace(config, exchange=replace(config.exchange, **chosen))
+
+
+def make_plan(
+    corpus: Corpus,
+    config: RunConfig,
+    link: Link | None,
+    workers: Sequence[int],
+    *,
+    told: Callable[[str], None] = lambda sentence: None,
+) -> Plan:
+    """Measure this machine, count what each exchange sends, and forecast.
+
+    Args:
+        corpus: a data folder.
+        config: model, loss, data, optimiser and exchange settings; `exchange.kind` and `codec` are
+            what is varied.
+        link: between the workers; None: loopback.
+        workers: numbers of workers to plan for.
+        told: hears what is being done.
+    """
+    counts_V = torch.from_numpy(corpus.counts_V)
+    model = LanguageModel(config.model, config.loss, counts_V, config.run.seed)
+    told("measuring this machine")
+    machine = measure(corpus, config, model, SECONDS)
+    link = link or Link(1.0 / machine.send_byte)
+    counter = Counter(corpus, config, model)
+    parameter_bytes = 4 * counter.num_parameters
+    rows = row_optimizer(model.tables().values(), config.optim)
+    state_bytes = sum(t.nbytes for s in rows.state.values() for t in s.values())
+    own = parameter_bytes + state_bytes
+    forecasts = [alone(machine, own)]
+    for W in workers:
+        told(f"counting what {W} workers would send")
+        for select, codecs in (("rows", get_args(CodecName)), ("everything", ("fp32",))):
+            everything = select == "everything"
+            for kind, forecast in WAYS.items():
+                copies = {"sync": own, "periodic": own + parameter_bytes, "async": parameter_bytes}
+                for codec in codecs:
+                    sent, step, hidden = forecast(counter, machine, link, W, codec, everything)
+                    share = sent.up / sent.dense
+                    rate = W * machine.tokens / step
+                    forecasts.append(
+                        Forecast(
+                            kind, codec, select, W, step, rate, sent.up, share, hidden, copies[kind]
+                        )
+                    )
+    return Plan(machine, link, counter.num_parameters, len(corpus.ids("train")), tuple(forecasts))
+
+
+def _sync(
+    counter: Counter, machine: Machine, link: Link, workers: int, codec: str, everything: bool
+) -> Way:
+    sent = counter.sync(workers, codec, everything=everything)
+    return sent, *sync_seconds(machine, sent, codec, link)
+
+
+def _periodic(
+    counter: Counter, machine: Machine, link: Link, workers: int, codec: str, everything: bool
+) -> Way:
+    sent = counter.periodic(workers, codec, everything=everything)
+    return sent, *periodic_seconds(machine, sent, codec, link)
+
+
+def _asynchronous(
+    counter: Counter, machine: Machine, link: Link, workers: int, codec: str, everything: bool
+) -> Way:
+    sent = counter.asynchronous(workers, codec, everything=everything)
+    servers = counter.config.exchange.servers
+    return sent, *async_seconds(machine, sent, codec, link, workers, servers)
+
+
+WAYS: dict[str, Callable[[Counter, Machine, Link, int, str, bool], Way]] = {
+    "sync": _sync,
+    "periodic": _periodic,
+    "async": _asynchronous,
+}

@@ -1,0 +1,120 @@
+"""Coded collectives: sums through every codec, in the bytes that are documented."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from thinwire.exchange.coded import CodedCollective, joined
+from thinwire.exchange.sizes import sum_bytes, total_bytes
+from thinwire.transport.alone import Alone
+from thinwire.transport.collective import Collective
+
+torch.set_num_threads(1)
+
+Together = Callable[..., list[Any]]
+SHAPES = [(5, 3), (7,), (0, 4), (), (2, 2, 2)]
+codecs = pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+
+
+def tensors(rank: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(rank)
+    return [torch.randn(shape, generator=generator) for shape in SHAPES]
+
+
+@codecs
+@pytest.mark.parametrize("transport", ["in process", "gloo"])
+@pytest.mark.parametrize("size", [2, 3])
+def test_sums(codec: str, transport: str, size: int, together: Together) -> None:
+    def work(member: Collective) -> tuple[list[Tensor], int]:
+        coded = CodedCollective(member, codec, seed=1)
+        found = coded.wait(coded.sum(tensors(member.rank)))
+        return found, member.meter.sent
+
+    expected = [sum(parts) for parts in zip(*map(tensors, range(size)), strict=True)]
+    everyone = together(size, work, transport=transport)
+    tolerance = {"fp32": 1e-6, "bf16": 0.02 * size, "int8": 0.03 * size}[codec]
+    for found, sent in everyone:
+        for one, other, first in zip(found, expected, everyone[0][0], strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=tolerance)
+            assert one.dtype == torch.float32
+            assert torch.equal(one, first)  # the same bits for all
+        assert sent == sum_bytes(size, codec, SHAPES)
+
+
+def test_the_bytes_of_a_sum_written_out() -> None:
+    """15 + 7 + 0 + 1 + 8 numbers; 5 + 1 + 0 + 1 + 2 rows."""
+    assert sum_bytes(3, "fp32", SHAPES) == 2 * 2 * (4 * 31) // 3
+    assert sum_bytes(3, "bf16", SHAPES) == 2 * 2 * (2 * 31) // 3
+    assert sum_bytes(3, "int8", SHAPES) == 2 * (8 + 31 + 4 * 9)
+    assert total_bytes(3, 10) == 2 * 2 * 80 // 3
+
+
+def test_int8_is_added_up_in_fp32(together: Together) -> None:
+    """A hundred small numbers of one worker are not lost beside a large one of the other."""
+
+    def work(member: Collective) -> Tensor:
+        coded = CodedCollective(member, "int8", seed=1)
+        own = torch.full((4, 5), 1e4 if member.rank else 1e-4)
+        (found,) = coded.wait(coded.sum([own]))
+        return found
+
+    for found in together(2, work):
+        torch.testing.assert_close(found, torch.full((4, 5), 1e4 + 1e-4))
+
+
+@codecs
+def test_encode_and_decode(codec: str) -> None:
+    coded = CodedCollective(Alone(), codec, seed=1)
+    shapes = [torch.Size(shape) for shape in SHAPES]
+    found = coded.decode(coded.encode(tensors(0)), shapes)
+    for one, other in zip(found, tensors(0), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=0.03)
+    assert not coded.decode(coded.encode([]), [])
+    with pytest.raises(ValueError, match="bytes"):
+        coded.decode(coded.encode(tensors(0))[1:], shapes)
+
+
+def test_rounding_differs_from_message_to_message_and_from_worker_to_worker() -> None:
+    def messages(rank: int, *steps: int) -> list[bytes]:
+        alone = Alone()
+        alone.rank = rank
+        coded, found = CodedCollective(alone, "int8", seed=1), []
+        for step in steps:
+            coded.at_step(step)
+            found.append(bytes(coded.encode([tensors(0)[0]]).tolist()))
+        return found
+
+    assert len({*messages(0, 0, 0, 1, 2), *messages(1, 0, 0, 1, 2)}) == 8
+    # A run that begins at step 2 rounds as one that has come there.
+    assert messages(0, 2, 2) == messages(0, 0, 1, 1, 2, 2)[-2:]
+
+
+@codecs
+def test_totals_are_exact_whatever_the_codec(codec: str, together: Together) -> None:
+    numbers = [1e15 + 1, 0.1, float("inf")]
+
+    def work(member: Collective) -> list[float]:
+        return CodedCollective(member, codec, seed=1).total(numbers).wait()
+
+    assert together(2, work) == [[2e15 + 2, 0.2, float("inf")]] * 2
+
+
+def test_waiting_is_counted(together: Together) -> None:
+    def work(member: Collective) -> float:
+        coded = CodedCollective(member, "fp32", seed=1)
+        assert coded.waited_seconds == 0.0
+        coded.total([1.0]).wait()
+        return coded.waited_seconds
+
+    assert all(seconds > 0 for seconds in together(2, work))
+
+
+def test_joined() -> None:
+    assert joined([]).shape == (0,) and joined([]).dtype == torch.uint8
+    parts = [torch.tensor([1, 2], dtype=torch.uint8), torch.tensor([3], dtype=torch.uint8)]
+    assert joined(parts).tolist() == [1, 2, 3]

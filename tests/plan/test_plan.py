@@ -1,0 +1,139 @@
+"""The forecast counts what runs really send, and its arithmetic is what its docstring says."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from threading import Thread
+
+import pytest
+import torch
+
+from thinwire.config import RunConfig
+from thinwire.data.corpus import Corpus
+from thinwire.errors import UserError
+from thinwire.language_model import LanguageModel
+from thinwire.plan.counts import Counter, Sent
+from thinwire.plan.forecast import Link, async_seconds, periodic_seconds, sync_seconds
+from thinwire.plan.machine import Machine, parse_rate
+from thinwire.plan.plan import make_plan
+from thinwire.train.loop import train
+from thinwire.train.metrics import read_metrics
+from thinwire.transport.in_process import in_process_group
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9}
+MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, CODING, 1e-9, 1000.0)
+
+
+def settings(**exchange: object) -> RunConfig:
+    return RunConfig.from_dict(
+        {
+            "run": {"tokens": 20 * 2 * 4 * 35, "threads": 1, "workers": 2},
+            "model": {"width": 16},
+            "loss": {"samples": 50},
+            "data": {"batch": 4},
+            "exchange": exchange,
+            "metrics": {"every_steps": 1},
+        }
+    )
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int8"])
+@pytest.mark.parametrize("select", ["rows", "everything"])
+def test_sync_sends_what_is_counted(
+    toy_data: Path, tmp_path: Path, codec: str, select: str
+) -> None:
+    config = settings(codec=codec, select=select)
+    corpus = Corpus.open(toy_data)
+    counts_V = torch.from_numpy(corpus.counts_V)
+    counter = Counter(corpus, config, LanguageModel(config.model, config.loss, counts_V, 1))
+    counted = counter.sync(2, codec, everything=select == "everything")
+
+    threads = [
+        Thread(target=train, args=(toy_data, tmp_path / "run", config), kwargs={"collective": c})
+        for c in in_process_group(2)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    lines = [line for line in read_metrics(tmp_path / "run") if line["event"] == "train"]
+    first, last = lines[0], lines[-1]
+    steps = last["step"] - first["step"]
+    measured = (last["bytes_sent"] - first["bytes_sent"]) / steps / 2
+    # The same rows on average; the few steps counted are not the steps measured.
+    assert counted.up == pytest.approx(measured, rel=0.05)
+    dense = (last["bytes_dense"] - first["bytes_dense"]) / steps / 2
+    assert counted.dense == pytest.approx(dense)
+
+
+def test_sync_hides_what_fits_behind_backward() -> None:
+    link = Link(1e6, latency_seconds=0.0)
+    computing = 0.01 + 0.02 + 0.03 + 0.004
+    free = Sent(early=0.03e6, late=0.0, down=0.0, dense=1.0, rows=0.0)
+    step, hidden = sync_seconds(MACHINE, free, "fp32", link)
+    spent = 1e-9 * free.up / 2 + 1e-9 * free.up
+    assert step == pytest.approx(computing + spent)
+    assert hidden == pytest.approx(1.0)
+    late = Sent(early=0.0, late=0.5e6, down=0.0, dense=1.0, rows=0.0)
+    step, hidden = sync_seconds(MACHINE, late, "fp32", link)
+    assert step == pytest.approx(computing + 1e-9 * 0.5e6 * 1.5 + 0.5)
+    assert hidden == pytest.approx(0.0)
+
+
+def test_the_slowest_part_of_an_asynchronous_step_counts() -> None:
+    sent = Sent(early=1e5, late=0.0, down=2e5, dense=1.0, rows=0.0)
+    wide, narrow = Link(1e9), Link(1e6)
+    one, _ = async_seconds(MACHINE, sent, "fp32", wide, workers=1)
+    assert one == pytest.approx(0.06 + 1e-9 * 1.5e5 + 1e-9 * 3e5)
+    four, _ = async_seconds(MACHINE, sent, "fp32", narrow, workers=4)
+    assert four == pytest.approx(4 * 0.2)
+    shared, _ = async_seconds(MACHINE, sent, "fp32", narrow, workers=4, servers=2)
+    assert shared == pytest.approx(2 * 0.2)
+
+
+def test_periodic_is_as_slow_as_its_link() -> None:
+    sent = Sent(early=1e6, late=0.0, down=1e6, dense=1.0, rows=0.0)
+    assert periodic_seconds(MACHINE, sent, "fp32", Link(1e6))[0] == pytest.approx(1.0)
+    assert periodic_seconds(MACHINE, sent, "fp32", Link(1e9))[1] == pytest.approx(1.0)
+
+
+def test_less_travels_as_rows_than_densely(toy_data: Path) -> None:
+    config = settings()
+    plan = make_plan(Corpus.open(toy_data), config, Link(1e8), (2,))
+    by_name = {forecast.name: forecast for forecast in plan.forecasts}
+    for kind in ("sync", "periodic", "async"):
+        assert by_name[f"{kind} fp32"].step_bytes < by_name[f"{kind} dense"].step_bytes
+        assert by_name[f"{kind} bf16"].step_bytes < by_name[f"{kind} fp32"].step_bytes
+    assert plan.best(2).select == "rows"
+
+
+@pytest.mark.parametrize(
+    ("text", "rate"), [("1gbit", 1.25e8), ("20mbit", 2.5e6), ("2.5Gbit/s", 3.125e8)]
+)
+def test_rates(text: str, rate: float) -> None:
+    assert parse_rate(text) == pytest.approx(rate)
+
+
+@pytest.mark.parametrize("text", ["", "fast", "mbit", "-3mbit", "0gbit", "nangbit", "10"])
+def test_what_is_no_rate(text: str) -> None:
+    with pytest.raises(UserError, match=r"--link is .*, and must be a rate such as 100mbit"):
+        parse_rate(text)
+
+
+def test_the_command(thinwire: Run, toy_data: Path) -> None:
+    flags = ["--workers", "2", "--model.width", "16", "--data.batch", "4", "--threads", "1"]
+    done = thinwire("plan", toy_data, *flags, "--link", "100mbit", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert found["link_bytes_per_second"] == 1.25e7
+    assert found["best"]["2"]["tokens_per_second"] > 0
+    shown = thinwire("plan", toy_data, *flags)
+    assert "2 workers: --exchange" in shown.stdout
+    refused = thinwire("plan", toy_data, *flags, "--link", "soon")
+    assert refused.returncode == 2
+    assert "--link is 'soon'" in refused.stderr
