@@ -1,0 +1,102 @@
+"""Does an exchange cost quality? Four workers against one with the same batch in all.
+
+Equal tokens, the same seeds; all workers are processes of this machine. Vocabulary of 10 k words,
+LSTM of width 128, sampled softmax; 100,000 tokens of the validation text scored with the exact softmax.
+
+    python benchmarks/exchange_quality.py [--quick] [--only NAME ...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from record import novels, spread, table, write
+
+SEEDS = (1, 2, 3)
+TOKENS = 1_000_000
+EVAL_TOKENS = 100_000
+BATCH = 16
+WORKERS = 4
+ONE = "one worker"
+# What each row of the table sets.
+SYNC, PERIODIC, ASYNC = ({"exchange": kind} for kind in ("sync", "periodic", "async"))
+QUARTER = SYNC | {"exchange.hidden_fraction": 0.25}
+CASES: dict[str, dict[str, Any]] = {
+    ONE: {"workers": 1},
+    "sync fp32": SYNC,
+    "sync bf16": SYNC | {"codec": "bf16"},
+    "sync int8": SYNC | {"codec": "int8"},
+    "sync, 1/4 of the hidden rows, feedback": QUARTER,
+    "sync, 1/4 of the hidden rows, largest": QUARTER | {"exchange.hidden_kind": "largest"},
+    "sync, 1/4 of the hidden rows, unbiased": QUARTER | {"exchange.hidden_kind": "unbiased"},
+    "periodic int8": PERIODIC | {"codec": "int8"},
+    "async fp32": ASYNC,
+    "async fp32, 16 workers": ASYNC | {"workers": 16},
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one seed, a tenth of the tokens")
+    parser.add_argument("--only", nargs="+", help="names of cases")
+    arguments = parser.parse_args()
+    data = novels("--vocab-size=10000")
+    seeds, tokens = ((1,), TOKENS // 10) if arguments.quick else (SEEDS, TOKENS)
+    cases = [c for c in CASES if not arguments.only or c in arguments.only or c == ONE]
+    found: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
+    for seed in seeds:
+        for case in cases:
+            found[case].append(measure(data, CASES[case], seed, tokens))
+    rows = []
+    for case, runs in found.items():
+        pairs = zip(runs, found[ONE], strict=True)
+        rows.append(
+            {
+                "exchange": case,
+                "validation ppl": spread([run["ppl"] for run in runs]),
+                "over one worker, seed by seed": spread([a["ppl"] / b["ppl"] for a, b in pairs], 4),
+            }
+        )
+    body = (
+        f"{tokens:,} tokens, {len(seeds)} seeds, {BATCH} sequences of 35 tokens a step in all: "
+        f"four workers of {BATCH // 4}, sixteen of one, or one of {BATCH}.\n\n{table(rows)}"
+    )
+    record = {"runs": found, "seeds": seeds, "tokens": tokens}
+    write("exchange-quality", "Quality of the exchanges at equal tokens", body, record)
+
+
+def measure(data: Path, case: dict[str, Any], seed: int, tokens: int) -> dict[str, Any]:
+    """One run of a fixed number of tokens."""
+    from thinwire.train.metrics import read_metrics
+
+    settings = {
+        "workers": WORKERS,
+        "tokens": tokens,
+        "threads": 1,
+        "seed": seed,
+        "model.width": 128,
+        "data.batch": BATCH // case.get("workers", WORKERS),
+        "loss.samples": 1500,
+        "eval.tokens": EVAL_TOKENS,
+        "eval.every_seconds": 1e9,
+        "checkpoint.every_seconds": 1e9,
+    } | case
+    with tempfile.TemporaryDirectory() as folder:
+        run = Path(folder) / "run"
+        command = [sys.executable, "-m", "thinwire", "train", str(data), "--out", str(run)]
+        command += [str(part) for name, value in settings.items() for part in (f"--{name}", value)]
+        subprocess.run(command, check=True)
+        lines = read_metrics(run)
+    valid = [line for line in lines if line["event"] == "valid"][-1]
+    return {"ppl": valid["ppl"], "seconds": lines[-1]["seconds"]} | {
+        "staleness": lines[-1].get("staleness")
+    }
+
+
+if __name__ == "__main__":
+    main()

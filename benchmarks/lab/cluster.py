@@ -1,0 +1,198 @@
+"""N devices on one machine: each a network namespace with a link of its own to a common bridge.
+
+A device's traffic passes `tc tbf` both ways, so its link has the given rate up and down; with a
+`share` its processes get that part of one core, by the cpu controller. All is taken down when the
+block ends, and what a crash has left is taken down before a new one is set up. Needs root.
+
+    with Cluster(2, rate="100mbit") as cluster:
+        process = cluster.start(0, ["python", "-m", "thinwire", ...])
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+
+PREFIX = "tw"
+BRIDGE = f"{PREFIX}-bridge"
+NETWORK = "10.213.7"
+CGROUP = Path("/sys/fs/cgroup")
+PERIOD_MICROSECONDS = 20_000
+PROBE_BYTES = 1 << 20
+
+
+def cannot() -> str | None:
+    """Why no cluster can be emulated here; None: it can."""
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return "an emulated cluster needs Linux and root, for network namespaces"
+    missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
+    return f"an emulated cluster needs {' and '.join(missing)} (iproute2)" if missing else None
+
+
+class Cluster:
+    """Devices 0 to N - 1.
+
+    Args:
+        num_devices: how many.
+        rate: of each link, both ways, as `tc` writes it: "20mbit", "1gbit"; None: as fast as it is.
+        share: of one core for each device; None: no limit.
+        cores: pin device i to cores[i % len]; None: not pinned.
+    """
+
+    def __init__(
+        self,
+        num_devices: int,
+        rate: str | None = None,
+        share: float | None = None,
+        cores: Sequence[int] | None = None,
+    ) -> None:
+        self.num_devices, self.rate, self.share, self.cores = num_devices, rate, share, cores
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def __enter__(self) -> Cluster:
+        if reason := cannot():
+            sys.exit(reason)
+        take_down()
+        _run("ip", "link", "add", BRIDGE, "type", "bridge")
+        _run("ip", "link", "set", BRIDGE, "up")
+        for device in range(self.num_devices):
+            self._add(device)
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for process in self._processes:
+            if process.poll() is None:
+                process.kill()
+            process.wait()
+        take_down()
+
+    @staticmethod
+    def address(device: int) -> str:
+        """Its IP address."""
+        return f"{NETWORK}.{device + 1}"
+
+    @staticmethod
+    def interface(device: int) -> str:
+        """Its network interface, inside its namespace."""
+        return f"{PREFIX}{device}-in"
+
+    def start(
+        self,
+        device: int,
+        command: Sequence[str],
+        environment: Mapping[str, str] | None = None,
+        log: Path | None = None,
+    ) -> subprocess.Popen[bytes]:
+        """Start a command on a device; its output goes to `log`."""
+        inside = ["ip", "netns", "exec", f"{PREFIX}{device}"]
+        if self.cores is not None:
+            inside += ["taskset", "-c", str(self.cores[device % len(self.cores)])]
+        if self.share is not None:
+            # The shell enters the device's group before it becomes the command.
+            file = _group(device) / "cgroup.procs"
+            inside += ["sh", "-c", f'echo $$ > {file}; exec "$@"', "sh"]
+        output = subprocess.DEVNULL if log is None else log.open("ab")
+        process = subprocess.Popen(
+            [*inside, *command],
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=output,
+        )
+        self._processes.append(process)
+        return process
+
+    def measured_rate(self) -> float:
+        """Bit/s from device 0 to device 1, by sending for about a second over TCP."""
+        num_bytes = PROBE_BYTES * (128 if self.rate is None else max(2, _mbit(self.rate) // 8))
+        script = Path(__file__).with_name("probe.py")
+        receiver = self.start(1, [sys.executable, str(script), "receive", self.address(1)])
+        inside = ["ip", "netns", "exec", f"{PREFIX}0"]
+        sender = subprocess.run(
+            [*inside, sys.executable, str(script), "send", self.address(1), str(num_bytes)],
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        receiver.wait()
+        return float(sender.stdout)
+
+    def _add(self, device: int) -> None:
+        name, outside, inside = f"{PREFIX}{device}", f"{PREFIX}{device}-out", self.interface(device)
+        _run("ip", "netns", "add", name)
+        _run("ip", "link", "add", outside, "type", "veth", "peer", "name", inside)
+        _run("ip", "link", "set", inside, "netns", name)
+        _run("ip", "link", "set", outside, "master", BRIDGE, "up")
+        within = ("ip", "netns", "exec", name)
+        _run(*within, "ip", "addr", "add", f"{self.address(device)}/24", "dev", inside)
+        _run(*within, "ip", "link", "set", inside, "up")
+        _run(*within, "ip", "link", "set", "lo", "up")
+        if self.rate is not None:
+            shape = ("root", "tbf", "rate", self.rate, "burst", "256kb", "latency", "100ms")
+            _run("tc", "qdisc", "add", "dev", outside, *shape)
+            _run(*within, "tc", "qdisc", "add", "dev", inside, *shape)
+        if self.share is not None:
+            _make_group(device, self.share)
+
+
+def take_down() -> None:
+    """Remove every device there is, also those of a run that crashed."""
+    if cannot():
+        return
+    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    for line in listed.splitlines():
+        name = line.split()[0] if line.split() else ""
+        if name.startswith(PREFIX) and name[len(PREFIX) :].isdigit():
+            pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
+            for pid in pids.stdout.split():
+                _run("kill", "-9", pid, check=False)
+            _run("ip", "netns", "del", name, check=False)
+            _remove_group(int(name[len(PREFIX) :]))
+    _run("ip", "link", "del", BRIDGE, check=False)
+
+
+def _version_2() -> bool:
+    return (CGROUP / "cgroup.controllers").exists()
+
+
+def _group(device: int) -> Path:
+    return (CGROUP if _version_2() else CGROUP / "cpu") / f"{PREFIX}{device}"
+
+
+def _make_group(device: int, share: float) -> None:
+    folder, quota = _group(device), int(share * PERIOD_MICROSECONDS)
+    folder.mkdir(exist_ok=True)
+    if _version_2():
+        (folder / "cpu.max").write_text(f"{quota} {PERIOD_MICROSECONDS}")
+    else:
+        (folder / "cpu.cfs_period_us").write_text(str(PERIOD_MICROSECONDS))
+        (folder / "cpu.cfs_quota_us").write_text(str(quota))
+
+
+def _remove_group(device: int) -> None:
+    folder = _group(device)
+    if folder.exists():
+        try:
+            folder.rmdir()
+        except OSError as error:  # a process that has just been killed may still be leaving
+            print(f"{folder} stays for now: {error.strerror}", file=sys.stderr)
+
+
+def _mbit(rate: str) -> int:
+    return int(rate.removesuffix("mbit")) if rate.endswith("mbit") else 1000 * int(rate[:-4])
+
+
+def _run(*command: str, check: bool = True) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if check and done.returncode:
+        sys.exit(f"{' '.join(command)}: {done.stderr.strip()}")
