@@ -283,23 +283,25 @@ def test_a_loss_that_touches_every_row(M: int) -> None:
     assert_same(world.values(), alone(everything=True), **tolerance)
 
 
-def test_looking_ahead_reads_what_was_there_before_the_own_push() -> None:
+def test_rows_pulled_ahead_are_pulled_again_where_they_have_changed() -> None:
     world = World()
     worker = world.worker()
     tasks = [touched(step) for step in range(5)]
-    worker.client.pull(tasks[0])
+    worker.client.pull_rows(tasks[0])
     for step in range(4):
         world.settle()  # the pull is answered before anything else happens
-        pulled = world.values()
         if step > 0:
             worker.push(step - 1)
             world.settle()
         worker.rows = worker.client.fetch(tasks[step])
+        now = world.values()
         for name, ids in tasks[step].rows.items():
-            assert ids is not None and torch.equal(worker.rows[name], pulled[name][ids])
-        worker.client.pull(tasks[step + 1])
+            assert ids is not None and torch.equal(worker.rows[name], now[name][ids])
+        for name, block in worker.blocks.items():
+            assert torch.equal(block, now[name])
+        worker.client.pull_rows(tasks[step + 1])
         backward(worker.rows, worker.blocks, step)
-    assert world.taus == [0, 1, 1]
+    assert world.taus == [0, 0, 0]
 
 
 @pytest.mark.parametrize("codec", ["bf16", "int8"])
@@ -432,7 +434,7 @@ def test_a_push_beyond_the_bound_is_dropped_and_its_worker_pulls_anew() -> None:
     a, b = world.worker("a"), world.worker("b")
     b.fetch(0)
     ahead = touched(9)
-    b.client.pull(ahead)  # looking ahead; it is answered now
+    b.client.pull_rows(ahead)  # looking ahead; it is answered now
     world.settle()
     for step in range(1, 4):
         a.step(step)
@@ -759,7 +761,7 @@ def test_who_waits_is_told_so_while_the_parameters_stand_still() -> None:
     assert not server.all_wait
     worker.push(0)
     ahead = touched(1)
-    worker.client.pull(ahead)
+    worker.client.pull_rows(ahead)
     world.settle()
     assert server.all_wait
     assert_same(world.values(), before)

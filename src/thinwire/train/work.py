@@ -178,7 +178,7 @@ class Worker:
         step = self._next
         rows = self.client.fetch(step.task.touched)
         # Here, so that the wire and the servers work while this worker computes; the price is
-        # that the next step does not see what this one is about to push.
+        # that the next step does not see of its rows what this one is about to push.
         self._next = self._look_ahead()
         total, self.state = self.model.loss(step.task, rows, self.state, self._noise(step.draw))
         loss = total / step.num_targets
@@ -188,7 +188,7 @@ class Worker:
     def _look_ahead(self) -> _Step:
         """Read the next batch, draw its sample, and pull what they touch."""
         step = self._touch()
-        self.client.pull(step.task.touched)
+        self.client.pull_rows(step.task.touched)
         return step
 
     def _touch(self) -> _Step:

@@ -11,9 +11,9 @@ server, H of those sent.
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from time import monotonic, perf_counter
 from typing import Any
 
@@ -256,6 +256,13 @@ class _Wanted:
     group_of: tuple[int, ...]
     groups: tuple[_Group | None, ...]
 
+    def only(self, names: Sequence[str], among: Container[str]) -> _Wanted:
+        """The same for some of the parameters, whose order is that of `names`."""
+        kept = [g if n in among else ABSENT for n, g in zip(names, self.group_of, strict=True)]
+        numbers = sorted(set(kept) - {ABSENT})
+        group_of = tuple(ABSENT if g == ABSENT else numbers.index(g) for g in kept)
+        return replace(self, group_of=group_of, groups=tuple(self.groups[g] for g in numbers))
+
     def selection(self, index: int, count: int) -> tuple[Selection, list[Tensor | None]]:
         """The rows of server `index` of `count`, by its numbers; and where they stand in `order_R`.
 
@@ -286,8 +293,20 @@ class _Awaited:
     answers: dict[int, Rows] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class _Fetched:
+    """What a step computes with, and the number of the last pull that it waited for."""
+
+    number: int
+    wanted: _Wanted
+
+
 class Client:
     """Pulls and pushes.
+
+    A step's rows are pulled ahead, while the step before it computes. When the step begins, the
+    blocks are pulled, and those rows that have changed meanwhile: most have not, and a step computes
+    with what there is after this worker's own last push.
 
     Args:
         servers: joined already.
@@ -319,20 +338,23 @@ class Client:
         kind = config.hidden_kind
         self._hidden = HiddenBlocks(blocks, config.hidden_fraction, kind, derive(seed, "hidden"))
         self._num_pulls = self._num_pushes = self._held = self._num_steps = 0
+        self._wanted_next: _Wanted | None = None
         self._awaited: _Awaited | None = None
-        self._fetched: _Awaited | None = None
-        self._stale = False
+        self._fetched: _Fetched | None = None
 
     # Pulling
 
-    def pull(self, touched: Touched) -> None:
-        """Ask for the rows of the next step, and return at once."""
-        self._num_steps += 1
-        self._ask(self._wanted(touched, self._hidden.select(self._num_steps - 1)))
+    def pull_rows(self, touched: Touched) -> None:
+        """Ask for the rows of the next step, and return at once; `fetch` asks for what is missing.
+
+        With `select = everything`, `fetch` asks for all.
+        """
+        self._wanted_next = self._wanted(touched)
+        if not self._everything:
+            self._ask(self._wanted_next.only(self._names, self.tables))
 
     def _ask(self, wanted: _Wanted) -> None:
         self._num_pulls += 1
-        self._stale = False
         self._awaited = _Awaited(self._num_pulls, wanted)
         incarnation, number = self.servers.incarnation, self._num_pulls
         for index in range(len(self.servers.lines)):
@@ -349,42 +371,43 @@ class Client:
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
         """The touched rows of each table, `[R, ...]`, as leaves that collect gradients.
 
-        They were pulled before, or are now. What was pulled before the server said that a push came
-        too late is pulled once more.
+        What was pulled ahead is waited for; then all is asked for, and what has changed is sent.
         """
+        wanted, self._wanted_next = self._wanted_next, None
+        if wanted is None or wanted.touched is not touched:
+            wanted = self._wanted(touched)
         for index in range(len(self.servers.lines)):
             while (message := self.servers.arrived(index)) is not None:
                 self._take(index, *message)
-        if self._awaited is None or self._awaited.wanted.touched is not touched:
-            self.pull(touched)
-        awaited = self._receive_rows()
-        if self._stale:
-            self._ask(awaited.wanted)
-            awaited = self._receive_rows()
-        self._fetched = awaited
+        if self._awaited is not None:
+            self._receive()
+        self._ask(wanted)
+        self._receive()
+        self._fetched = _Fetched(self._held, wanted)
         return {
             name: _gathered(self.tables[name].detach(), ids).requires_grad_()
             for name, ids in touched.rows.items()
         }
 
-    def _receive_rows(self) -> _Awaited:
-        """Wait for every server's answer to the pull that is under way, and make them current."""
+    def _receive(self) -> None:
+        """Wait for every server's answer to the pull that is under way, and make its rows current."""
         awaited = self._awaited
         assert awaited is not None
-        for index in range(len(self.servers.lines)):
-            while index not in awaited.answers:
-                self._take(index, *self.servers.wait(index))
+        try:
+            for index in range(len(self.servers.lines)):
+                while index not in awaited.answers:
+                    self._take(index, *self.servers.wait(index))
+        finally:  # whether they came or not, nothing is under way any more
+            self._awaited = None
         for index, rows in awaited.answers.items():
             self._write(rows, self._pulled(awaited.wanted, index), index)
         self.factor = awaited.answers[0].factor
-        self._held, self._awaited = awaited.number, None
-        return awaited
+        self._held = awaited.number
 
     def _take(self, index: int, kind: Kind, frame: Frame) -> None:
         """A message of server `index`; an answer to an earlier pull is left alone."""
         if kind is Kind.TOO_OLD:
             self.too_old += 1
-            self._stale = True
         if kind is Kind.ROWS and self._awaited is not None:
             with suppress(ValueError):
                 selection = self._pulled(self._awaited.wanted, index)
@@ -455,7 +478,7 @@ class Client:
         return norm
 
     def _packed(
-        self, fetched: _Awaited, gradients: Mapping[str, Tensor], report: Report, index: int
+        self, fetched: _Fetched, gradients: Mapping[str, Tensor], report: Report, index: int
     ) -> Tensor:
         M, wanted = len(self.servers.lines), fetched.wanted
         selection, places = wanted.selection(index, M)
@@ -490,7 +513,9 @@ class Client:
             tuple(values),
         ).pack()
 
-    def _wanted(self, touched: Touched, blocks: Mapping[str, Tensor | None]) -> _Wanted:
+    def _wanted(self, touched: Touched) -> _Wanted:
+        blocks = self._hidden.select(self._num_steps)
+        self._num_steps += 1
         group_of: list[int] = []
         groups: list[_Group | None] = []
         known: dict[int, int] = {}

@@ -25,8 +25,8 @@ from thinwire.exchange.config import ExchangeConfig
 from thinwire.optim.rows import RowOptimizer
 from thinwire.wire.codecs import Codec, make_codec
 
-# A worker has two pulls under way, and one more after a push that came too late.
-PULLS_REMEMBERED = 4
+# A worker has the pulls of two steps under way, two each, and more after a push that came too late.
+PULLS_REMEMBERED = 6
 NEVER = -1
 
 
