@@ -1,7 +1,7 @@
 """Does an exchange cost quality? Four workers against one with the same batch in all.
 
 Equal tokens, the same seeds; all workers are processes of this machine. Vocabulary of 10 k words,
-LSTM of width 128, sampled softmax; 100,000 tokens of the validation text scored with the exact softmax.
+LSTM of width 128, sampled softmax; exact perplexity of 100,000 tokens of the validation text.
 
     python benchmarks/exchange_quality.py [--quick] [--only NAME ...]
 """

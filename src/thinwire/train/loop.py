@@ -94,6 +94,11 @@ def set_up_device(config: RunConfig) -> torch.device:
 
 
 def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
+    """The run in `out`, to go on with these settings and this data.
+
+    Raises:
+        UserError: there is none, or it was trained on other data or with other settings.
+    """
     folder = RunFolder.open(out)
     if corpus.meta.fingerprint != folder.fingerprint:
         raise UserError(

@@ -305,8 +305,8 @@ class Client:
     """Pulls and pushes.
 
     A step's rows are pulled ahead, while the step before it computes. When the step begins, the
-    blocks are pulled, and those rows that have changed meanwhile: most have not, and a step computes
-    with what there is after this worker's own last push.
+    blocks are pulled, and those rows that have changed meanwhile; so a step computes with what
+    there is after this worker's own last push, and the rows that seldom change do not delay it.
 
     Args:
         servers: joined already.
@@ -390,7 +390,7 @@ class Client:
         }
 
     def _receive(self) -> None:
-        """Wait for every server's answer to the pull that is under way, and make its rows current."""
+        """Wait for every server's answer to the pull under way, and make its rows current."""
         awaited = self._awaited
         assert awaited is not None
         try:
