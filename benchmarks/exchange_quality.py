@@ -34,7 +34,8 @@ CASES: dict[str, dict[str, Any]] = {
     "sync, 1/4 of the hidden rows, feedback": QUARTER,
     "sync, 1/4 of the hidden rows, largest": QUARTER | {"exchange.hidden_kind": "largest"},
     "sync, 1/4 of the hidden rows, unbiased": QUARTER | {"exchange.hidden_kind": "unbiased"},
-    "periodic int8": PERIODIC | {"codec": "int8"},
+    "periodic int8, 64 steps": PERIODIC | {"codec": "int8", "exchange.local_steps": 64},
+    "periodic int8, 16 steps": PERIODIC | {"codec": "int8", "exchange.local_steps": 16},
     "async fp32": ASYNC,
     "async fp32, 16 workers": ASYNC | {"workers": 16},
 }

@@ -455,7 +455,7 @@ def test_a_push_beyond_the_bound_is_dropped_and_its_worker_pulls_anew() -> None:
     assert world.taus[-1] == 0
 
 
-# Compensation
+# Pushes that are applied at once
 
 
 def sgd(**exchange: Any) -> Any:
@@ -478,24 +478,13 @@ def late_pair(world: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[st
     return values[0], values[1], values[2], gradients
 
 
-def test_no_compensation() -> None:
+def test_pushes_that_are_applied_one_by_one() -> None:
     _, middle, last, g = late_pair(sgd())
     assert_same(last, {n: middle[n] - 0.1 * g[n] for n in g}, atol=1e-6)
 
 
-def test_delay_compensation() -> None:
-    first, middle, last, g = late_pair(sgd(compensation="delay", delay_strength=0.5))
-    expected = {n: middle[n] - 0.1 * (g[n] + 0.5 * g[n] ** 2 * (middle[n] - first[n])) for n in g}
-    assert_same(last, expected, atol=1e-6)
-
-
-def test_rate_by_staleness() -> None:
-    _, middle, last, g = late_pair(sgd(compensation="rate"))
-    assert_same(last, {n: middle[n] - 0.1 / 2 * g[n] for n in g}, atol=1e-6)
-
-
 def test_accumulated_pushes_are_applied_at_once() -> None:
-    world = sgd(compensation="accumulate", accumulate=2)
+    world = sgd(accumulate=2)
     first, middle, last, g = late_pair(world)
     assert_same(middle, first)
     assert_same(last, {n: first[n] - 0.1 * g[n] for n in g}, atol=1e-6)
@@ -509,7 +498,7 @@ def test_accumulated_pushes_are_applied_at_once() -> None:
 
 
 def test_accumulated_rows_are_merged() -> None:
-    world = sgd(compensation="accumulate", accumulate=3)
+    world = sgd(accumulate=3)
     first = world.values()
     workers = [world.worker(str(n)) for n in range(3)]
     total = {n: torch.zeros_like(v) for n, v in first.items()}

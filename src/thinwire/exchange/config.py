@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Literal, get_args
 
 from cyclopts import Parameter
@@ -15,7 +15,6 @@ CodecName = Literal["fp32", "bf16", "int8"]
 HiddenKind = Literal["feedback", "largest", "unbiased"]
 # Longer ones do not fit in what the transports count with.
 LONGEST_TIMEOUT_SECONDS = 1_000_000
-Compensation = Literal["none", "delay", "rate", "accumulate"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,14 +56,9 @@ class ExchangeConfig:
     staleness_bound: int = 0
     """async: a push that comes more than so many updates after its pull is dropped, and its worker
     pulls anew; 0: none is."""
-    compensation: Compensation = "none"
-    """async: what is done about late gradients. delay: they are corrected to first order for how
-    far the parameters have moved; rate: an update is scaled by 1 / (1 + staleness); accumulate: the
-    mean of a few pushes is applied at once."""
-    delay_strength: float = 0.04
-    """async, compensation delay: the weight of the correction."""
-    accumulate: int = 2
-    """async, compensation accumulate: how many pushes are applied at once."""
+    accumulate: int = 0
+    """async: the mean of so many pushes is applied at once, so that fewer updates come between a
+    pull and its push; 0: of a quarter of the workers, 1 at least."""
 
     def __post_init__(self) -> None:
         for name, kinds in (
@@ -72,7 +66,6 @@ class ExchangeConfig:
             ("select", Select),
             ("codec", CodecName),
             ("hidden_kind", HiddenKind),
-            ("compensation", Compensation),
         ):
             if getattr(self, name) not in get_args(kinds):
                 raise UserError(
@@ -89,7 +82,7 @@ class ExchangeConfig:
                 f"{reason} sends all hidden blocks, so exchange.hidden_fraction must be 1, and is "
                 f"{self.hidden_fraction}"
             )
-        for name in ("local_steps", "fragments", "servers", "accumulate"):
+        for name in ("local_steps", "fragments", "servers"):
             if getattr(self, name) < 1:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 1 or more")
         if self.fragments > self.local_steps:
@@ -108,6 +101,10 @@ class ExchangeConfig:
             raise UserError(
                 f"exchange.outer_momentum is {self.outer_momentum}, but it must lie in [0, 1)"
             )
-        for name in ("staleness_bound", "delay_strength"):
+        for name in ("staleness_bound", "accumulate"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 0 or more")
+
+    def for_workers(self, workers: int) -> ExchangeConfig:
+        """The same with the default of `accumulate` worked out."""
+        return replace(self, accumulate=self.accumulate or max(1, workers // 4))

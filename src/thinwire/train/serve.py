@@ -157,10 +157,9 @@ class Serving(Steward):
 
     def _shard(self) -> Shard:
         job, config = self.job, self.config
+        exchange = config.exchange.for_workers(config.run.workers)
         if self.num_shards > 1:
-            return sliced_shard(
-                job.tables, job.blocks, 0, self.num_shards, config.optim, config.exchange
-            )
+            return sliced_shard(job.tables, job.blocks, 0, self.num_shards, config.optim, exchange)
         updater, rates = job.updater, (config.optim.lr, config.optim.row_lr)
         return Shard(
             job.tables,
@@ -168,7 +167,7 @@ class Serving(Steward):
             updater.row_optimizer,
             updater.dense_optimizer,
             rates,
-            config.exchange,
+            exchange,
         )
 
     # The loop

@@ -294,8 +294,9 @@ class Follower(Steward):
         ).to(find_device(config.run.device))
         num_parameters = sum(p.numel() for p in model.parameters())
         self.door = door(8 * num_parameters)
+        exchange = config.exchange.for_workers(config.run.workers)
         self.shard = sliced_shard(
-            model.tables(), model.blocks(), index, count, config.optim, config.exchange
+            model.tables(), model.blocks(), index, count, config.optim, exchange
         )
         self.server = Server(
             self.door,

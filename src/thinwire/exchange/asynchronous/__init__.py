@@ -15,7 +15,7 @@ which the paper's sampling decides what travels; the details are ours.
 
     protocol.py      the messages, and their sizes
     shard.py         one server's rows: pulling from them, pushing to them
-    compensation.py  what may be done about staleness
+    pile.py          pushes that wait to be applied at once
     places.py        which worker reads which part of the text
     server.py        a server's side: who the workers are, and what each is answered
     client.py        a worker's side

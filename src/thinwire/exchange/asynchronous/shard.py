@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from thinwire.exchange.asynchronous.compensation import Gradient, Pile, delayed, slowed
+from thinwire.exchange.asynchronous.pile import Gradient, Pile
 from thinwire.exchange.asynchronous.protocol import Pull, Push, Rows, decoded, packed_mask
 from thinwire.exchange.asynchronous.staleness import Lateness
 from thinwire.exchange.config import ExchangeConfig
@@ -31,19 +31,17 @@ NEVER = -1
 
 
 @dataclass
-class Answered:
-    """A pull that was answered: at which version and, where that is needed, with what."""
-
-    version: int
-    values: dict[str, Gradient] = field(default_factory=dict)
-
-
-@dataclass
 class Held:
-    """What a server knows of one worker: the version of every row that it holds, and its pulls."""
+    """What a server knows of one worker.
+
+    Attributes:
+        stamps: the version of every row that it holds.
+        answered: the version at which each of its last pulls was answered.
+        last_answer: the last of these pulls.
+    """
 
     stamps: dict[str, Tensor] = field(default_factory=dict)
-    answered: dict[int, Answered] = field(default_factory=dict)
+    answered: dict[int, int] = field(default_factory=dict)
     last_answer: int = 0
 
 
@@ -56,7 +54,7 @@ class Shard:
         row_optimizer: of the tables.
         dense_optimizer: of the blocks.
         rates: learning rates of the dense optimiser and of the row optimiser.
-        config: codec, bound and compensation of staleness.
+        config: codec, bound of staleness, and how many pushes make an update.
     """
 
     def __init__(
@@ -132,11 +130,7 @@ class Shard:
         return mask_R, mask_R.nonzero().squeeze(1) if ids_R is None else ids_R[mask_R]
 
     def _remember(self, held: Held, pull: Pull) -> None:
-        answered = held.answered[pull.number] = Answered(self.version)
-        if self.config.compensation == "delay":
-            for index, group in pull.selection.present():
-                name, ids_R = self._names[index], pull.selection.ids[group]
-                answered.values[name] = ids_R, _rows(self.parameters[name].detach(), ids_R).clone()
+        held.answered[pull.number] = self.version
         for number in sorted(held.answered)[:-PULLS_REMEMBERED]:
             del held.answered[number]
 
@@ -151,32 +145,20 @@ class Shard:
         answered = held.answered.get(push.pull)
         if answered is None:
             return None
-        tau, bound = self.version - answered.version, self.config.staleness_bound
+        tau, bound = self.version - answered, self.config.staleness_bound
         if bound and tau > bound:
             return None
-        lateness = Lateness(tau, self._changed_rows(gradients, answered.version))
-        scale = 1.0
-        match self.config.compensation:
-            case "delay":
-                gradients = {
-                    name: (ids, self._compensated(name, ids, values, answered))
-                    for name, (ids, values) in gradients.items()
-                }
-            case "rate":
-                scale = slowed(tau)
-            case "accumulate":
-                self._pile.add(gradients)
-                if self._pile.size < self.config.accumulate:
-                    return lateness
-                gradients = self._pile.take()
-        self._update(gradients, scale)
+        lateness = Lateness(tau, self._changed_rows(gradients, answered))
+        self._pile.add(gradients)
+        if self._pile.size >= self.config.accumulate:
+            self._update(self._pile.take())
         return lateness
 
     @torch.no_grad()
     def settle(self) -> None:
         """Apply what has been piled up, before the parameters are read as the run's result."""
         if self._pile.size:
-            self._update(self._pile.take(), 1.0)
+            self._update(self._pile.take())
 
     def _decoded(self, push: Push) -> dict[str, Gradient]:
         gradients: dict[str, Gradient] = {}
@@ -199,22 +181,13 @@ class Shard:
         ]
         return float(torch.cat(changed).float().mean()) if changed else 0.0
 
-    def _compensated(
-        self, name: str, ids_R: Tensor | None, gradient: Tensor, answered: Answered
-    ) -> Tensor:
-        pulled_ids, pulled = answered.values[name]
-        if pulled_ids is None:
-            pulled = _rows(pulled, ids_R)
-        now = _rows(self.parameters[name].detach(), ids_R)
-        return delayed(gradient, now, pulled, self.config.delay_strength)
-
-    def _update(self, gradients: Mapping[str, Gradient], scale: float) -> None:
+    def _update(self, gradients: Mapping[str, Gradient]) -> None:
         self.version += 1
         for optimizer, rate in zip(
             (self.dense_optimizer, self.row_optimizer), self.rates, strict=True
         ):
             for group in optimizer.param_groups:
-                group["lr"] = rate * self.factor * scale
+                group["lr"] = rate * self.factor
         for name, (ids_R, values) in gradients.items():
             parameter = self.parameters[name]
             if name in self.tables:

@@ -1,13 +1,7 @@
-"""What may be done about gradients that come late: three ways, side by side.
+"""Pushes that wait to be applied at once: fewer updates, so fewer that a gradient is late by.
 
-tau is a gradient's staleness, the updates that were made between its pull and its push.
-
-- **delay**: g + lambda g^2 (w_now - w_pulled), what a Taylor series says that the gradient has
-  become meanwhile, with g^2 for the Hessian (DC-ASGD: Zheng et al. 2017, arXiv 1609.08326).
-- **rate**: the update is scaled by 1 / (1 + tau) (Zhang et al. 2016, arXiv 1511.05950, divide by
-  tau).
-- **accumulate**: the mean of k pushes is applied at once, so that there are fewer versions to be
-  late for (Aji, Heafield 2019, arXiv 1906.03496).
+The mean of k pushes makes one update (Aji, Heafield 2019, arXiv 1906.03496). It is what helped of
+three ways that were tried (LOG.md).
 
 R rows, D width.
 """
@@ -19,16 +13,6 @@ from torch import Tensor
 
 Gradient = tuple[Tensor | None, Tensor]
 """Row ids `[R]` (None: every row) and the gradients of those rows, `[R, ...]`."""
-
-
-def delayed(gradient_RD: Tensor, now_RD: Tensor, pulled_RD: Tensor, strength: float) -> Tensor:
-    """The gradient as it would be at the present values, to first order."""
-    return gradient_RD + strength * gradient_RD.square() * (now_RD - pulled_RD)
-
-
-def slowed(tau: int) -> float:
-    """What an update of this staleness is scaled by."""
-    return 1.0 / (1.0 + tau)
 
 
 class Pile:
@@ -53,6 +37,8 @@ class Pile:
 
 
 def _mean(gradients: list[Gradient], count: int) -> Gradient:
+    if count == 1:
+        return gradients[0]
     named = [ids for ids, _ in gradients if ids is not None]
     if len(named) < len(gradients):
         assert not named, "a parameter's rows are named in all pushes, or in none"
