@@ -59,8 +59,9 @@ def test_a_row_of_one_worker_moves_all_the_way_and_others_by_the_mean(
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
-@pytest.mark.parametrize("size", [2, 3])
-@pytest.mark.parametrize("interval", [(1, 1), (4, 1), (4, 4), (7, 3)], ids=str)
+@pytest.mark.parametrize(
+    ("size", "interval"), [(2, (1, 1)), (3, (4, 1)), (2, (4, 4)), (3, (7, 3))], ids=str
+)
 def test_settling_makes_all_copies_equal(
     codec: str,
     size: int,
@@ -78,8 +79,10 @@ def test_settling_makes_all_copies_equal(
         assert found[0].trainer.exchange.record()["bytes_sent"] > 0
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.6])
-@pytest.mark.parametrize("case", ["lstm", "tied", "full", "adaptive"])
+@pytest.mark.parametrize(
+    ("case", "momentum"),
+    [("lstm", 0.0), ("lstm", 0.6), ("tied", 0.6), ("full", 0.6), ("adaptive", 0.0)],
+)
 def test_everything_updates_what_rows_do(
     case: str,
     momentum: float,

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from thinwire.errors import UserError
+from thinwire.launch import members
+from thinwire.launch.here import train_here
 from thinwire.train.checkpoints import Checkpoints
 from thinwire.train.metrics import read_metrics
 
@@ -57,7 +63,7 @@ def test_two_workers_here(exchange: str, toy_data: Path, tmp_path: Path, thinwir
 
 
 def test_ctrl_c_saves_and_resume_goes_on(toy_data: Path, tmp_path: Path, launch: Any) -> None:
-    """To the bit, as if it had not been pressed."""
+    """Until the command is killed itself; then none of its workers is left either."""
     run = tmp_path / "run"
     command = launch("-m", "thinwire", "train", toy_data, "--out", "run", *SMALL, *TWO, *ENDLESS)
     command.workers(2, WORKERS)
@@ -69,13 +75,14 @@ def test_ctrl_c_saves_and_resume_goes_on(toy_data: Path, tmp_path: Path, launch:
     (end,) = lines(run, "end")
     assert end["reason"] == "interrupted" and Checkpoints(run).newest == end["step"]
 
-    more = str((end["step"] + 5) * STEP_TOKENS)
-    again = launch(
-        "-m", "thinwire", "train", toy_data, "--out", "run", "--resume", "--tokens", more
-    )
-    assert again.end(60) == 0, again.said
+    again = launch("-m", "thinwire", "train", toy_data, "--out", "run", "--resume")
+    again.workers(2, WORKERS)
+    again.until(lambda: steps(run)[-1] > end["step"] + 3)
+    again.process.kill()
+    again.process.wait()
+    assert again.all_gone()
     assert f"Going on from step {end['step']}, in run" in again.said
-    assert steps(run) == list(range(1, end["step"] + 6))
+    assert steps(run) == list(range(1, steps(run)[-1] + 1))
 
 
 def test_a_worker_that_is_killed_is_named(toy_data: Path, tmp_path: Path, launch: Any) -> None:
@@ -110,23 +117,78 @@ def test_a_worker_that_is_stopped_is_named(toy_data: Path, tmp_path: Path, launc
     assert command.all_gone()
 
 
-def test_no_worker_outlives_the_command(toy_data: Path, tmp_path: Path, launch: Any) -> None:
-    run = tmp_path / "run"
-    command = launch("-m", "thinwire", "train", toy_data, "--out", "run", *SMALL, *TWO, *ENDLESS)
-    command.workers(2, WORKERS)
-    command.until(lambda: run.exists() and steps(run))
-    command.process.kill()
-    command.process.wait()
-    assert command.all_gone()
+# Stands in for a worker: it leaves a word or none, and ends as it is told by its rank.
+MEMBER = """
+import json, os, sys
+from pathlib import Path
+job = json.loads(Path(sys.argv[3]).read_text())["job"]
+assert (Path(job["folder"]) / "settings.toml").read_text().count("threads = 2") == 1
+status, word = json.loads(os.environ["ENDS"])[job["rank"]]
+if word:
+    Path(job["folder"], f"worker-{job['rank']}.word").write_text(word)
+if status < 0:
+    os.kill(os.getpid(), -status)
+sys.exit(status)
+"""
 
 
-def test_what_cannot_be_is_said_once(toy_data: Path, tmp_path: Path, thinwire: Any) -> None:
-    (tmp_path / "file").write_text("")
-    done = thinwire("train", toy_data, "--out", "file/run", *SMALL, *TWO, "--tokens", 1)
-    assert done.returncode == 2
-    (sentence,) = [line for line in done.stderr.splitlines() if line.startswith("thinwire: ")]
-    assert "file/run: Not a directory" in sentence
-    assert "Traceback" not in done.stderr and done.stdout == ""
+@pytest.mark.parametrize(
+    ("ends", "sentence"),
+    [
+        ([[0, ""], [0, ""]], None),
+        ([[2, "the disk is full"], [2, "worker 0 of 2 has ended"]], r"the disk is full$"),
+        ([[0, ""], [2, "no such thing"]], r"no such thing$"),
+        ([[0, ""], [-9, ""]], r"worker 1 of 2 was killed by SIGKILL; go on with --resume$"),
+        ([[1, ""], [0, ""]], r"worker 0 of 2 ended with status 1; go on with --resume$"),
+    ],
+    ids=str,
+)
+def test_what_is_said_of_workers_that_fail(
+    ends: list[Any],
+    sentence: str | None,
+    tmp_path: Path,
+    tiny: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Once, by the command: what the first one to fail has said, or how it ended."""
+    (tmp_path / "member.py").write_text(MEMBER)
+    python = tmp_path / "python"
+    python.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{tmp_path}/member.py" "$@"\n')
+    python.chmod(0o700)
+    monkeypatch.setattr(sys, "executable", str(python))
+    monkeypatch.setenv("ENDS", json.dumps(ends))
+    config = tiny(run={"workers": 2, "threads": 2})
+    with nullcontext() if sentence is None else pytest.raises(UserError, match=f"^{sentence}"):
+        train_here(Path("data"), tmp_path / "run", config, resume=False)
+
+
+def test_what_the_system_refuses_is_a_sentence(
+    tmp_path: Path, tiny: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For the others too, who would only see that a worker has gone."""
+    words = []
+
+    class Alone:
+        def __init__(self, *args: Any, **options: Any) -> None:
+            pass
+
+        def leave_word(self, sentence: str) -> None:
+            words.append(sentence)
+
+        def close(self) -> None:
+            words.append("closed")
+
+    def refuse(*args: Any, **options: Any) -> None:
+        raise NotADirectoryError(20, "Not a directory", "file/run")
+
+    monkeypatch.setattr(members, "C10d", Alone)
+    monkeypatch.setattr(members, "train", refuse)
+    (tmp_path / "settings.toml").write_text(tiny(run={"workers": 1}).to_toml())
+    with pytest.raises(SystemExit) as caught:
+        members.run_member("data", "file/run", False, 0, str(tmp_path))
+    assert caught.value.code == 2
+    assert words == ["file/run: Not a directory", "closed"]
+    assert (tmp_path / "worker-0.word").read_text() == "file/run: Not a directory"
 
 
 # By torchrun
@@ -135,7 +197,7 @@ def test_what_cannot_be_is_said_once(toy_data: Path, tmp_path: Path, thinwire: A
 def test_torchrun_restarts_and_the_run_goes_on(toy_data: Path, tmp_path: Path, launch: Any) -> None:
     """A worker is killed; torchrun starts all again, and they go on from the newest step."""
     run = tmp_path / "run"
-    flags = [*SMALL, "--seconds", "3", "--checkpoint.every_seconds", "0.2"]
+    flags = [*SMALL, "--seconds", "2", "--checkpoint.every_seconds", "0.2"]
     patience = ["--exchange.timeout_seconds", "2"]
     command = launch(
         *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2),
@@ -173,7 +235,7 @@ def torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """How runs start, and with how many workers by their settings; none does start."""
-    from thinwire.launch import here, members
+    from thinwire.launch import here
     from thinwire.train import loop
 
     taken: list[tuple[str, int]] = []

@@ -24,7 +24,7 @@ def plan(
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     settings: Settings = RunConfig(),  # noqa: B008 (frozen)
 ) -> None:
-    """What each way to train would send and take here, before paying for it.
+    """Forecast what each exchange would send and take here.
 
     Takes the settings of `thinwire train`; --workers N plans for N workers, without it for 2, 4
     and 8. Measures this machine for a few seconds and counts in the corpus itself.
