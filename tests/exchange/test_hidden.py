@@ -98,7 +98,7 @@ def test_feedback_loses_nothing(kind: HiddenKind) -> None:
 def test_unbiased_keeps_the_mean(fraction: float) -> None:
     """Over many draws each row arrives as it is, on average, also where the part of the rows is not
     `fraction` to the letter."""
-    hidden, n = HiddenBlocks(BLOCKS, fraction, "unbiased", 3), 4000
+    hidden, n = HiddenBlocks(BLOCKS, fraction, "unbiased", 3), 1000
     for name, block in BLOCKS.items():
         H = len(block)
         p = num_selected(fraction, H) / H

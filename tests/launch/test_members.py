@@ -136,7 +136,7 @@ sys.exit(status)
     ("ends", "sentence"),
     [
         ([[0, ""], [0, ""]], None),
-        ([[2, "the disk is full"], [2, "worker 0 of 2 has ended"]], r"the disk is full$"),
+        ([[2, "the disk is full"], [2, "worker 0: the disk is full"]], r".*the disk is full$"),
         ([[0, ""], [2, "no such thing"]], r"no such thing$"),
         ([[0, ""], [-9, ""]], r"worker 1 of 2 was killed by SIGKILL; go on with --resume$"),
         ([[1, ""], [0, ""]], r"worker 0 of 2 ended with status 1; go on with --resume$"),

@@ -43,6 +43,7 @@ VERBS = {
     "report": Verb("thinwire.cli.report:report", "Draw the curves and tables of some runs."),
 }
 
+SPIN_COUNT = "50000"
 SHORT = {"--exchange": "--exchange.kind"}
 TAKE_SETTINGS = ("train", "serve", "plan")
 
@@ -83,6 +84,7 @@ def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCo
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit status."""
     tokens = [_long(token) for token in (sys.argv[1:] if argv is None else argv)]
+    _wait_politely()
     return guarded(lambda: build(tokens)(tokens))
 
 
@@ -103,6 +105,16 @@ def guarded(action: Callable[[], object]) -> int:
     except OSError as error:
         _release_stdout()
         return _refuse(reason_of(error))
+
+
+def _wait_politely() -> None:
+    """Let threads that wait for one another spin for less than a millisecond, not for several.
+
+    Where other programs want the cores too, spinning threads keep each other from what they wait
+    for. Has to be said before torch is imported, which brings the library that reads it.
+    """
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
 
 
 def _long(token: str) -> str:
