@@ -76,6 +76,16 @@ class CodedCollective:
         reduced = self.collective.all_reduce(torch.tensor(list(numbers), dtype=torch.float64))
         return _Numbers(reduced, self)
 
+    def record(self, dense_bytes: float) -> dict[str, float]:
+        """This worker's account of the wire so far; `dense_bytes` is what it would have sent."""
+        return {
+            "bytes_sent": self.collective.meter.sent,
+            "bytes_received": self.collective.meter.received,
+            "bytes_dense": dense_bytes,
+            "exchange_seconds": self.waited_seconds,
+            "wire_seconds": self.collective.busy_seconds,
+        }
+
     def wait(self, pending: Pending[T]) -> T:
         """What is pending; the time it takes is counted."""
         began = perf_counter()

@@ -109,13 +109,7 @@ class Periodic(Exchange):
 
     def record(self) -> dict[str, float]:
         """See `Exchange`."""
-        return {
-            "bytes_sent": self.collective.meter.sent,
-            "bytes_received": self.collective.meter.received,
-            "bytes_dense": self._dense_bytes,
-            "exchange_seconds": self._coded.waited_seconds,
-            "wire_seconds": self.collective.busy_seconds,
-        }
+        return self._coded.record(self._dense_bytes)
 
     def settle(self) -> None:
         """Agree on every fragment, whoever's turn it is; then all copies are the anchor."""
