@@ -135,6 +135,46 @@ def test_adam_and_adagrad_follow_too(
     assert_equal(three[0], three[2])
 
 
+@pytest.mark.parametrize("delay", [1, 3])
+def test_a_delay_applies_each_gradient_so_many_steps_late(
+    delay: int, small: Any, together: Together
+) -> None:
+    """Rows move by the sum of both workers' gradients, and by nothing before its time."""
+
+    def work(member: Collective) -> list[float]:
+        mine = small(Sync, member, delay=delay)
+        value, seen = mine.tables["embedding"].detach(), []
+        before = float(value[1, 0])
+        for step in range(6):
+            mine.step(mine.touched([1], [4], []), scale=float(1 + step))
+            seen.append(before - float(value[1, 0]))
+        mine.exchange.settle()
+        return [*seen, before - float(value[1, 0])]
+
+    sums = [2.0 * sum(range(1, 1 + steps)) for steps in range(7)]
+    expected = [*[0.0] * delay, *sums[1 : 7 - delay], sums[6]]
+    assert together(2, work) == [pytest.approx(expected)] * 2
+
+
+@pytest.mark.parametrize(
+    ("codec", "fraction"), [("fp32", 1.0), ("int8", 1.0), ("int8", 0.5)], ids=str
+)
+def test_replicas_stay_the_same_with_a_delay(
+    codec: str, fraction: float, toy_data: Path, tiny: Settings, trained: Any, together: Together
+) -> None:
+    """`trained` compares hashes; and late or not, the same bytes travel."""
+    exchange = {"codec": codec, "hidden_fraction": fraction}
+    late, prompt = (
+        together(2, partial(trained, toy_data, tiny(exchange=exchange | {"delay": delay}), 8))
+        for delay in (1, 0)
+    )
+    assert_equal(*late)
+    assert late[0].sent == prompt[0].sent
+    assert late[0].losses[0] == prompt[0].losses[0]
+    assert late[0].losses[1] != prompt[0].losses[1]
+    assert late[0].losses[-1] < late[0].losses[0]
+
+
 def test_the_clip_is_of_the_merged_gradient(small: Any, together: Together) -> None:
     def work(member: Collective) -> float:
         mine = small(Sync, member)

@@ -85,6 +85,18 @@ def test_sync_hides_what_fits_behind_backward() -> None:
     assert hidden == pytest.approx(0.0)
 
 
+def test_a_delay_hides_what_fits_in_a_step() -> None:
+    link = Link(1e6, latency_seconds=0.0)
+    late = Sent(early=0.0, late=0.05e6, down=0.0, dense=1.0, rows=0.0)
+    computing = 0.01 + 0.02 + 0.03 + 0.004 + 1e-9 * 0.05e6 * 1.5
+    step, hidden = sync_seconds(MACHINE, late, "fp32", link, delay=1)
+    assert step == pytest.approx(computing)
+    assert hidden == pytest.approx(1.0)
+    step, hidden = sync_seconds(MACHINE, late, "fp32", Link(1e5, latency_seconds=0.0), delay=1)
+    assert step == pytest.approx(0.5)
+    assert hidden == pytest.approx(computing / 0.5)
+
+
 def test_the_slowest_part_of_an_asynchronous_step_counts() -> None:
     sent = Sent(early=1e5, late=0.0, down=2e5, dense=1.0, rows=0.0)
     wide, narrow = Link(1e9), Link(1e6)

@@ -36,6 +36,10 @@ class ExchangeConfig:
     """What becomes of the other rows. feedback: they are kept, and added to what travels later;
     largest: the same, and rows with much to send go first; unbiased: they are dropped, and what
     travels is scaled up."""
+    delay: int = 0
+    """sync: each update comes so many steps late. At 1 the whole exchange hides behind the next
+    step's arithmetic, on links that carry a step's bytes in a step's time; at 0 the numbers are
+    those of one worker."""
     local_steps: int = 16
     """periodic: steps between two exchanges of the same row or block."""
     fragments: int = 4
@@ -101,9 +105,16 @@ class ExchangeConfig:
             raise UserError(
                 f"exchange.outer_momentum is {self.outer_momentum}, but it must lie in [0, 1)"
             )
-        for name in ("staleness_bound", "accumulate"):
+        for name in ("delay", "staleness_bound", "accumulate"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 0 or more")
+
+    def draw(self, step: int, worker: int, workers: int) -> int:
+        """The number of the vocabulary draw for this step of a worker.
+
+        Synchronous workers share one, so that its ids need not travel; others draw each their own.
+        """
+        return step if self.kind == "sync" else step * workers + worker
 
     def for_workers(self, workers: int) -> ExchangeConfig:
         """The same with the default of `accumulate` worked out."""

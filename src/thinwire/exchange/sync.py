@@ -14,10 +14,14 @@ In 2 and 3, what lies at the same place on every worker (shared rows and blocks)
 a worker's own are gathered and merged by row, in the order of the ranks, so that every worker adds
 the same numbers in the same order. With `select = everything` whole tables are summed and nothing
 is gathered; what is updated is the same.
+
+With `delay` the update of a step comes so many steps later, on every worker alike. The whole
+exchange then hides behind arithmetic, and a gradient is of parameters that lack the latest updates.
 """
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -77,13 +81,24 @@ class _Sent:
     gathering: Pending[list[Tensor]] | None
 
 
+@dataclass(frozen=True)
+class _UnderWay:
+    """A step whose gradients have been sent, and are yet to be merged and applied."""
+
+    step: _Step
+    rows: Mapping[str, Tensor]
+    early: _Sent
+    late: _Sent
+    selection: Selection
+
+
 class Sync(Exchange):
     """Adds up what the workers' steps touched, then updates as `updater` does.
 
     Args:
         updater: holds this worker's replica and applies gradients to it.
         collective: all workers of the run.
-        config: codec, selection and hidden fraction.
+        config: codec, selection, hidden fraction and delay.
         seed: of stochastic rounding, and of the hidden blocks that travel.
     """
 
@@ -93,7 +108,7 @@ class Sync(Exchange):
         self.updater, self.collective = updater, collective
         self.num_added = collective.size
         self._coded = CodedCollective(collective, config.codec, seed)
-        self._everything = config.select == "everything"
+        self._everything, self._delay = config.select == "everything", config.delay
         self._hidden = HiddenBlocks(
             updater.blocks, config.hidden_fraction, config.hidden_kind, seed
         )
@@ -101,6 +116,7 @@ class Sync(Exchange):
         self._next: _Step | None = None
         self._step: _Step | None = None
         self._early: _Sent | None = None
+        self._under_way: deque[_UnderWay] = deque()
         self._hooks: list[RemovableHandle] = []
         self._dense_bytes = 0.0
 
@@ -148,29 +164,37 @@ class Sync(Exchange):
             self._hooks.pop().remove()
         early = self._early or self._send(step, step.early(), rows)
         late = self._send(step, step.late(), rows, selection)
+        for block in self.updater.blocks.values():
+            block.grad = None
+        self._under_way.append(_UnderWay(step, rows, early, late, selection))
+        self._step_number += 1
+        self._count_dense()
         meanwhile()
+        return self._apply() if len(self._under_way) > self._delay else 0.0
 
+    def _apply(self) -> float:
+        """Merge the oldest step's gradients, and update; the gradient's norm."""
+        this = self._under_way.popleft()
+        groups, rows = this.step.groups, this.rows
+        ids_by_rank = [announced_ids(m, groups) for m in self._coded.wait(this.step.announced)]
+        own = [
+            MergedRows.of(group, [ids[index] for ids in ids_by_rank])
+            for index, group in enumerate(groups)
+        ]
         merged: dict[str, Tensor] = {}
         merged_ids: dict[str, Tensor | None] = dict.fromkeys(rows)
-        ids_by_rank = [announced_ids(m, step.groups) for m in self._coded.wait(step.announced)]
-        groups = [
-            MergedRows.of(group, [ids[index] for ids in ids_by_rank])
-            for index, group in enumerate(step.groups)
-        ]
-        for group in groups:
+        for group in own:
             merged_ids.update(dict.fromkeys(group.group.names, group.ids))
-        for sent in (early, late):
+        for sent in (this.early, this.late):
             sums = [] if sent.summing is None else self._coded.wait(sent.summing)
             merged.update(zip(sent.names, sums, strict=False))
-            if sent is late:
-                self._take_blocks(sums[len(sent.names) :], selection)
+            if sent is this.late:
+                self._take_blocks(sums[len(sent.names) :], this.selection)
             if self._everything:
                 self._take_touched(sent.names, merged, merged_ids)
             elif sent.gathering is not None:
                 messages = self._coded.wait(sent.gathering)
-                self._add_own([groups[i] for i in sent.groups], messages, rows, merged)
-        self._step_number += 1
-        self._count_dense()
+                self._add_own([own[i] for i in sent.groups], messages, rows, merged)
         return self.updater.apply(Touched(merged_ids), merged)
 
     def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
@@ -182,7 +206,9 @@ class Sync(Exchange):
         return self._coded.record(self._dense_bytes)
 
     def settle(self) -> None:
-        """Nothing to do: replicas are identical after every step."""
+        """Apply what is under way; replicas are identical after every step."""
+        while self._under_way:
+            self._apply()
 
     def state(self) -> ExchangeState:
         """The hidden gradients that wait, and what is known of them."""

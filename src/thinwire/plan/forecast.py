@@ -4,7 +4,8 @@ Seconds of a step of one of W workers; C: touch, forward and backward; B: the pa
 that goes on while early values travel; U: the update; r: the link's rate, the same up and down; k:
 what the processor spends on coding and sending.
 
-- **sync**: C + U + k + (early / r - B, if above 0) + late / r + the latency of its messages.
+- **sync**: C + U + k + (early / r - B, if above 0) + late / r + the latency of its messages; with a
+  delay, the larger of C + U + k and what its messages take, as nothing waits for them.
 - **periodic**: C + U + k, or up / r where that is more, for its turns travel meanwhile.
 - **async**: the largest of C + k, up / r, down / r, and what the servers need for W workers: their
   processors' W (U + k) / M and their links' W up / (M r) and W down / (M r), for M servers.
@@ -62,12 +63,18 @@ def alone(machine: Machine, memory_bytes: float) -> Forecast:
     return Forecast("none", "", "rows", 1, machine.step, rate, 0.0, 0.0, 1.0, memory_bytes)
 
 
-def sync_seconds(machine: Machine, sent: Sent, codec: str, link: Link) -> tuple[float, float]:
+def sync_seconds(
+    machine: Machine, sent: Sent, codec: str, link: Link, delay: int = 0
+) -> tuple[float, float]:
     """A step, and the part of the wire's time that is hidden."""
     early, late = sent.early / link.rate, sent.late / link.rate
-    shown = max(0.0, early - machine.backward) + late + SYNC_MESSAGES * link.latency_seconds
+    latency = SYNC_MESSAGES * link.latency_seconds
     spent = _spent(machine, sent.up, sent.down, codec)
     step = machine.touch + machine.forward + machine.backward + _update(machine, sent) + spent
+    if delay:
+        shown = max(0.0, early + late + latency - step)
+    else:
+        shown = max(0.0, early - machine.backward) + late + latency
     return step + shown, 1.0 - shown / max(shown, early + late)
 
 

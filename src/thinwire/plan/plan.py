@@ -108,7 +108,7 @@ def _sync(
     counter: Counter, machine: Machine, link: Link, workers: int, codec: str, everything: bool
 ) -> Way:
     sent = counter.sync(workers, codec, everything=everything)
-    return sent, *sync_seconds(machine, sent, codec, link)
+    return sent, *sync_seconds(machine, sent, codec, link, counter.config.exchange.delay)
 
 
 def _periodic(
