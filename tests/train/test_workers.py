@@ -416,8 +416,10 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     before = len(losses(tmp_path / "run"))
     train_many(2, tmp_path / "run", config(steps), resume=True)
     assert losses(tmp_path / "run") == losses(tmp_path / "straight")
-    last = len(losses(tmp_path / "straight"))
-    assert before < last and Checkpoints(tmp_path / "run").newest == last
+    assert before < len(losses(tmp_path / "straight"))
+    (end,) = lines(tmp_path / "straight", "end")
+    last = end["step"]
+    assert Checkpoints(tmp_path / "run").newest == last
     for name in ("model", "optimizer", "carry"):
         file = f"step-{last}/{name}.safetensors"
         assert (tmp_path / "run" / file).read_bytes() == (tmp_path / "straight" / file).read_bytes()
@@ -459,11 +461,14 @@ def test_another_number_of_workers_goes_on(
     longer = tiny(run={"epochs": 0.2}, exchange=exchange, optim=optim)
     train_many(after, tmp_path / "run", longer, resume=True)
     more = lines(tmp_path / "run", "train")[len(found) :]
-    assert more[0]["step"] == end["step"] + 1
-    assert more[0]["tokens"] == end["tokens"] + 28 * after
+    # Periodic workers speak of their losses when they meet.
+    first_steps = 1 if kind == "sync" else 4
+    assert more[0]["step"] == end["step"] + first_steps
+    assert more[0]["tokens"] == end["tokens"] + 28 * after * first_steps
     # A twentieth of an epoch more, of 15,635 tokens.
     assert more[-1]["tokens"] - end["tokens"] == pytest.approx(782, abs=28 * 4)
-    assert sum(more[i]["loss"] for i in range(5)) / 5 < found[0] - 0.5  # it has not begun anew
+    begun = [line["loss"] for line in more[:5]]
+    assert sum(begun) / len(begun) < found[0] - 0.5  # it has not begun anew
 
 
 # What goes wrong

@@ -42,6 +42,13 @@ class Exchange(ABC):
     num_added: int = 1
     """How many workers' gradients are added up before an update."""
 
+    def meets(self) -> bool:
+        """Whether the workers speak with one another in the step at hand; asked before `push`.
+
+        In other steps nobody waits for anybody.
+        """
+        return True
+
     @abstractmethod
     def announce(self, touched: Touched) -> None:
         """Tell the others what the next step will touch, as soon as that is known."""

@@ -76,6 +76,10 @@ class Periodic(Exchange):
         self._settled = True
         self._dense_bytes = 0.0
 
+    def meets(self) -> bool:
+        """See `Exchange`: in steps that end with a fragment's turn."""
+        return self._fragment_after(self._step + 1) is not None
+
     def announce(self, touched: Touched) -> None:
         """Nobody needs to know."""
 
@@ -96,11 +100,10 @@ class Periodic(Exchange):
         self._mark(touched)
         self._step += 1
         self._settled = False
-        F, H = self.config.fragments, self.config.local_steps
-        for fragment in range(F):
-            if self._step % H == (fragment + 1) * H // F % H:
-                self._agree()
-                self._send(fragment)
+        fragment = self._fragment_after(self._step)
+        if fragment is not None:
+            self._agree()
+            self._send(fragment)
         return norm
 
     def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
@@ -133,6 +136,12 @@ class Periodic(Exchange):
         self._step, self._settled = step, True
         self._anchor, self._changed, self._turn = {}, {}, None
         self._momentum = {name: value.clone() for name, value in state.shared.items()}
+
+    def _fragment_after(self, step: int) -> int | None:
+        """The fragment whose turn comes after so many steps, if any."""
+        F, H = self.config.fragments, self.config.local_steps
+        turns = ((fragment + 1) * H // F % H for fragment in range(F))
+        return next((fragment for fragment, turn in enumerate(turns) if step % H == turn), None)
 
     # 1. Send
 

@@ -69,7 +69,7 @@ class Counter:
         self.corpus, self.config, self.model = corpus, config, model
         self.tables, self.blocks = model.tables(), model.blocks()
         self.num_parameters = sum(p.numel() for p in (*self.tables.values(), *self.blocks.values()))
-        self._block_shapes = [tuple(block.shape) for block in self.blocks.values()]
+        self.block_shapes = [tuple(block.shape) for block in self.blocks.values()]
 
     def sync(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of the synchronous exchange."""
@@ -77,13 +77,13 @@ class Counter:
         early, late, rows = [], [], []
         for touched_by in self._steps(num_workers):
             first = touched_by[0]
-            tables = self._touched_tables(first)
+            tables = self.touched_tables(first)
             fraction = 1.0 if everything else exchange.hidden_fraction
             both = sync_bytes(
                 num_workers,
                 codec,
                 tables,
-                self._block_shapes,
+                self.block_shapes,
                 everything=everything,
                 hidden_fraction=fraction,
             )
@@ -117,9 +117,9 @@ class Counter:
                 gap = F if everything else int(ids.diff().max()) if len(ids) > 1 else 0
                 shape = tuple(self.tables[name].shape[1:])
                 tables.append(TouchedTables([shape], num_rows, own, gap))
-            blocks = self._block_shapes[fragment::F]
+            blocks = self.block_shapes[fragment::F]
             sent += periodic_bytes(num_workers, codec, tables, blocks, everything=everything)
-        up = sent / H + total_bytes(num_workers, ACCOUNT_NUMBERS)
+        up = (sent + F * total_bytes(num_workers, ACCOUNT_NUMBERS)) / H
         dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters / H
         return Sent(up, 0.0, up, dense, mean(rows))
 
@@ -141,7 +141,7 @@ class Counter:
                     table = self.tables[name]
                     num_rows = len(table) if ids is None or everything else len(ids)
                     shapes.append((num_rows, *table.shape[1:]))
-            shapes += self._block_shapes
+            shapes += self.block_shapes
             groups.append(None)
             masked.append(None)
             asked = pull_bytes(len(names), groups)
@@ -176,7 +176,8 @@ class Counter:
             for step in range(num_steps)
         ]
 
-    def _touched_tables(self, touched: Touched) -> list[TouchedTables]:
+    def touched_tables(self, touched: Touched) -> list[TouchedTables]:
+        """What one worker touches of the tables, those that it touches alike put together."""
         own = {names.names: names for names in own_rows(touched)}
         tables = []
         for group, ids in _groups(touched):

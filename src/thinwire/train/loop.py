@@ -123,9 +123,11 @@ def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
 
 @dataclass(frozen=True)
 class Agreed:
-    """What all workers know after a step: its loss, and what the first worker has decided."""
+    """What all workers know after a step: the mean loss of the latest steps (so many as they had
+    not spoken of before), and what the first worker has decided."""
 
     loss: float = 0.0
+    num_steps: int = 0
     stop: bool = False
     progress: float = 0.0
     evaluate: bool = False
@@ -162,6 +164,9 @@ class Trainer:
         """Where reading stands, the batch in `task` not counted."""
         self.task: Task | None = None
         self.state: State | None = None
+        self._shares: list[float] = []
+        """This worker's shares of the losses that the others have not heard of."""
+        self._agreed = Agreed()
         self._wire_before: Mapping[str, float] = {}
         """The account of the wire when the run was saved that this one goes on with."""
 
@@ -174,11 +179,12 @@ class Trainer:
 
     def _loop(self) -> None:
         job = self.job
-        agreed = self._hear(self._tell(0.0))
+        agreed = self._hear(self._tell())
         while not agreed.stop and agreed.progress < 1.0:
             job.set_rates(agreed.progress)
             agreed = self.train_step()
-            job.observe(agreed.loss)
+            for _ in range(agreed.num_steps):
+                job.observe(agreed.loss)
             if job.report_due:
                 job.report()
             if agreed.evaluate:
@@ -186,7 +192,7 @@ class Trainer:
             if agreed.save:
                 self.save()
         self.exchange.settle()
-        self._hear(self._tell(0.0))
+        self._hear(self._tell())
         with job.clock.paused():
             job.report()
         if not job.evaluated and not agreed.stop:
@@ -208,11 +214,15 @@ class Trainer:
         total, self.state = self.model.loss(task, rows, self.state, self._noise())
         share = total / num_targets
         job.advance(num_targets, self.batches.epoch)
-        told = self._tell(float(share.detach()))
+        self._shares.append(float(share.detach()))
+        told = None
+        if self.exchange.meets() or job.spent_for_certain:
+            told = self._tell()
         # What an exchange does not add up over all workers stands for all of them.
         (share * (self.collective.size / self.exchange.num_added)).backward()
         norm = self.exchange.push(task.touched, rows, meanwhile=self._touch)
         agreed = self._hear(told)
+        self._agreed = replace(agreed, num_steps=0, evaluate=False, save=False)
         if not (isfinite(agreed.loss) and isfinite(norm)):
             loss_or_norm = f"the gradient's norm is {norm}"
             if not isfinite(agreed.loss):
@@ -224,7 +234,10 @@ class Trainer:
     def _touch(self) -> None:
         """Look at the next batch, draw its sample, and let the exchange know what it needs."""
         self.position = self.batches.state_dict()
-        self.task = self.model.touch(next(self.batches).to(self.job.device), self.job.step)
+        batch = next(self.batches).to(self.job.device)
+        worker, workers = self.collective.rank, self.collective.size
+        draw = self.config.exchange.draw(self.job.step, worker, workers)
+        self.task = self.model.touch(batch, draw)
         self.exchange.announce(self.task.touched)
 
     def _noise(self) -> Noise | None:
@@ -234,16 +247,19 @@ class Trainer:
         first_stream = self.collective.rank * B
         return Noise(self.config.model.dropout, seed, self.job.step, first_stream, B)
 
-    def _tell(self, share: float) -> Pending[list[float]]:
+    def _tell(self) -> Pending[list[float]]:
         """Post this worker's share of the loss, its account of the wire and, if it is the first
         worker, what it decides: added up over all workers, everybody will know."""
         job, decided = self.job, [0.0] * 3
         if self.collective.rank == 0:
             decided = [job.progress(), job.evaluation_due(), job.save_due()]
         wire = self.exchange.record().values()
-        return self.exchange.total([share, job.stop_asked, *decided, *wire])
+        return self.exchange.total([sum(self._shares), job.stop_asked, *decided, *wire])
 
-    def _hear(self, told: Pending[list[float]]) -> Agreed:
+    def _hear(self, told: Pending[list[float]] | None) -> Agreed:
+        """What was told; where nothing was, what has been known."""
+        if told is None:
+            return self._agreed
         loss, stop, progress, evaluate, save, *wire = told.wait()
         names = self.exchange.record().keys()
         W = self.collective.size
@@ -255,7 +271,9 @@ class Trainer:
         }
         # Several workers stop together, after what they said; one alone need not wait so long.
         stops = stop > 0 or (W == 1 and self.job.stop_asked)
-        return Agreed(loss, stops, progress, evaluate > 0, save > 0)
+        num_steps = len(self._shares)
+        self._shares.clear()
+        return Agreed(loss / max(1, num_steps), num_steps, stops, progress, evaluate > 0, save > 0)
 
     def _evaluate(self) -> None:
         """The first worker measures, and all take note."""

@@ -100,6 +100,11 @@ class Run:
         """The part of the budget that is spent."""
         return self.budget.progress(**self._spent())
 
+    @property
+    def spent_for_certain(self) -> bool:
+        """Whether tokens or epochs have spent the budget, which every worker counts alike."""
+        return self.budget.progress(**self._spent() | {"seconds": 0.0}) >= 1.0
+
     def set_rates(self, progress: float) -> None:
         """Set both optimisers' learning rates for the next step."""
         factor = self.schedule.factor(self.step, progress)

@@ -198,8 +198,8 @@ class Worker:
             num_targets = int((batch.targets_BT >= 0).sum())
             if num_targets:
                 break
-        # No two workers draw alike; alone, a worker draws what it would draw without a server.
-        draw = self.steps * self.config.run.workers + self.place
+        exchange, workers = self.config.exchange, self.config.run.workers
+        draw = exchange.draw(self.steps, self.place, workers)
         self.steps += 1
         state = self.batches.state_dict()
         position = Position(state["epoch"], state["step"], self.steps, self.batches.epoch)
