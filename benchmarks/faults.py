@@ -10,6 +10,7 @@ ten kill -9 of the server. Every run has to end by itself. Linux only.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
 import shutil
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -120,7 +122,7 @@ def measure(data: Path, tokens: int, faults: list[str], seconds: float) -> dict[
     while process.poll() is None:
         stopped = wake(stopped)
         time.sleep(0.1)
-    lines = read_metrics(folder / "run")
+    lines, lost_seconds = read_metrics(folder / "run"), most_lost(folder / "run")
     text = (folder / "log").read_text(errors="replace")
     shutil.rmtree(folder)
     if process.returncode:
@@ -132,13 +134,19 @@ def measure(data: Path, tokens: int, faults: list[str], seconds: float) -> dict[
         "ppl": valid["ppl"],
         "tokens": lines[-1]["tokens"],
         "wall_seconds": time.monotonic() - began,
-        "lost_seconds": most_lost(lines),
+        "lost_seconds": lost_seconds,
     }
 
 
-def most_lost(lines: list[dict[str, Any]]) -> float:
-    """The longest stretch of training that a resume undid, in seconds: 0 without any."""
-    return max((line.get("lost_seconds", 0.0) for line in lines), default=0.0)
+def most_lost(run: Path) -> float:
+    """The longest stretch of recorded training that a resume undid, in seconds: 0 without any."""
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines() if line]
+    undone = [
+        before["seconds"] - line["seconds"]
+        for before, line in pairwise(lines)
+        if line["event"] == "resume" and "seconds" in before
+    ]
+    return max(undone, default=0.0)
 
 
 def children(parent: int, role: str) -> list[int]:

@@ -1,0 +1,119 @@
+"""What a run of the synchronous or periodic exchange should have sent, by the documented formulas.
+
+The batches are read and the samples drawn once more, worker by worker; the bytes follow from the
+numbers of rows (docs/wire-format.md, `thinwire.exchange.sizes`). They are compared with what the
+run's meters counted between two lines of its `metrics.jsonl`. A line of step s was written after s
+steps, of which the last one had not yet sent its gradients when its account was taken.
+"""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from thinwire.data.batches import Batches
+from thinwire.data.corpus import Corpus
+from thinwire.exchange.sizes import TouchedTables, periodic_bytes, sync_bytes, total_bytes
+from thinwire.language_model import LanguageModel
+from thinwire.plan.counts import ACCOUNT_NUMBERS, Counter
+from thinwire.touched import Touched
+from thinwire.train.run_folder import RunFolder
+from thinwire.transport.collective import all_gather_bytes
+from thinwire.wire.indices import encoded_bytes
+
+
+def formula_bytes(run: Path, data: Path, workers: int, first: int, last: int) -> int:
+    """The bytes that all workers together sent between the lines of steps `first` and `last`."""
+    config, corpus = RunFolder.open(run).config, Corpus.open(data)
+    counts_V = torch.from_numpy(corpus.counts_V)
+    model = LanguageModel(config.model, config.loss, counts_V, config.run.seed, initialise=False)
+    counter = Counter(corpus, config, model)
+    count = _sync if config.exchange.kind == "sync" else _periodic
+    total = 0
+    for rank in range(workers):
+        batches = Batches(
+            corpus.ids("train"),
+            config.data,
+            seed=config.run.seed,
+            eos_id=corpus.meta.eos_id,
+            worker=rank,
+            num_workers=workers,
+        )
+        draws = [config.exchange.draw(step, rank, workers) for step in range(last)]
+        steps = [model.touch(next(batches), draw).touched for draw in draws]
+        total += count(counter, steps, workers, first, last)
+        total += (last - first) * total_bytes(workers, ACCOUNT_NUMBERS)
+    return total
+
+
+def _sync(counter: Counter, steps: list[Touched], workers: int, first: int, last: int) -> int:
+    """Ids go a step ahead of the gradients."""
+    exchange = counter.config.exchange
+    ids, values = [], []
+    for touched in steps:
+        tables = counter.touched_tables(touched)
+        own = sum(encoded_bytes(t.num_own, t.largest_gap) for t in tables if t.num_own is not None)
+        ids.append(all_gather_bytes(workers, own))
+        sent = sync_bytes(
+            workers,
+            exchange.codec,
+            tables,
+            counter.block_shapes,
+            everything=exchange.select == "everything",
+            hidden_fraction=exchange.hidden_fraction,
+        )
+        values.append(sent - ids[-1])
+    return sum(ids[first:last]) + sum(values[first - 1 : last - 1])
+
+
+def _periodic(counter: Counter, steps: list[Touched], workers: int, first: int, last: int) -> int:
+    """A fragment's turn sends the rows that were touched since its last one."""
+    exchange = counter.config.exchange
+    H, F = exchange.local_steps, exchange.fragments
+    changed: dict[tuple[str, ...], set[int]] = {}
+    sent = 0
+    for step, touched in enumerate(steps, start=1):
+        for group, rows in _groups(touched).items():
+            changed.setdefault(group, set()).update(rows)
+        for fragment in range(F):
+            if step % H != (fragment + 1) * H // F % H:
+                continue
+            tables = [_of_fragment(counter, g, rows, fragment) for g, rows in changed.items()]
+            if first <= step < last:
+                sent += periodic_bytes(
+                    workers,
+                    exchange.codec,
+                    tables,
+                    counter.block_shapes[fragment::F],
+                    everything=exchange.select == "everything",
+                )
+    return sent
+
+
+def _of_fragment(
+    counter: Counter, group: tuple[str, ...], rows: set[int], fragment: int
+) -> TouchedTables:
+    """What travels of some tables that are touched alike; those rows have then not changed."""
+    F = counter.config.exchange.fragments
+    own = sorted(row for row in rows if row % F == fragment)
+    rows.difference_update(own)
+    gap = max((b - a for a, b in pairwise(own)), default=0)
+    tables: list[Any] = [counter.tables[name] for name in group]
+    num_rows = len(range(fragment, len(tables[0]), F))
+    return TouchedTables([tuple(t.shape[1:]) for t in tables], num_rows, len(own), gap)
+
+
+def _groups(touched: Touched) -> dict[tuple[str, ...], list[int]]:
+    """Tables that are touched alike, with their rows."""
+    names: dict[int, list[str]] = {}
+    for name, ids in touched.rows.items():
+        names.setdefault(id(ids), []).append(name)
+    found = {}
+    for group in names.values():
+        ids = touched.rows[group[0]]
+        assert ids is not None, "a loss that touches some rows"
+        found[tuple(group)] = ids.tolist()
+    return found
