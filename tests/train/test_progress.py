@@ -10,7 +10,14 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from thinwire.train import progress as module
-from thinwire.train.progress import BARS, CURVE_WIDTH, TrainingDisplay, _clock, _curve
+from thinwire.train.progress import (
+    BARS,
+    CURVE_WIDTH,
+    TrainingDisplay,
+    _clock,
+    _curve,
+    wire_sentence,
+)
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
@@ -63,3 +70,22 @@ def test_in_a_log_lines_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
         display.train(progress=0.5, seconds=1, tokens=1, loss=1.0, tokens_per_second=1.0)
         display.valid(seconds=1, tokens=1, ppl=2.0, best=False)
     assert log.getvalue().count("\n") == 2 and "\x1b" not in log.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("seconds", "said"),
+    [
+        ({}, "."),
+        (
+            {"exchange_seconds": 1.0, "wire_seconds": 4.0},
+            "; 75% of the wire's time was hidden behind arithmetic.",
+        ),
+        (
+            {"exchange_seconds": 5.0, "wire_seconds": 4.0},
+            "; 0% of the wire's time was hidden behind arithmetic.",
+        ),
+    ],
+)
+def test_the_account_of_the_wire_in_words(seconds: dict[str, float], said: str) -> None:
+    wire = {"bytes_sent": 2_500_000, "bytes_dense": 50_000_000, **seconds}
+    assert wire_sentence(wire) == f"2.5 MB were sent, 5.0% of what all parameters would be{said}"

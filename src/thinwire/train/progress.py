@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import TracebackType
 
 from rich.live import Live
@@ -67,6 +68,21 @@ class TrainingDisplay:
     def note(self, sentence: str) -> None:
         """Print a sentence that stays."""
         console.print(sentence, markup=False, soft_wrap=True)
+
+
+def wire_sentence(wire: Mapping[str, float]) -> str:
+    """What a run has sent, and how much of the time that took its workers went on computing.
+
+    Args:
+        wire: the account in metrics.jsonl, of which `bytes_sent` and `bytes_dense` are above 0.
+    """
+    sent, dense = wire["bytes_sent"], wire["bytes_dense"]
+    said = f"{sent / 1e6:,.1f} MB were sent, {sent / dense:.1%} of what all parameters would be"
+    under_way = wire.get("wire_seconds", 0.0)
+    if not under_way:
+        return f"{said}."
+    hidden = max(0.0, 1.0 - wire["exchange_seconds"] / under_way)
+    return f"{said}; {hidden:.0%} of the wire's time was hidden behind arithmetic."
 
 
 def _curve(values: list[float]) -> str:

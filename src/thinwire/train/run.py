@@ -29,7 +29,7 @@ from thinwire.train.checkpoints import Checkpoint, Checkpoints
 from thinwire.train.clock import Budget, Clock, Every
 from thinwire.train.evaluation import Evaluation, evaluate
 from thinwire.train.metrics import Averages, MetricsWriter
-from thinwire.train.progress import TrainingDisplay
+from thinwire.train.progress import TrainingDisplay, wire_sentence
 from thinwire.train.run_folder import RunFolder, load_parameters
 
 # A smoothed loss so far above its lowest value will not come back; 2 nats are a factor of 7 in
@@ -253,8 +253,11 @@ class Run:
     def end(self) -> None:
         """Write the last line."""
         reason = "interrupted" if self.stop_asked else self.budget.reason(**self._spent())
-        if self.folder is not None:
-            self._metrics.write("end", reason=reason, step=self.step, **self._record())
+        if self.folder is None:
+            return
+        self._metrics.write("end", reason=reason, step=self.step, **self._record())
+        if self.wire.get("bytes_dense"):
+            self._display.note(wire_sentence(self.wire))
 
     # Checkpoints
 
