@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from thinwire.errors import UserError
-from thinwire.exchange.asynchronous import client as client_module
-from thinwire.exchange.asynchronous.client import Client, Lost, Servers, Stopped
+from thinwire.exchange.asynchronous import servers as servers_module
+from thinwire.exchange.asynchronous.client import Client
 from thinwire.exchange.asynchronous.protocol import (
     Kind,
     Position,
@@ -26,6 +26,7 @@ from thinwire.exchange.asynchronous.protocol import (
     say_json,
 )
 from thinwire.exchange.asynchronous.server import Numbers, Server, Session, Steward
+from thinwire.exchange.asynchronous.servers import Lost, Servers, Stopped
 from thinwire.exchange.asynchronous.shard import Shard
 from thinwire.exchange.asynchronous.slices import merged, parameters_of, sliced_shard
 from thinwire.exchange.asynchronous.staleness import Lateness
@@ -228,7 +229,7 @@ class Worker:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting is not what these tests are about."""
-    monkeypatch.setattr(client_module, "LIFE_SECONDS", 0.02)
+    monkeypatch.setattr(servers_module, "LIFE_SECONDS", 0.02)
 
 
 def assert_same(found: dict[str, Tensor], expected: dict[str, Tensor], **tolerance: Any) -> None:

@@ -26,15 +26,15 @@ from thinwire import __version__
 from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
-from thinwire.exchange.asynchronous.client import (
-    Client,
+from thinwire.exchange.asynchronous.client import Client
+from thinwire.exchange.asynchronous.protocol import Position
+from thinwire.exchange.asynchronous.servers import (
     Interrupted,
     Lost,
     Servers,
     Stopped,
     Welcome,
 )
-from thinwire.exchange.asynchronous.protocol import Position
 from thinwire.language_model import LanguageModel, Task
 from thinwire.models.contract import State
 from thinwire.models.noise import Noise

@@ -18,6 +18,9 @@ which the paper's sampling decides what travels; the details are ours.
     pile.py          pushes that wait to be applied at once
     places.py        which worker reads which part of the text
     server.py        a server's side: who the workers are, and what each is answered
-    client.py        a worker's side
+    staleness.py     the distribution of staleness
+    client.py        a worker's side: pulling and pushing
+    wanted.py        what a step needs of each server
+    servers.py       all servers, as one worker sees them
     slices.py        how M servers' rows make one model
 """

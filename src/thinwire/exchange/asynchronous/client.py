@@ -1,4 +1,4 @@
-"""A worker's side: it joins, pulls what its steps touch, and pushes what they have found.
+"""A worker's side: it pulls what its steps touch, and pushes what they have found.
 
 A worker's parameters are a copy in which only those rows are current that were pulled last. A pull
 may be issued long before its rows are needed, one at a time; `fetch` then waits for what has not
@@ -10,20 +10,15 @@ server, H of those sent.
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
-from time import monotonic, perf_counter
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Size, Tensor
 
-from thinwire.errors import UserError
 from thinwire.exchange.asynchronous.protocol import (
     ABSENT,
-    PROTOCOL,
     Kind,
     Position,
     Pull,
@@ -31,257 +26,21 @@ from thinwire.exchange.asynchronous.protocol import (
     Report,
     Rows,
     Selection,
-    WireAccount,
     decoded,
-    incarnation_of,
-    json_of,
-    read_message,
-    say,
-    say_json,
-    text_of,
     unpacked_mask,
 )
-from thinwire.exchange.asynchronous.server import LIFE_SECONDS
+from thinwire.exchange.asynchronous.servers import Servers
 from thinwire.exchange.asynchronous.shard import parameter_codec
 from thinwire.exchange.asynchronous.slices import every
+from thinwire.exchange.asynchronous.wanted import Group, Wanted
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.hidden import HiddenBlocks
 from thinwire.optim.clipping import clip_gradients
 from thinwire.optim.rows import write
 from thinwire.seeds import derive, torch_generator
 from thinwire.touched import Touched
-from thinwire.transport.messages import Line
 from thinwire.wire.codecs import make_codec
 from thinwire.wire.frames import Frame
-
-INCARNATION_BITS = 48
-# How soon a worker that waits notices that it was asked to stop.
-POLL_SECONDS = 0.2
-
-
-class Stopped(Exception):
-    """The run has ended; the message says why."""
-
-
-class Lost(Exception):
-    """A server does not know this worker, or has fallen silent: it has to join again."""
-
-
-class Interrupted(Exception):
-    """This worker was asked to stop."""
-
-
-@dataclass(frozen=True)
-class Welcome:
-    """What a worker is told when it joins."""
-
-    place: int
-    position: Position
-    settings: dict[str, Any]
-
-
-class Servers:
-    """All servers of a run, as one worker sees them.
-
-    Args:
-        lines: one to each, in any order.
-        data: the data folder's fingerprint.
-        version: of thinwire.
-        name: what to call this worker in a sentence.
-        timeout_seconds: the longest wait for a server.
-        stopping: whether this worker was asked to stop.
-    """
-
-    def __init__(
-        self,
-        lines: Sequence[Line],
-        *,
-        data: str,
-        version: str,
-        name: str,
-        timeout_seconds: float,
-        stopping: Callable[[], bool] = lambda: False,
-    ) -> None:
-        self.lines = list(lines)
-        self.timeout_seconds = timeout_seconds
-        self.incarnation = 0
-        self._hello = {"protocol": PROTOCOL, "thinwire": version, "data": data, "name": name}
-        self._stopping = stopping
-        self._waited_seconds = 0.0
-        self._before = WireAccount()
-
-    def join(self) -> Welcome:
-        """Say HELLO to every server until each has said WELCOME; put the lines in their order.
-
-        Raises:
-            UserError: a server refuses, does not answer in time, or is not of the same run.
-            Stopped: the run has ended.
-        """
-        self.incarnation = 1 + secrets.randbits(INCARNATION_BITS)
-        hello = say_json(Kind.HELLO, self._hello | {"incarnation": self.incarnation})
-        found = [self._joined(line, hello) for line in self.lines]
-        order = self._order(found)
-        self.lines = [self.lines[index] for index in order]
-        self._before = self._total()
-        first = found[order[0]]
-        return Welcome(first["place"], Position(*first["position"]), first["settings"])
-
-    def _joined(self, line: Line, hello: Tensor) -> dict[str, Any]:
-        said_hello, deadline = float("-inf"), monotonic() + self.timeout_seconds
-        while monotonic() < deadline:
-            if monotonic() - said_hello >= LIFE_SECONDS:
-                said_hello = monotonic()
-                line.send(hello)
-            received = self._receive(line, LIFE_SECONDS)
-            if received is None:
-                continue
-            kind, frame = received
-            if kind is Kind.REFUSED:
-                raise UserError(text_of(frame))
-            if kind is Kind.WELCOME and json_of(frame).get("incarnation") == self.incarnation:
-                return json_of(frame)
-        raise UserError(
-            f"the server {line.server} has not answered {self._hello['name']} for "
-            f"{self.timeout_seconds:g} seconds: is it running, and has it the same key?"
-        )
-
-    def _order(self, found: Sequence[Mapping[str, Any]]) -> list[int]:
-        names = [line.server for line in self.lines]
-        for name, welcome in zip(names, found, strict=True):
-            if welcome["run"] != found[0]["run"]:
-                raise UserError(
-                    f"{names[0]} serves the run {found[0]['run']}, and {name} the run "
-                    f"{welcome['run']}: name servers of one run"
-                )
-        if found[0]["num_shards"] != len(found):
-            raise UserError(
-                f"the run has {found[0]['num_shards']} servers, and {len(found)} are named: "
-                f"{', '.join(names)}"
-            )
-        shards = [welcome["shard"] for welcome in found]
-        for index, shard in enumerate(shards):
-            if shard in shards[:index]:
-                raise UserError(
-                    f"{names[shards.index(shard)]} and {names[index]} are the same server of the "
-                    f"run, the one with shard {shard}"
-                )
-        return sorted(range(len(shards)), key=lambda index: shards[index])
-
-    def send(self, index: int, message: Tensor) -> None:
-        """Send to server `index`."""
-        self.lines[index].send(message)
-
-    def arrived(self, index: int) -> tuple[Kind, Frame] | None:
-        """A message of server `index` that is there already."""
-        return self._receive(self.lines[index], 0.0)
-
-    def wait(self, index: int) -> tuple[Kind, Frame]:
-        """The next message of server `index`, which is asked for a sign of life meanwhile.
-
-        Raises:
-            Lost: it is silent, or does not know this worker.
-            Stopped: the run has ended.
-            Interrupted: this worker has to stop.
-        """
-        began = perf_counter()
-        try:
-            while True:
-                received = self._receive(self.lines[index], LIFE_SECONDS)
-                if received is not None:
-                    return received
-                if perf_counter() - began >= self.timeout_seconds:
-                    raise Lost
-                self.lines[index].send(say(Kind.ALIVE, self.incarnation))
-        finally:
-            self._waited_seconds += perf_counter() - began
-
-    def goodbye(self) -> None:
-        """Leave, with the whole account of the wire."""
-        for index in range(len(self.lines)):
-            self.send(index, say(Kind.GOODBYE, self.incarnation, *self.account()))
-
-    def account(self) -> WireAccount:
-        """What was waited, sent and received since the last HELLO."""
-        pairs = zip(self._total(), self._before, strict=True)
-        return WireAccount(*(now - before for now, before in pairs))
-
-    def _total(self) -> WireAccount:
-        sent = sum(line.meter.sent for line in self.lines)
-        received = sum(line.meter.received for line in self.lines)
-        return WireAccount(self._waited_seconds, sent, received)
-
-    def _receive(self, line: Line, timeout_seconds: float) -> tuple[Kind, Frame] | None:
-        """The next message that can be read and is for this incarnation."""
-        deadline = monotonic() + timeout_seconds
-        while True:
-            if self._stopping():
-                raise Interrupted
-            message = line.receive(min(POLL_SECONDS, max(0.0, deadline - monotonic())))
-            if message is not None:
-                with suppress(ValueError):
-                    kind, frame = read_message(message)
-                    if kind is Kind.STOP:
-                        raise Stopped(text_of(frame))
-                    if kind in (Kind.WELCOME, Kind.REFUSED):
-                        return kind, frame
-                    if incarnation_of(frame) == self.incarnation:
-                        if kind is Kind.AGAIN:
-                            raise Lost
-                        return kind, frame
-            elif monotonic() >= deadline:
-                return None
-
-
-@dataclass(frozen=True)
-class _Group:
-    """Rows that several parameters have in common: sorted, and where each stood before."""
-
-    ids_R: Tensor
-    order_R: Tensor
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """What a step needs.
-
-    Attributes:
-        touched: rows of the tables.
-        blocks: rows of the blocks.
-        group_of: for each parameter its group.
-        groups: None: every row.
-    """
-
-    touched: Touched
-    blocks: Mapping[str, Tensor | None]
-    group_of: tuple[int, ...]
-    groups: tuple[_Group | None, ...]
-
-    def only(self, names: Sequence[str], among: Container[str]) -> _Wanted:
-        """The same for some of the parameters, whose order is that of `names`."""
-        kept = [g if n in among else ABSENT for n, g in zip(names, self.group_of, strict=True)]
-        numbers = sorted(set(kept) - {ABSENT})
-        group_of = tuple(ABSENT if g == ABSENT else numbers.index(g) for g in kept)
-        return replace(self, group_of=group_of, groups=tuple(self.groups[g] for g in numbers))
-
-    def selection(self, index: int, count: int) -> tuple[Selection, list[Tensor | None]]:
-        """The rows of server `index` of `count`, by its numbers; and where they stand in `order_R`.
-
-        For a group of every row, `None` stands for the places.
-        """
-        ids: list[Tensor | None] = []
-        places: list[Tensor | None] = []
-        for group in self.groups:
-            if group is None:
-                ids.append(None)
-                places.append(None)
-            elif count == 1:
-                ids.append(group.ids_R)
-                places.append(group.order_R)
-            else:
-                here_R = group.ids_R % count == index
-                ids.append(group.ids_R[here_R] // count)
-                places.append(group.order_R[here_R])
-        return Selection(self.group_of, tuple(ids)), places
 
 
 @dataclass
@@ -289,7 +48,7 @@ class _Awaited:
     """A pull that is under way, and its answers so far."""
 
     number: int
-    wanted: _Wanted
+    wanted: Wanted
     answers: dict[int, Rows] = field(default_factory=dict)
 
 
@@ -298,7 +57,7 @@ class _Fetched:
     """What a step computes with, and the number of the last pull that it waited for."""
 
     number: int
-    wanted: _Wanted
+    wanted: Wanted
 
 
 class Client:
@@ -338,7 +97,7 @@ class Client:
         kind = config.hidden_kind
         self._hidden = HiddenBlocks(blocks, config.hidden_fraction, kind, derive(seed, "hidden"))
         self._num_pulls = self._num_pushes = self._held = self._num_steps = 0
-        self._wanted_next: _Wanted | None = None
+        self._wanted_next: Wanted | None = None
         self._awaited: _Awaited | None = None
         self._fetched: _Fetched | None = None
 
@@ -353,7 +112,7 @@ class Client:
         if not self._everything:
             self._ask(self._wanted_next.only(self._names, self.tables))
 
-    def _ask(self, wanted: _Wanted) -> None:
+    def _ask(self, wanted: Wanted) -> None:
         self._num_pulls += 1
         self._awaited = _Awaited(self._num_pulls, wanted)
         incarnation, number = self.servers.incarnation, self._num_pulls
@@ -362,7 +121,7 @@ class Client:
             pull = Pull(incarnation, number, self._held, self._everything, selection)
             self.servers.send(index, pull.pack())
 
-    def _pulled(self, wanted: _Wanted, index: int) -> Selection:
+    def _pulled(self, wanted: Wanted, index: int) -> Selection:
         if self._everything:
             P = len(self._names)
             return Selection(tuple(range(P)), (None,) * P)
@@ -513,11 +272,11 @@ class Client:
             tuple(values),
         ).pack()
 
-    def _wanted(self, touched: Touched) -> _Wanted:
+    def _wanted(self, touched: Touched) -> Wanted:
         blocks = self._hidden.select(self._num_steps)
         self._num_steps += 1
         group_of: list[int] = []
-        groups: list[_Group | None] = []
+        groups: list[Group | None] = []
         known: dict[int, int] = {}
         for name in self._names:
             if name not in touched.rows and name not in blocks:
@@ -528,10 +287,10 @@ class Client:
                 if ids_R is not None:
                     known[id(ids_R)] = len(groups)
                 group_of.append(len(groups))
-                groups.append(None if ids_R is None else _Group(*ids_R.cpu().sort()))
+                groups.append(None if ids_R is None else Group(*ids_R.cpu().sort()))
             else:
                 group_of.append(known[id(ids_R)])
-        return _Wanted(touched, blocks, tuple(group_of), tuple(groups))
+        return Wanted(touched, blocks, tuple(group_of), tuple(groups))
 
 
 def on_host(values: Tensor) -> Tensor:
