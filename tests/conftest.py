@@ -97,7 +97,7 @@ TINY: dict[str, dict[str, Any]] = {
     "model": {"width": 16, "heads": 2},
     "loss": {"samples": 20},
     "data": {"batch": 4, "length": 7},
-    "optim": {"lr": 0.002, "row_lr": 0.1, "schedule": "constant"},
+    "optim": {"lr": 0.002, "row_lr": 0.1, "schedule": "constant", "warmup_steps": 0},
     "metrics": {"every_steps": 1},
 }
 

@@ -57,7 +57,7 @@ class OptimConfig:
     """What multiplies both learning rates: nothing, a cosine over the budget, or a cut whenever the
     validation perplexity stops falling."""
 
-    warmup_steps: int = 0
+    warmup_steps: int = 20
     """Steps over which the rates rise linearly from near 0, under any schedule."""
 
     final_lr_fraction: float = 0.05
