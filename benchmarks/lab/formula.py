@@ -45,7 +45,6 @@ def formula_bytes(run: Path, data: Path, workers: int, first: int, last: int) ->
         draws = [config.exchange.draw(step, rank, workers) for step in range(last)]
         steps = [model.touch(next(batches), draw).touched for draw in draws]
         total += count(counter, steps, workers, first, last)
-        total += (last - first) * total_bytes(workers, ACCOUNT_NUMBERS)
     return total
 
 
@@ -66,11 +65,13 @@ def _sync(counter: Counter, steps: list[Touched], workers: int, first: int, last
             hidden_fraction=exchange.hidden_fraction,
         )
         values.append(sent - ids[-1])
-    return sum(ids[first:last]) + sum(values[first - 1 : last - 1])
+    totals = (last - first) * total_bytes(workers, ACCOUNT_NUMBERS)
+    return sum(ids[first:last]) + sum(values[first - 1 : last - 1]) + totals
 
 
 def _periodic(counter: Counter, steps: list[Touched], workers: int, first: int, last: int) -> int:
-    """A fragment's turn sends the rows that were touched since its last one."""
+    """A fragment's turn sends the rows that were touched since its last one; numbers are summed
+    at turns only."""
     exchange = counter.config.exchange
     H, F = exchange.local_steps, exchange.fragments
     changed: dict[tuple[str, ...], set[int]] = {}
@@ -83,6 +84,7 @@ def _periodic(counter: Counter, steps: list[Touched], workers: int, first: int, 
                 continue
             tables = [_of_fragment(counter, g, rows, fragment) for g, rows in changed.items()]
             if first <= step < last:
+                sent += total_bytes(workers, ACCOUNT_NUMBERS)
                 sent += periodic_bytes(
                     workers,
                     exchange.codec,

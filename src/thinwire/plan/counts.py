@@ -141,12 +141,16 @@ class Counter:
                     table = self.tables[name]
                     num_rows = len(table) if ids is None or everything else len(ids)
                     shapes.append((num_rows, *table.shape[1:]))
+            # The tables' rows are asked for ahead, and once more with the blocks when the step
+            # begins, which brings those that have changed meanwhile.
+            asked = 0 if everything else pull_bytes(len(names), groups)
+            answered = 0 if everything else rows_bytes(parameters, masked, [(0,)] * len(shapes))
             shapes += self.block_shapes
             groups.append(None)
             masked.append(None)
-            asked = pull_bytes(len(names), groups)
+            asked += pull_bytes(len(names), groups)
             up.append(asked + push_bytes(gradients, len(names), groups, shapes))
-            down.append(rows_bytes(parameters, masked, shapes))
+            down.append(answered + rows_bytes(parameters, masked, shapes))
             rows.append(_num_rows(touched, self.tables))
         dense = 2 * 4 * self.num_parameters
         return Sent(mean(up), 0.0, mean(down), dense, mean(rows))

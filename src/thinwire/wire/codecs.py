@@ -18,6 +18,8 @@ from torch import Generator, Tensor
 
 SCALE_BYTES = 4
 LARGEST_INT8 = 127
+# Rounding takes several passes, over so many numbers at a time that they stay in the cache.
+PIECE_NUMBERS = 1 << 15
 
 
 class Codec(ABC):
@@ -99,18 +101,19 @@ class Int8(Codec):
         if not values.numel():
             return torch.empty(0, dtype=torch.uint8, device=values.device)
         rows_RD = _as_rows(values.float())
-        scale_R = rows_RD.abs().amax(1).div_(LARGEST_INT8)
-        scale_R = torch.where(scale_R.isfinite(), scale_R, torch.nan)
-        # A row of zeros has scale 0, and a tiny one may: dividing by 1 leaves them zeros.
-        divisor_R = torch.where(scale_R > 0, scale_R, 1.0)
-        steps_RD = rows_RD / divisor_R[:, None]
-        if generator is None:
-            steps_RD = steps_RD.round_()
-        else:
-            noise_RD = torch.empty_like(steps_RD).uniform_(generator=generator)
-            steps_RD = steps_RD.add_(noise_RD).floor_()
-        steps_RD = steps_RD.nan_to_num_(0.0).clamp_(-LARGEST_INT8, LARGEST_INT8)
-        return torch.cat([_as_bytes(scale_R), _as_bytes(steps_RD.to(torch.int8))])
+        R, D = rows_RD.shape
+        scale_R = rows_RD.new_empty(R)
+        steps_RD = torch.empty(R, D, dtype=torch.int8, device=values.device)
+        num_rows = max(1, PIECE_NUMBERS // D)
+        noise_PD = None
+        if generator is not None:
+            # The same for each piece, for drawing it takes longer than all else: what is rounded
+            # alike is still as likely to go up as it should be.
+            noise_PD = rows_RD.new_empty(min(R, num_rows), D).uniform_(generator=generator)
+        for start in range(0, R, num_rows):
+            piece = slice(start, start + num_rows)
+            scale_R[piece] = _quantise(rows_RD[piece], noise_PD, steps_RD[piece])
+        return torch.cat([_as_bytes(scale_R), _as_bytes(steps_RD)])
 
     def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Codec`."""
@@ -120,7 +123,7 @@ class Int8(Codec):
         steps = data[num_scale_bytes:].view(torch.int8).float()
         if not steps.numel():
             return steps.reshape(tuple(shape))
-        return (steps.view(len(scale_R), -1) * scale_R[:, None]).reshape(tuple(shape))
+        return steps.view(len(scale_R), -1).mul_(scale_R[:, None]).reshape(tuple(shape))
 
     def num_bytes(self, shape: Sequence[int]) -> int:
         """See `Codec`."""
@@ -130,6 +133,22 @@ class Int8(Codec):
 def make_codec(name: str) -> Codec:
     """The codec of this name: fp32, bf16 or int8."""
     return {codec.name: codec for codec in (Fp32(), Bf16(), Int8())}[name]
+
+
+def _quantise(rows_PD: Tensor, noise_PD: Tensor | None, steps_PD: Tensor) -> Tensor:
+    """Write each number's steps of its row's scale into `steps_PD`; the scales `[P]`."""
+    # Ten times as fast as the norm that it is.
+    scale_P = rows_PD.abs().amax(1) / LARGEST_INT8
+    scale_P = torch.where(scale_P.isfinite(), scale_P, torch.nan)
+    # A row of zeros has scale 0, and a tiny one may: dividing by 1 leaves them zeros.
+    divisor_P = torch.where(scale_P > 0, scale_P, 1.0)
+    found_PD = rows_PD / divisor_P[:, None]
+    if noise_PD is None:
+        found_PD.round_()
+    else:
+        found_PD.add_(noise_PD[: len(found_PD)]).floor_()
+    steps_PD.copy_(found_PD.nan_to_num_(0.0).clamp_(-LARGEST_INT8, LARGEST_INT8))
+    return scale_P
 
 
 def _as_rows(values: Tensor) -> Tensor:
