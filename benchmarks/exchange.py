@@ -68,6 +68,7 @@ CASES = (
     Case("sync int8, 1/4 of the hidden rows, a step late", "20mbit", QUARTER),
     Case("periodic int8, 16 steps", "20mbit", PERIODIC, 2.0),
     Case("async fp32", "1gbit", "--exchange async"),
+    Case("async bf16", "1gbit", "--exchange async --codec bf16"),
     ALONE_256,
     Case("sync fp32, batch 256", "1gbit", "--exchange sync --data.batch 256", 3.0),
     Case("sync int8, batch 256", "100mbit", "--exchange sync --codec int8 --data.batch 256", 3.0),

@@ -185,7 +185,8 @@ class Trainer:
             agreed = self.train_step()
             for _ in range(agreed.num_steps):
                 job.observe(agreed.loss)
-            if job.report_due:
+            # Only where the workers have spoken is the account of the wire that of this step.
+            if agreed.num_steps and job.report_due:
                 job.report()
             if agreed.evaluate:
                 self._evaluate()
