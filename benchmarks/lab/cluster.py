@@ -2,7 +2,8 @@
 
 A device's traffic passes `tc tbf` both ways, so its link has the given rate up and down; with a
 `share` its processes get that part of one core, by the cpu controller. All is taken down when the
-block ends, and what a crash has left is taken down before a new one is set up. Needs root.
+block ends, also by SIGTERM. Processes end with the one that started them, however that ends; what
+else a crash has left is taken down before a new cluster is set up. Needs root.
 
     with Cluster(2, rate="100mbit") as cluster:
         process = cluster.start(0, ["python", "-m", "thinwire", ...])
@@ -11,12 +12,15 @@ block ends, and what a crash has left is taken down before a new one is set up. 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 
 PREFIX = "tw"
 BRIDGE = f"{PREFIX}-bridge"
@@ -24,14 +28,17 @@ NETWORK = "10.213.7"
 CGROUP = Path("/sys/fs/cgroup")
 PERIOD_MICROSECONDS = 20_000
 PROBE_BYTES = 1 << 20
+# How long a process that was killed may take to leave its group.
+LEAVING_SECONDS = 5.0
 
 
 def cannot() -> str | None:
     """Why no cluster can be emulated here; None: it can."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return "an emulated cluster needs Linux and root, for network namespaces"
-    missing = [tool for tool in ("ip", "tc") if shutil.which(tool) is None]
-    return f"an emulated cluster needs {' and '.join(missing)} (iproute2)" if missing else None
+    tools = {"ip": "iproute2", "tc": "iproute2", "setpriv": "util-linux"}
+    missing = [f"{t} ({package})" for t, package in tools.items() if shutil.which(t) is None]
+    return f"an emulated cluster needs {' and '.join(missing)}" if missing else None
 
 
 class Cluster:
@@ -58,6 +65,7 @@ class Cluster:
         if reason := cannot():
             sys.exit(reason)
         take_down()
+        self._handler = signal.signal(signal.SIGTERM, _exit)
         _run("ip", "link", "add", BRIDGE, "type", "bridge")
         _run("ip", "link", "set", BRIDGE, "up")
         for device in range(self.num_devices):
@@ -75,6 +83,7 @@ class Cluster:
                 process.kill()
             process.wait()
         take_down()
+        signal.signal(signal.SIGTERM, self._handler)
 
     @staticmethod
     def address(device: int) -> str:
@@ -92,15 +101,22 @@ class Cluster:
         command: Sequence[str],
         environment: Mapping[str, str] | None = None,
         log: Path | None = None,
+        *,
+        limited: bool = True,
     ) -> subprocess.Popen[bytes]:
-        """Start a command on a device; its output goes to `log`."""
-        inside = ["ip", "netns", "exec", f"{PREFIX}{device}"]
+        """Start a command on a device; its output goes to `log`.
+
+        One that is not `limited` is a part of the network: it gets more than the device's share.
+        """
+        inside = ["setpriv", "--pdeathsig", "KILL"]
+        if self.share is not None and limited:
+            # The shell enters the device's group before it becomes the command: within a
+            # namespace /sys is another one, without groups.
+            file = _group(device) / "cgroup.procs"
+            inside += ["sh", "-c", f'echo $$ > {file} && exec "$@"', "sh"]
+        inside += ["ip", "netns", "exec", f"{PREFIX}{device}"]
         if self.cores is not None:
             inside += ["taskset", "-c", str(self.cores[device % len(self.cores)])]
-        if self.share is not None:
-            # The shell enters the device's group before it becomes the command.
-            file = _group(device) / "cgroup.procs"
-            inside += ["sh", "-c", f'echo $$ > {file}; exec "$@"', "sh"]
         output = subprocess.DEVNULL if log is None else log.open("ab")
         process = subprocess.Popen(
             [*inside, *command],
@@ -149,16 +165,24 @@ def take_down() -> None:
     """Remove every device there is, also those of a run that crashed."""
     if cannot():
         return
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-    for line in listed.splitlines():
-        name = line.split()[0] if line.split() else ""
-        if name.startswith(PREFIX) and name[len(PREFIX) :].isdigit():
-            pids = subprocess.run(["ip", "netns", "pids", name], capture_output=True, text=True)
-            for pid in pids.stdout.split():
-                _run("kill", "-9", pid, check=False)
-            _run("ip", "netns", "del", name, check=False)
-            _remove_group(int(name[len(PREFIX) :]))
+    namespaces = _devices(_run("ip", "netns", "list", check=False).splitlines())
+    for device in namespaces:
+        for pid in _run("ip", "netns", "pids", f"{PREFIX}{device}", check=False).split():
+            _run("kill", "-9", pid, check=False)
+    links = _run("ip", "-oneline", "link", "show", "type", "veth", check=False)
+    for outside in re.findall(rf"{PREFIX}\d+-out", links):
+        # By name, for those of a namespace stay for a while after it has gone.
+        _run("ip", "link", "del", outside, check=False)
+    for device in namespaces:
+        _run("ip", "netns", "del", f"{PREFIX}{device}", check=False)
+    for device in _devices(path.name for path in _group(0).parent.glob(f"{PREFIX}*")):
+        _remove_group(device)
     _run("ip", "link", "del", BRIDGE, check=False)
+
+
+def _devices(names: Iterable[str]) -> list[int]:
+    """The devices among these namespaces or groups."""
+    return [int(m[1]) for name in names if (m := re.match(rf"{PREFIX}(\d+)\b", name))]
 
 
 def _version_2() -> bool:
@@ -181,18 +205,29 @@ def _make_group(device: int, share: float) -> None:
 
 def _remove_group(device: int) -> None:
     folder = _group(device)
-    if folder.exists():
+    deadline = time.monotonic() + LEAVING_SECONDS
+    while folder.exists():
+        for pid in (folder / "cgroup.procs").read_text().split():
+            _run("kill", "-9", pid, check=False)
         try:
             folder.rmdir()
-        except OSError as error:  # a process that has just been killed may still be leaving
-            print(f"{folder} stays for now: {error.strerror}", file=sys.stderr)
+        except OSError as error:  # a process that has just been killed is still leaving
+            if time.monotonic() > deadline:
+                print(f"{folder} stays for now: {error.strerror}", file=sys.stderr)
+                return
+            time.sleep(0.02)
 
 
 def _mbit(rate: str) -> int:
     return int(rate.removesuffix("mbit")) if rate.endswith("mbit") else 1000 * int(rate[:-4])
 
 
-def _run(*command: str, check: bool = True) -> None:
+def _exit(number: int, frame: FrameType | None) -> None:
+    sys.exit(128 + number)
+
+
+def _run(*command: str, check: bool = True) -> str:
     done = subprocess.run(command, capture_output=True, text=True)
     if check and done.returncode:
         sys.exit(f"{' '.join(command)}: {done.stderr.strip()}")
+    return done.stdout

@@ -6,12 +6,14 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lab.cluster import Cluster
 
 PORT = 29500
+RELAY = Path(__file__).with_name("relay.py")
+LOOK_SECONDS = 0.25
 
 Processes = list[subprocess.Popen[bytes]]
 
@@ -22,13 +24,18 @@ def thinwire(*arguments: object) -> list[str]:
 
 
 def start_alone(
-    cluster: Cluster, num_workers: int, data: Path, folder: Path, flags: Sequence[str]
+    cluster: Cluster,
+    num_workers: int,
+    data: Path,
+    folder: Path,
+    flags: Sequence[str],
+    first_seed: int = 1,
 ) -> Processes:
     """Runs of one worker each, which know nothing of each other: run0, run1, ..."""
     return [
         cluster.start(
             i,
-            thinwire("train", data, "--out", folder / f"run{i}", *flags, "--seed", i + 1),
+            thinwire("train", data, "--out", folder / f"run{i}", *flags, "--seed", first_seed + i),
             log=folder / f"{i}.log",
         )
         for i in range(num_workers)
@@ -56,21 +63,73 @@ def start_together(
 
 
 def start_async(
-    cluster: Cluster, num_workers: int, data: Path, folder: Path, flags: Sequence[str]
+    cluster: Cluster,
+    num_workers: int,
+    data: Path,
+    folder: Path,
+    flags: Sequence[str],
+    delay_ms: float = 0.0,
 ) -> Processes:
-    """A server on the last device, which comes first in the list, and workers on the others."""
+    """A server on the last device, which comes first in the list, and workers on the others.
+
+    With `delay_ms`, each message takes so much longer: workers reach the server through a relay on
+    their own device, which is left to run.
+    """
     key, address = folder / "key", f"{cluster.address(num_workers)}:{PORT}"
     options = ["--listen", address, "--key", key, "--workers", num_workers, *flags]
     serve = thinwire("serve", data, "--out", folder / "run", *options)
     server = cluster.start(num_workers, serve, log=folder / "server.log")
     while not key.exists() and server.poll() is None:
         time.sleep(0.05)
+    if delay_ms:
+        near = f"127.0.0.1:{PORT}"
+        relay = [sys.executable, str(RELAY), near, address, str(delay_ms)]
+        for i in range(num_workers):
+            cluster.start(i, relay, log=folder / f"relay{i}.log", limited=False)
+        address = near
     work = thinwire("work", data, "--servers", address, "--key", key)
     workers = [cluster.start(i, work, log=folder / f"{i}.log") for i in range(num_workers)]
     return [server, *workers]
 
 
-def wait(processes: Processes, folder: Path, timeout_seconds: float) -> list[float]:
+class CpuWatch:
+    """What part of a core each process uses while the runs in `folder` train.
+
+    `look` is to be called now and then. What is counted lies between two lines of the runs'
+    metrics; the first fifth, in which caches fill, does not count.
+    """
+
+    def __init__(self, processes: Processes, folder: Path) -> None:
+        self._processes, self._folder = processes, folder
+        self._samples: list[tuple[float, list[float]]] = []
+        self._looked, self._num_lines = 0.0, 0
+
+    def look(self) -> None:
+        """Take a sample if a run has written something since the last one."""
+        now = time.monotonic()
+        if now - self._looked < LOOK_SECONDS:
+            return
+        self._looked = now
+        files = self._folder.glob("*/metrics.jsonl")
+        num_lines = sum(file.read_text().count('"event": "train"') for file in files)
+        if num_lines > self._num_lines and all(p.returncode is None for p in self._processes):
+            self._num_lines = num_lines
+            self._samples.append((now, [_cpu_seconds(p.pid) for p in self._processes]))
+
+    def shares(self) -> list[float]:
+        """Of one core, in the order of the processes."""
+        # The last line may be written a while after the last step.
+        steady = self._samples[len(self._samples) // 5 : -1]
+        (began, before), (ended, after) = steady[0], steady[-1]
+        return [(b - a) / (ended - began) for a, b in zip(before, after, strict=True)]
+
+
+def wait(
+    processes: Processes,
+    folder: Path,
+    timeout_seconds: float,
+    meanwhile: Callable[[], object] = lambda: None,
+) -> list[float]:
     """Until all have ended well; the CPU seconds that each has used."""
     deadline = time.monotonic() + timeout_seconds
     cpu_seconds = []
@@ -80,12 +139,19 @@ def wait(processes: Processes, folder: Path, timeout_seconds: float) -> list[flo
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if time.monotonic() > deadline:
                 sys.exit(f"{process.args} did not end{_logs(folder)}")
+            meanwhile()
             time.sleep(0.02)
         process.returncode = os.waitstatus_to_exitcode(status)
         if process.returncode:
             sys.exit(f"{process.args} ended with status {process.returncode}{_logs(folder)}")
         cpu_seconds.append(usage.ru_utime + usage.ru_stime)
     return cpu_seconds
+
+
+def _cpu_seconds(pid: int) -> float:
+    """That a process has used so far, all its threads together."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def _logs(folder: Path) -> str:

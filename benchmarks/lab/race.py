@@ -1,0 +1,141 @@
+"""What races towards a perplexity have in common: the course, its measurements, and the analysis.
+
+A race is over when a run first reaches the target on the validation text. The runs save snapshots,
+which are evaluated when all is over, on all cores, so that no device spends time on it; while a
+snapshot is saved the training clock stands still.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from math import log
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import record
+import torch
+
+from thinwire.data.corpus import Corpus
+from thinwire.train.checkpoints import Checkpoints
+from thinwire.train.evaluation import evaluate
+from thinwire.train.metrics import read_metrics
+from thinwire.train.run_folder import RunFolder
+
+TARGET = 250.0
+"""Validation perplexity at which a race is over."""
+WORKERS = 4
+SHARE = 0.4
+"""Of one core, for each device."""
+
+
+class Point(NamedTuple):
+    """Where a run stood: tokens trained on and seconds of training so far, and perplexity."""
+
+    tokens: int
+    seconds: float
+    ppl: float
+
+
+def snapshots(run: Path, num_tokens: int = 20_000) -> list[Point]:
+    """Every step that a run has saved, with its exact perplexity.
+
+    Args:
+        run: a run folder.
+        num_tokens: of the validation text that are scored, spread over it.
+    """
+    torch.set_num_threads(os.cpu_count() or 1)
+    folder, checkpoints = RunFolder.open(run), Checkpoints(run)
+    ids = Corpus.open(folder.data).ids("valid")
+    points = []
+    for step in checkpoints.steps:
+        saved = checkpoints.load(step)
+        found = evaluate(
+            folder.load_model(saved),
+            ids,
+            eos_id=folder.eos_id,
+            unk_id=folder.unk_id,
+            data=folder.config.data,
+            max_tokens=num_tokens,
+        )
+        points.append(Point(saved.state["tokens"], saved.state["seconds"], found.ppl))
+    return points
+
+
+def reached(points: Sequence[Point], target: float) -> Point | None:
+    """Where a curve first reaches a perplexity; ln ppl is taken as straight between two points."""
+    before: Point | None = None
+    for point in points:
+        if point.ppl <= target:
+            if before is None:
+                return point
+            part = log(before.ppl / target) / log(before.ppl / point.ppl)
+            return Point(
+                round(before.tokens + part * (point.tokens - before.tokens)),
+                before.seconds + part * (point.seconds - before.seconds),
+                target,
+            )
+        before = point
+    return None
+
+
+def steady(run: Path) -> dict[str, float]:
+    """What a run's metrics say of its speed; its first fifth, in which caches fill, does not count.
+
+    Returns:
+        tokens_per_second: of all workers.
+        step_bytes: that a worker sends in a step; where a server answers, with its answers.
+        of_dense: how many times that all parameters would be.
+        waiting: the part of its time that a worker waits for the wire.
+    """
+    config = RunFolder.open(run).config
+    is_async, workers = config.exchange.kind == "async", config.run.workers
+    # A step is one of all workers together, but of each its own where nobody waits.
+    step_workers = 1 if is_async else workers
+    train = [line for line in read_metrics(run) if line["event"] == "train"]
+    if is_async:
+        # Pushes may come in bursts, one of each worker: whole rounds count.
+        rounds = [line for line in train if line["step"] % workers == 0]
+        train = rounds if len(rounds) > 2 else train
+    first, last = train[len(train) // 5], train[-1]
+
+    def growth(name: str) -> float:
+        return float(last.get(name, 0.0) - first.get(name, 0.0))
+
+    sent, seconds = growth("bytes_sent"), growth("seconds")
+    return {
+        "tokens_per_second": growth("tokens") / seconds,
+        "step_bytes": sent / growth("step") / step_workers,
+        "of_dense": growth("bytes_dense") / sent if sent else 0.0,
+        "waiting": growth("exchange_seconds") / seconds,
+    }
+
+
+class Kept:
+    """Measurements by name, in results/NAME.json as soon as each is done, and never made twice.
+
+    Args:
+        name: of the benchmark.
+        again: make them even so.
+    """
+
+    def __init__(self, name: str, *, again: bool = False) -> None:
+        self.file = record.RESULTS / f"{name}.json"
+        self.again = again
+        self.found: dict[str, dict[str, Any]] = {}
+        if self.file.exists():
+            self.found = json.loads(self.file.read_text())["measurements"]
+
+    def measure(self, key: str, measure: Callable[[], Mapping[str, Any]]) -> None:
+        """Keep what `measure` finds, with its commit and date, unless that is there already."""
+        if key in self.found and not self.again:
+            return
+        print(f"{key} ...", file=sys.stderr, flush=True)
+        where = record.machine()
+        self.found[key] = {**measure(), "commit": where["commit"], "date": where["date"]}
+        self.file.parent.mkdir(exist_ok=True)
+        temporary = self.file.with_suffix(".tmp")
+        temporary.write_text(json.dumps({"machine": where, "measurements": self.found}) + "\n")
+        os.replace(temporary, self.file)
