@@ -1,0 +1,1 @@
+"""What people would use instead of thinwire: ordinary PyTorch loops on several devices."""
