@@ -19,7 +19,7 @@ from statistics import median
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
-RESULTS = HERE / "results"
+RESULTS = Path(os.environ.get("THINWIRE_RESULTS", HERE / "results"))
 NOVELS = HERE.parent.parent / "shared" / "data" / "novels"
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "thinwire" / "benchmarks"
 

@@ -1,0 +1,324 @@
+"""Remake the whole record: every benchmark, one after another, each in a process of its own.
+
+A benchmark whose record was made by the code as it stands is skipped, so this can be stopped and
+started again; what ran, at which commit, how long and how it ended is kept in results/all.json.
+`bars.py` and `rivals.py` besides keep each of their measurements, and go on where they stopped. One
+that fails is reported and the rest goes on; the exit status is then 1. What each of them prints
+goes to a log in the cache.
+
+    python benchmarks/all.py [--only NAME ...] [--again] [--list] [--quick]
+
+`--quick` only tries every script, in some minutes: a tenth of the novels, shortened runs, results
+in a temporary folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+from lab.cluster import cannot
+from record import CACHE, HERE, RESULTS, novels_text
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from thinwire.report.figures import duration
+
+# Lines of the novels that `--quick` takes.
+QUICK_LINES = {"train": 16_000, "valid": 200, "test": 200}
+QUICK_TIMEOUT_SECONDS = 300.0
+# A hang is a failure: several times what is expected, and a while to fetch and prepare text.
+TIMES_EXPECTED, WHILE_SECONDS = 3, 900.0
+DONE = "done"
+Entry = dict[str, Any]
+
+console = Console(highlight=False)
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """One part of the record.
+
+    Attributes:
+        name: of its results.
+        command: the script and its arguments.
+        minutes: that it takes on two cores with AVX2.
+        quick: what follows `python` to try the script; none: it is not tried.
+        needs_root: it emulates a cluster.
+        resumes: it keeps its own measurements in results/NAME.json.
+    """
+
+    name: str
+    command: str
+    minutes: float
+    quick: str
+    needs_root: bool = False
+    resumes: bool = False
+
+    @property
+    def code(self) -> list[str]:
+        """Files and folders that decide what it measures."""
+        parts = ["src", *(f"benchmarks/{name}" for name in ("record.py", "limit.py"))]
+        if self.needs_root:
+            parts += ["benchmarks/lab", "benchmarks/rival"]
+        return [*parts, f"benchmarks/{self.command.split()[0]}"]
+
+
+def lowered(module: str, *arguments: str, **constants: object) -> str:
+    """A script with smaller constants, as what follows `python`."""
+    changes = "; ".join(f"{module}.{name} = {value!r}" for name, value in constants.items())
+    return shlex.join(["-c", f"import {module}; {changes}; {module}.main()", *arguments])
+
+
+LOSSES_QUICK = lowered(
+    "losses",
+    ROUNDS=1,
+    SPEED_SECONDS=2.0,
+    CURVE_SECONDS={"stock": 2.0},
+    OTHER_CURVE_SECONDS=2.0,
+    POINTS=2,
+)
+VOCABULARY_QUICK = lowered("vocabulary", "--quick", SIZES=(20_000, 67_000), SECONDS=2.0)
+EXCHANGE_QUALITY_QUICK = "exchange_quality.py --quick --only 'sync int8' 'async fp32'"
+EXCHANGE_QUICK = "exchange.py --rounds 1 --seconds 5 --only 'sync int8' 'async fp32'"
+# Parts that fit into six hours with the rest. Both report whatever they have ever measured, so
+# other seeds, links and methods can be added by hand.
+BARS = "bars.py --seeds 1 --links 300mbit"
+RIVALS = "rivals.py --links 300mbit --methods ddp diloco --longest 300"
+BENCHMARKS = (
+    Benchmark("startup", "startup.py", 1, lowered("startup", RUNS=2)),
+    Benchmark("prepare", "prepare.py", 3, lowered("prepare", "--rounds", "1", MANY_WORDS=50_000)),
+    Benchmark("limit", "limit.py", 6, lowered("limit", ROUNDS=1, STEPS=3)),
+    Benchmark("evaluation", "evaluation.py", 4, "evaluation.py --quick"),
+    Benchmark("losses", "losses.py", 38, LOSSES_QUICK),
+    Benchmark("curve", "curve.py", 0.1, ""),
+    Benchmark("quality", "quality.py", 10, lowered("quality", SEEDS=(1,), TOKENS=20_000)),
+    Benchmark("vocabulary", "vocabulary.py", 7, VOCABULARY_QUICK),
+    Benchmark("ngram-novels", "ngram.py --seconds 120 600", 23, "ngram.py --seconds 4"),
+    Benchmark(
+        "ngram-poetry",
+        "ngram.py --corpus poetry --seconds 120",
+        12,
+        "ngram.py --corpus poetry --seconds 4",
+    ),
+    Benchmark(
+        "defaults",
+        "defaults.py --tokens 1000000",
+        25,
+        "defaults.py --tokens 20000 data.batch=16",
+    ),
+    Benchmark("cores", "cores.py", 14, "cores.py --rounds 1 --seconds 3"),
+    Benchmark("exchange-quality", "exchange_quality.py --seeds 2", 27, EXCHANGE_QUALITY_QUICK),
+    Benchmark("faults", "faults.py", 15, "faults.py --quick --only undisturbed server"),
+    Benchmark("exchange", "exchange.py", 38, EXCHANGE_QUICK, needs_root=True),
+    Benchmark("bars", BARS, 80, "bars.py --quick", needs_root=True, resumes=True),
+    Benchmark("rivals", RIVALS, 48, "rivals.py --quick --methods ddp", True, True),
+    Benchmark("beyond", "beyond.py", 1, "beyond.py --quick"),
+)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    names = [benchmark.name for benchmark in BENCHMARKS]
+    parser.add_argument("--only", nargs="+", choices=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument("--again", action="store_true", help="also what the present code has made")
+    parser.add_argument("--list", action="store_true", help="print what there is, and run nothing")
+    parser.add_argument("--quick", action="store_true", help="try every script, keep no results")
+    arguments = parser.parse_args()
+    chosen = [b for b in BENCHMARKS if not arguments.only or b.name in arguments.only]
+    if arguments.list:
+        show(chosen)
+        return
+    if arguments.again and not arguments.quick:
+        forget(chosen)
+    try:
+        sys.exit((try_all if arguments.quick else make_all)(chosen))
+    except KeyboardInterrupt:
+        console.print("stopped; a run without --again goes on with what is missing")
+        sys.exit(130)
+
+
+def show(chosen: Sequence[Benchmark]) -> None:
+    ledger = read_ledger()
+    heads = ("name", "command", "minutes", "root", "record")
+    found = Table(*heads, box=None, pad_edge=False, header_style="bold")
+    for benchmark in chosen:
+        entry = ledger.get(benchmark.name, {})
+        state = "made" if is_made(benchmark, ledger) else entry.get("status", "to be made")
+        found.add_row(
+            benchmark.name,
+            benchmark.command,
+            f"{benchmark.minutes:g}",
+            "root" if benchmark.needs_root else "",
+            "made by older code" if state == DONE else state,
+        )
+    console.print(found)
+    console.print(about(chosen))
+
+
+def about(benchmarks: Sequence[Benchmark]) -> str:
+    """How many they are, and how long they take."""
+    seconds = 60 * sum(benchmark.minutes for benchmark in benchmarks)
+    return f"{len(benchmarks)} benchmarks, expected to take {duration(seconds)}"
+
+
+def make_all(chosen: Sequence[Benchmark]) -> int:
+    """Make what is missing of the record; the exit status."""
+    ledger = read_ledger()
+    missing = [benchmark for benchmark in chosen if not is_made(benchmark, ledger)]
+    console.print(about(missing) if missing else "the present code has made all of this")
+    failures = 0
+    with progress_bar() as progress:
+        task = progress.add_task("", total=sum(benchmark.minutes for benchmark in missing))
+        for benchmark in missing:
+            progress.update(task, description=benchmark.name)
+            commit, date = commit_of(benchmark), f"{datetime.now(timezone.utc):%Y-%m-%d}"
+            timeout_seconds = TIMES_EXPECTED * 60 * benchmark.minutes + WHILE_SECONDS
+            status, seconds = run(benchmark, benchmark.command, {}, timeout_seconds)
+            failures += status != DONE
+            entry = {"commit": commit, "date": date, "seconds": round(seconds), "status": status}
+            write_ledger(read_ledger() | {benchmark.name: entry})
+            progress.advance(task, benchmark.minutes)
+    return int(failures > 0)
+
+
+def try_all(chosen: Sequence[Benchmark]) -> int:
+    """Run every script for a short while, on little text, and keep nothing; the exit status."""
+    tried = [benchmark for benchmark in chosen if benchmark.quick]
+    failures = 0
+    with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
+        results, cache = Path(folder) / "results", Path(folder) / "cache"
+        results.mkdir()
+        shorten_text(cache / "thinwire" / "benchmarks")
+        environment = {"THINWIRE_RESULTS": str(results), "XDG_CACHE_HOME": str(cache)}
+        task = progress.add_task("", total=len(tried))
+        for benchmark in tried:
+            progress.update(task, description=benchmark.name)
+            status, _ = run(benchmark, benchmark.quick, environment, QUICK_TIMEOUT_SECONDS)
+            failures += status != DONE
+            progress.advance(task)
+    return int(failures > 0)
+
+
+def shorten_text(cache: Path) -> None:
+    """Some of the novels where `record` keeps them; they stand for the poetry, too."""
+    for split, path in novels_text().items():
+        with path.open(encoding="utf-8") as lines:
+            text = "".join(line for line, _ in zip(lines, range(QUICK_LINES[split]), strict=False))
+        folders = ("novels-text", "poetry-text") if split == "train" else ("novels-text",)
+        for folder in folders:
+            (cache / folder).mkdir(parents=True, exist_ok=True)
+            (cache / folder / path.name).write_text(text, encoding="utf-8")
+
+
+def run(
+    benchmark: Benchmark, command: str, environment: Mapping[str, str], timeout_seconds: float
+) -> tuple[str, float]:
+    """Run a script, say how it ended, and return that with the seconds it took."""
+    log = CACHE / "logs" / f"{benchmark.name}.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    began = perf_counter()
+    reason = cannot() if benchmark.needs_root else None
+    status = reason or ended(command, environment, log, timeout_seconds)
+    seconds = perf_counter() - began
+    console.print(f"{benchmark.name}: {status}, {duration(seconds)}")
+    if status != DONE and not reason:
+        last_lines = log.read_text(errors="replace").splitlines()[-15:]
+        console.print("\n".join([*last_lines, f"({log})"]), markup=False)
+    return status, seconds
+
+
+def ended(command: str, environment: Mapping[str, str], log: Path, timeout_seconds: float) -> str:
+    """How a script ended: `DONE`, or what was wrong. Its processes do not outlive this."""
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [sys.executable, *shlex.split(command)],
+            cwd=HERE,
+            env={**os.environ, **environment},
+            stdout=output,
+            stderr=output,
+            start_new_session=True,
+        )
+        try:
+            status = process.wait(timeout_seconds)
+        except subprocess.TimeoutExpired:
+            return f"not done after {duration(timeout_seconds)}"
+        finally:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return f"failed with exit status {status}" if status else DONE
+
+
+def progress_bar() -> Progress:
+    columns = (BarColumn(), TextColumn("{task.percentage:.0f}%"), TimeElapsedColumn())
+    return Progress(TextColumn("{task.description}"), *columns, console=console)
+
+
+# What has been made
+
+
+def is_made(benchmark: Benchmark, ledger: Mapping[str, Entry]) -> bool:
+    """Whether the code as it stands has made this part of the record, from here or by hand."""
+    entry, results = ledger.get(benchmark.name), RESULTS / f"{benchmark.name}.json"
+    if entry is not None:
+        return entry["status"] == DONE and is_unchanged(benchmark, entry["commit"])
+    if benchmark.resumes or not results.exists():
+        return False
+    return is_unchanged(benchmark, json.loads(results.read_text())["machine"]["commit"])
+
+
+def is_unchanged(benchmark: Benchmark, commit: str) -> bool:
+    """Whether a benchmark's code is that of the commit."""
+    return not commit.endswith("-dirty") and not git("diff", commit, "--", *benchmark.code)
+
+
+def commit_of(benchmark: Benchmark) -> str:
+    """The present commit, marked where the benchmark's code is not what was committed."""
+    changed = git("status", "--porcelain", "--", *benchmark.code)
+    return git("rev-parse", "--short", "HEAD").strip() + ("-dirty" if changed else "")
+
+
+def git(*arguments: str) -> str:
+    """The output of a command; where it fails, a line that no such command prints."""
+    command = ["git", *arguments]
+    done = subprocess.run(command, cwd=HERE.parent, capture_output=True, text=True)
+    return done.stdout if done.returncode == 0 else "unknown-dirty\n"
+
+
+def forget(chosen: Sequence[Benchmark]) -> None:
+    """Have these made again, by this run or, if it is stopped, by the next."""
+    for benchmark in chosen:
+        if benchmark.resumes:
+            (RESULTS / f"{benchmark.name}.json").unlink(missing_ok=True)
+    write_ledger(read_ledger() | {b.name: {"status": "to be made again"} for b in chosen})
+
+
+def read_ledger() -> dict[str, Entry]:
+    file = RESULTS / "all.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
+def write_ledger(ledger: Mapping[str, Entry]) -> None:
+    file = RESULTS / "all.json"
+    RESULTS.mkdir(exist_ok=True)
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(json.dumps(ledger, indent=1) + "\n")
+    os.replace(temporary, file)
+
+
+if __name__ == "__main__":
+    main()
