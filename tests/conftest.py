@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 # No test depends on timing, and CI draws the same examples every time.
 settings.register_profile("thinwire", deadline=None, derandomize="CI" in os.environ)
 settings.load_profile("thinwire")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # As a shell starts what runs in the background; processes that tests start would inherit it.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Work = Callable[[Any], Any]
