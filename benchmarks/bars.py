@@ -18,6 +18,7 @@ import argparse
 import json
 import shutil
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -422,6 +423,8 @@ class Results:
 
 def write_report(kept: Kept) -> None:
     """Tables, plots and a page from what was measured so far."""
+    if "setting" not in kept.found:
+        sys.exit(f"nothing has been measured yet: {kept.file} does not hold a measurement")
     results, name = Results(kept.found), kept.file.stem
     words, flop = (kept.found["setting"][name] for name in ("words", "flop_per_second"))
     balance = ", ".join(f"{flop / parse_rate(link):,.0f} at {link}" for link in results.links)

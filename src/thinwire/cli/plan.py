@@ -72,7 +72,7 @@ def _print(found: Plan, workers: tuple[int, ...], link: str) -> None:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    heads = ("exchange", "ms/step", "tokens/s", "MB/step", "/dense", "hidden", "MB", "hours")
+    heads = ("exchange", "ms/step", "tokens/s", "MB/step", "of dense", "hidden", "memory", "hours")
     for head in heads:
         table.add_column(head, justify="left" if head == "exchange" else "right", no_wrap=True)
     best = {W: found.best(W) for W in workers}
@@ -88,20 +88,22 @@ def _print(found: Plan, workers: tuple[int, ...], link: str) -> None:
             f"{1e3 * forecast.step_seconds:,.0f}",
             f"{forecast.tokens_per_second:,.0f}",
             f"{forecast.step_bytes / 1e6:,.2f}",
-            f"1/{1 / forecast.dense_share:,.0f}" if forecast.dense_share else "",
-            f"{forecast.hidden_share:.0%}",
+            f"{forecast.dense_share:.1%}" if forecast.dense_share else "",
+            f"{forecast.hidden_share:.0%}" if forecast.workers > 1 else "",
             f"{forecast.memory_bytes / 1e6:,.0f}",
             f"{hours:,.2f}",
             style="bold green" if forecast is best.get(forecast.workers) else None,
         )
     out.print(table)
     out.print(
-        "Bytes that one of them sends in a step, and 1/x of what it would send densely; "
-        "the part of the wire's time that is hidden; memory of a worker; hours an epoch."
+        "MB that a worker sends in a step, and their part of what all parameters would be; the "
+        "part of the wire's time that is hidden; MB of memory of a worker; hours an epoch. Each "
+        "worker has a machine of its own: those that share one slow each other down."
     )
     for W, forecast in best.items():
         flags = f"--exchange {forecast.exchange} --codec {forecast.codec}"
         out.print(f"{W} workers: {flags}, {forecast.tokens_per_second:,.0f} tokens/s (forecast)")
+    out.print("Named is what changes the numbers least among those within 15% of the fastest.")
 
 
 def _as_json(found: Plan, workers: tuple[int, ...]) -> dict[str, object]:

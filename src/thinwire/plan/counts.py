@@ -40,7 +40,7 @@ class Sent:
         early: of them, those that go while the rest is computed.
         late: those that go when all is computed.
         down: what a worker receives (async: its pulls' answers).
-        dense: bytes sent, had all parameters gone in fp32 by the same pattern.
+        dense: bytes sent (async: and received), had all parameters gone in fp32.
         rows: rows that are updated in a step, over all tables.
     """
 
@@ -49,11 +49,18 @@ class Sent:
     down: float
     dense: float
     rows: float
+    both_ways: bool = False
+    """Whether `dense` counts what is received, too."""
 
     @property
     def up(self) -> float:
         """All that is sent."""
         return self.early + self.late
+
+    @property
+    def dense_share(self) -> float:
+        """What it is of the dense bytes."""
+        return (self.up + (self.down if self.both_ways else 0.0)) / self.dense
 
 
 class Counter:
@@ -153,7 +160,7 @@ class Counter:
             down.append(answered + rows_bytes(parameters, masked, shapes))
             rows.append(_num_rows(touched, self.tables))
         dense = 2 * 4 * self.num_parameters
-        return Sent(mean(up), 0.0, mean(down), dense, mean(rows))
+        return Sent(mean(up), 0.0, mean(down), dense, mean(rows), both_ways=True)
 
     def local_rows(self) -> float:
         """Rows that a step of one worker updates, over all tables."""

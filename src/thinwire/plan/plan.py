@@ -94,7 +94,7 @@ def make_plan(
                 copies = {"sync": own, "periodic": own + parameter_bytes, "async": parameter_bytes}
                 for codec in codecs:
                     sent, step, hidden = forecast(counter, machine, link, W, codec, everything)
-                    share = sent.up / sent.dense
+                    share = sent.dense_share
                     rate = W * machine.tokens / step
                     forecasts.append(
                         Forecast(
