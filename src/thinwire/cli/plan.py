@@ -72,7 +72,7 @@ def _print(found: Plan, workers: tuple[int, ...], link: str) -> None:
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
-    heads = ("exchange", "ms/step", "tokens/s", "MB/step", "of dense", "hidden", "memory", "hours")
+    heads = ("exchange", "ms/step", "tokens/s", "MB/step", "dense", "hidden", "MB", "hours")
     for head in heads:
         table.add_column(head, justify="left" if head == "exchange" else "right", no_wrap=True)
     best = {W: found.best(W) for W in workers}
@@ -96,7 +96,7 @@ def _print(found: Plan, workers: tuple[int, ...], link: str) -> None:
         )
     out.print(table)
     out.print(
-        "MB that a worker sends in a step, and their part of what all parameters would be; the "
+        "MB that a worker sends in a step; dense: their part of what all parameters would be; the "
         "part of the wire's time that is hidden; MB of memory of a worker; hours an epoch. Each "
         "worker has a machine of its own: those that share one slow each other down."
     )
