@@ -16,7 +16,13 @@ from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
 from thinwire.plan.counts import Counter, Sent
-from thinwire.plan.forecast import Link, async_seconds, periodic_seconds, sync_seconds
+from thinwire.plan.forecast import (
+    Link,
+    async_seconds,
+    periodic_seconds,
+    queueing_seconds,
+    sync_seconds,
+)
 from thinwire.plan.machine import Machine, parse_rate
 from thinwire.plan.plan import make_plan
 from thinwire.train.loop import train
@@ -97,15 +103,31 @@ def test_a_delay_hides_what_fits_in_a_step() -> None:
     assert hidden == pytest.approx(computing / 0.5)
 
 
-def test_the_slowest_part_of_an_asynchronous_step_counts() -> None:
-    sent = Sent(early=1e5, late=0.0, down=2e5, dense=1.0, rows=0.0)
-    wide, narrow = Link(1e9), Link(1e6)
-    one, _ = async_seconds(MACHINE, sent, "fp32", wide, workers=1)
-    assert one == pytest.approx(0.06 + 1e-9 * 1.5e5 + 1e-9 * 3e5)
-    four, _ = async_seconds(MACHINE, sent, "fp32", narrow, workers=4)
-    assert four == pytest.approx(4 * 0.2)
-    shared, _ = async_seconds(MACHINE, sent, "fp32", narrow, workers=4, servers=2)
-    assert shared == pytest.approx(2 * 0.2)
+def test_an_asynchronous_worker_waits_for_its_push_and_for_what_has_changed() -> None:
+    link = Link(1e6, latency_seconds=0.0)
+    sent = Sent(early=1e5, late=0.0, down=2e5, dense=1.0, rows=0.0, awaited=5e4)
+    coding = 1e-9 * 1.5e5 + 1e-9 * 3e5
+    step, hidden = async_seconds(MACHINE, sent, "fp32", link, workers=1)
+    # Its push goes up, is applied, and what it needs comes down; the rest came meanwhile.
+    shown = 0.1 + (0.004 + coding) + 0.05
+    assert step == pytest.approx(0.06 + coding + shown)
+    assert hidden == pytest.approx(1.0 - shown / 0.3)
+
+
+def test_asynchronous_workers_share_the_links_of_the_servers() -> None:
+    sent = Sent(early=1e5, late=0.0, down=2e5, dense=1.0, rows=0.0, awaited=2e5)
+    many, _ = async_seconds(MACHINE, sent, "fp32", Link(1e6), workers=64)
+    assert many == pytest.approx(64 * 0.2, rel=0.02)
+    shared, _ = async_seconds(MACHINE, sent, "fp32", Link(1e6), workers=64, servers=2)
+    assert shared == pytest.approx(32 * 0.2, rel=0.1)
+
+
+def test_queueing_of_one_two_and_many() -> None:
+    assert queueing_seconds(1.0, [0.25, 0.5], 1) == pytest.approx(1.75)
+    # Two customers and one station, both exponential, by hand: the busy share is
+    # 2 (Z s + s^2) / (Z^2 + 2 Z s + 2 s^2) of Z = s = 1, which is 4 / 5; a round takes 2 s / that.
+    assert queueing_seconds(1.0, [1.0], 2) == pytest.approx(2.5)
+    assert queueing_seconds(1.0, [0.1, 0.5], 100) == pytest.approx(50.0, rel=1e-3)
 
 
 def test_periodic_is_as_slow_as_its_link() -> None:

@@ -42,6 +42,8 @@ class Sent:
         down: what a worker receives (async: its pulls' answers).
         dense: bytes sent (async: and received), had all parameters gone in fp32.
         rows: rows that are updated in a step, over all tables.
+        both_ways: whether `dense` counts what is received, too.
+        awaited: of `down`, what a step cannot begin without (async).
     """
 
     early: float
@@ -50,7 +52,7 @@ class Sent:
     dense: float
     rows: float
     both_ways: bool = False
-    """Whether `dense` counts what is received, too."""
+    awaited: float = 0.0
 
     @property
     def up(self) -> float:
@@ -135,9 +137,10 @@ class Counter:
         gradients = make_codec(codec)
         parameters = make_codec("fp32" if codec == "fp32" else "bf16")
         names = [*self.tables, *self.blocks]
-        up, down, rows = [], [], []
-        for touched_by in self._steps(num_workers, num_looked_at=1):
-            touched = touched_by[0]
+        block_bytes = sum(parameters.num_bytes(shape) for shape in self.block_shapes)
+        up, down, awaited, rows = [], [], [], []
+        steps = [touched_by[0] for touched_by in self._steps(num_workers, num_looked_at=1)]
+        for number, touched in enumerate(steps):
             groups: list[tuple[int, int] | None] = []
             masked: list[int | None] = []
             shapes = []
@@ -159,8 +162,13 @@ class Counter:
             up.append(asked + push_bytes(gradients, len(names), groups, shapes))
             down.append(answered + rows_bytes(parameters, masked, shapes))
             rows.append(_num_rows(touched, self.tables))
+            ahead = down[-1] - block_bytes
+            changed = 1.0 if everything else _changed(touched, steps, number, num_workers)
+            awaited.append(block_bytes + changed * ahead)
         dense = 2 * 4 * self.num_parameters
-        return Sent(mean(up), 0.0, mean(down), dense, mean(rows), both_ways=True)
+        return Sent(
+            mean(up), 0.0, mean(down), dense, mean(rows), both_ways=True, awaited=mean(awaited)
+        )
 
     def local_rows(self) -> float:
         """Rows that a step of one worker updates, over all tables."""
@@ -228,6 +236,20 @@ def _groups(touched: Touched) -> list[tuple[tuple[str, ...], Tensor | None]]:
     for name, ids in touched.rows.items():
         groups.setdefault(hash(name) if ids is None else id(ids), []).append(name)
     return [(tuple(names), touched.rows[names[0]]) for names in groups.values()]
+
+
+def _changed(touched: Touched, steps: Sequence[Touched], number: int, num_workers: int) -> float:
+    """The part of a step's rows that other steps, as many as there are workers, also touch."""
+    others = [*steps[number + 1 :], *steps[:number]][:num_workers]
+    found = total = 0
+    for name, ids in touched.rows.items():
+        theirs = [other.rows[name] for other in others]
+        if ids is None or any(i is None for i in theirs):
+            return 1.0
+        known = torch.cat([i for i in theirs if i is not None])
+        found += int(torch.isin(ids, known).sum())
+        total += len(ids)
+    return found / total
 
 
 def _num_rows(touched: Touched, tables: Mapping[str, Tensor]) -> int:

@@ -7,8 +7,11 @@ what the processor spends on coding and sending.
 - **sync**: C + U + k + (early / r - B, if above 0) + late / r + the latency of its messages; with a
   delay, the larger of C + U + k and what its messages take, as nothing waits for them.
 - **periodic**: C + U + k, or up / r where that is more, for its turns travel meanwhile.
-- **async**: the largest of C + k, up / r, down / r, and what the servers need for W workers: their
-  processors' W (U + k) / M and their links' W up / (M r) and W down / (M r), for M servers.
+- **async**: a worker computes for C + k, then its push goes up, is applied, and what the next step
+  cannot do without, `awaited`, comes down; only the rows that were pulled ahead are hidden. The W
+  workers queue for the links and the processors of M servers, which is a closed queueing network,
+  worked out by mean value analysis (Reiser and Lavenberg, JACM 27, 1980). A step is no shorter
+  than the servers' links take for all that comes down: W down / (M r).
 
 The model leaves out that processors shared by several workers slow each other down beyond their
 share, and what a real network does besides having a rate.
@@ -16,6 +19,7 @@ share, and what a real network does besides having a rate.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thinwire.plan.counts import Sent
@@ -92,11 +96,31 @@ def async_seconds(
     """A step of one worker, and the part of the wire's time that is hidden."""
     spent = _spent(machine, sent.up, sent.down, codec)
     computing = machine.touch + machine.forward + machine.backward + spent
-    serving = workers * (_update(machine, sent) + spent) / servers
-    wire = max(sent.up, sent.down) / link.rate
-    shared = workers * wire / servers
-    step = max(computing, wire, serving, shared)
-    return step, min(1.0, computing / max(wire, shared))
+    up, awaited = sent.up / link.rate, sent.awaited / link.rate
+    # A worker speaks to all servers at once, over a link that is its own.
+    own_link = (up + awaited) * (1.0 - 1.0 / servers)
+    stations = [up / servers, (_update(machine, sent) + spent) / servers, awaited / servers]
+    step = queueing_seconds(computing + own_link + 2.0 * link.latency_seconds, stations, workers)
+    step = max(step, workers * sent.down / (servers * link.rate))
+    wire = (sent.up + sent.down) / link.rate
+    return step, min(1.0, max(0.0, 1.0 - (step - computing) / wire))
+
+
+def queueing_seconds(thinking: float, stations: Sequence[float], customers: int) -> float:
+    """How long a customer's round takes on average, by mean value analysis.
+
+    Args:
+        thinking: seconds of a round in which it waits for nobody.
+        stations: seconds that each station needs to serve it, one customer after the other.
+        customers: how many there are.
+    """
+    queues = [0.0] * len(stations)
+    cycle = thinking
+    for number in range(1, customers + 1):
+        stays = [seconds * (1.0 + queue) for seconds, queue in zip(stations, queues, strict=True)]
+        cycle = thinking + sum(stays)
+        queues = [number / cycle * stay for stay in stays]
+    return cycle
 
 
 def _update(machine: Machine, sent: Sent) -> float:
