@@ -136,24 +136,28 @@ def test_adam_and_adagrad_follow_too(
 
 
 @pytest.mark.parametrize("delay", [1, 3])
-def test_a_delay_applies_each_gradient_so_many_steps_late(
+def test_a_delay_applies_the_late_gradients_so_many_steps_late(
     delay: int, small: Any, together: Together
 ) -> None:
     """Rows move by the sum of both workers' gradients, and by nothing before its time."""
 
-    def work(member: Collective) -> list[float]:
+    def work(member: Collective) -> list[list[float]]:
         mine = small(Sync, member, delay=delay)
-        value, seen = mine.tables["embedding"].detach(), []
-        before = float(value[1, 0])
+        places = [mine.tables["embedding"].detach()[1], mine.tables["weight"].detach()[4]]
+        before, seen = [float(place[0]) for place in places], []
         for step in range(6):
             mine.step(mine.touched([1], [4], []), scale=float(1 + step))
-            seen.append(before - float(value[1, 0]))
+            seen.append([float(place[0]) for place in places])
         mine.exchange.settle()
-        return [*seen, before - float(value[1, 0])]
+        seen.append([float(place[0]) for place in places])
+        return [[b - row[i] for row in seen] for i, b in enumerate(before)]
 
     sums = [2.0 * sum(range(1, 1 + steps)) for steps in range(7)]
-    expected = [*[0.0] * delay, *sums[1 : 7 - delay], sums[6]]
-    assert together(2, work) == [pytest.approx(expected)] * 2
+    late = [*[0.0] * delay, *sums[1 : 7 - delay], sums[6]]
+    prompt = [*sums[1:], sums[6]]
+    for embedding, weight in together(2, work):
+        assert embedding == pytest.approx(late)
+        assert weight == pytest.approx(prompt)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +175,7 @@ def test_replicas_stay_the_same_with_a_delay(
     assert_equal(*late)
     assert late[0].sent == prompt[0].sent
     assert late[0].losses[0] == prompt[0].losses[0]
-    assert late[0].losses[1] != prompt[0].losses[1]
+    assert late[0].losses[2] != prompt[0].losses[2]
     assert late[0].losses[-1] < late[0].losses[0]
 
 

@@ -101,6 +101,8 @@ def test_a_delay_hides_what_fits_in_a_step() -> None:
     step, hidden = sync_seconds(MACHINE, late, "fp32", Link(1e5, latency_seconds=0.0), delay=1)
     assert step == pytest.approx(0.5)
     assert hidden == pytest.approx(computing / 0.5)
+    early = Sent(early=0.05e6, late=0.0, down=0.0, dense=1.0, rows=0.0)
+    assert sync_seconds(MACHINE, early, "fp32", link, delay=1)[0] == pytest.approx(computing + 0.02)
 
 
 def test_an_asynchronous_worker_waits_for_its_push_and_for_what_has_changed() -> None:

@@ -37,9 +37,9 @@ class ExchangeConfig:
     largest: the same, and rows with much to send go first; unbiased: they are dropped, and what
     travels is scaled up."""
     delay: int = 0
-    """sync: each update comes so many steps late. At 1 the whole exchange hides behind the next
-    step's arithmetic, on links that carry a step's bytes in a step's time; at 0 the numbers are
-    those of one worker."""
+    """sync: what is ready last, the gradients of the embedding and of the hidden blocks, is applied
+    so many steps late. At 1 the whole exchange hides behind arithmetic, on links that carry a
+    step's bytes in a step's time; at 0 the numbers are those of one worker."""
     local_steps: int = 16
     """periodic: steps between two exchanges of the same row or block."""
     fragments: int = 4

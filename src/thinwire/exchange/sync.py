@@ -15,8 +15,8 @@ a worker's own are gathered and merged by row, in the order of the ranks, so tha
 the same numbers in the same order. With `select = everything` whole tables are summed and nothing
 is gathered; what is updated is the same.
 
-With `delay` the update of a step comes so many steps later, on every worker alike. The whole
-exchange then hides behind arithmetic, and a gradient is of parameters that lack the latest updates.
+With `delay` what is ready last, 3, is applied so many steps later, on every worker alike: it then
+hides behind the next step as early values hide behind the rest of their own.
 """
 
 from __future__ import annotations
@@ -83,13 +83,13 @@ class _Sent:
 
 @dataclass(frozen=True)
 class _UnderWay:
-    """A step whose gradients have been sent, and are yet to be merged and applied."""
+    """A part of a step's gradients that has been sent, and is yet to be merged and applied."""
 
     step: _Step
     rows: Mapping[str, Tensor]
-    early: _Sent
-    late: _Sent
-    selection: Selection
+    sent: _Sent
+    selection: Selection | None = None
+    """Of the blocks, where they are in this part."""
 
 
 class Sync(Exchange):
@@ -116,7 +116,7 @@ class Sync(Exchange):
         self._next: _Step | None = None
         self._step: _Step | None = None
         self._early: _Sent | None = None
-        self._under_way: deque[_UnderWay] = deque()
+        self._late: deque[_UnderWay] = deque()
         self._hooks: list[RemovableHandle] = []
         self._dense_bytes = 0.0
 
@@ -166,36 +166,48 @@ class Sync(Exchange):
         late = self._send(step, step.late(), rows, selection)
         for block in self.updater.blocks.values():
             block.grad = None
-        self._under_way.append(_UnderWay(step, rows, early, late, selection))
+        self._late.append(_UnderWay(step, rows, late, selection))
         self._step_number += 1
         self._count_dense()
         meanwhile()
-        return self._apply() if len(self._under_way) > self._delay else 0.0
+        due = [_UnderWay(step, rows, early)]
+        if len(self._late) > self._delay:
+            due.append(self._late.popleft())
+        return self._apply(due)
 
-    def _apply(self) -> float:
-        """Merge the oldest step's gradients, and update; the gradient's norm."""
-        this = self._under_way.popleft()
-        groups, rows = this.step.groups, this.rows
-        ids_by_rank = [announced_ids(m, groups) for m in self._coded.wait(this.step.announced)]
-        own = [
-            MergedRows.of(group, [ids[index] for ids in ids_by_rank])
-            for index, group in enumerate(groups)
-        ]
+    def _apply(self, parts: Sequence[_UnderWay]) -> float:
+        """Merge gradients, and update; their norm."""
         merged: dict[str, Tensor] = {}
-        merged_ids: dict[str, Tensor | None] = dict.fromkeys(rows)
+        merged_ids: dict[str, Tensor | None] = {}
+        for part in parts:
+            self._merge(part, merged, merged_ids)
+        return self.updater.apply(Touched(merged_ids), merged)
+
+    def _merge(
+        self,
+        part: _UnderWay,
+        merged: dict[str, Tensor],
+        merged_ids: dict[str, Tensor | None],
+    ) -> None:
+        """Wait for one part, and add up what the workers have sent."""
+        step, sent = part.step, part.sent
+        ids_by_rank = [announced_ids(m, step.groups) for m in self._coded.wait(step.announced)]
+        own = [
+            MergedRows.of(step.groups[index], [ids[index] for ids in ids_by_rank])
+            for index in sent.groups
+        ]
+        merged_ids.update(dict.fromkeys(sent.names))
         for group in own:
             merged_ids.update(dict.fromkeys(group.group.names, group.ids))
-        for sent in (this.early, this.late):
-            sums = [] if sent.summing is None else self._coded.wait(sent.summing)
-            merged.update(zip(sent.names, sums, strict=False))
-            if sent is this.late:
-                self._take_blocks(sums[len(sent.names) :], this.selection)
-            if self._everything:
-                self._take_touched(sent.names, merged, merged_ids)
-            elif sent.gathering is not None:
-                messages = self._coded.wait(sent.gathering)
-                self._add_own([own[i] for i in sent.groups], messages, rows, merged)
-        return self.updater.apply(Touched(merged_ids), merged)
+        sums = [] if sent.summing is None else self._coded.wait(sent.summing)
+        merged.update(zip(sent.names, sums, strict=False))
+        if part.selection is not None:
+            self._take_blocks(sums[len(sent.names) :], part.selection)
+        if self._everything:
+            self._take_touched(sent.names, merged, merged_ids)
+        elif sent.gathering is not None:
+            messages = self._coded.wait(sent.gathering)
+            self._add_own(own, messages, part.rows, merged)
 
     def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
         """See `Exchange`."""
@@ -207,8 +219,8 @@ class Sync(Exchange):
 
     def settle(self) -> None:
         """Apply what is under way; replicas are identical after every step."""
-        while self._under_way:
-            self._apply()
+        while self._late:
+            self._apply([self._late.popleft()])
 
     def state(self) -> ExchangeState:
         """The hidden gradients that wait, and what is known of them."""

@@ -5,7 +5,7 @@ that goes on while early values travel; U: the update; r: the link's rate, the s
 what the processor spends on coding and sending.
 
 - **sync**: C + U + k + (early / r - B, if above 0) + late / r + the latency of its messages; with a
-  delay, the larger of C + U + k and what its messages take, as nothing waits for them.
+  delay late values have the next step's time, so that only what is longer than a step remains.
 - **periodic**: C + U + k, or up / r where that is more, for its turns travel meanwhile.
 - **async**: a worker computes for C + k, then its push goes up, is applied, and what the next step
   cannot do without, `awaited`, comes down; only the rows that were pulled ahead are hidden. The W
@@ -76,7 +76,7 @@ def sync_seconds(
     spent = _spent(machine, sent.up, sent.down, codec)
     step = machine.touch + machine.forward + machine.backward + _update(machine, sent) + spent
     if delay:
-        shown = max(0.0, early + late + latency - step)
+        shown = max(0.0, early - machine.backward, early + late + latency - step)
     else:
         shown = max(0.0, early - machine.backward) + late + latency
     return step + shown, 1.0 - shown / max(shown, early + late)
