@@ -54,9 +54,8 @@ class Case:
 ALONE = Case("no exchange", None)
 ALONE_256 = Case("no exchange, batch 256", None, "--data.batch 256", 3.0)
 PERIODIC = "--exchange periodic --codec int8"
-# Updates come a step late, and of the hidden blocks' rows a quarter travels in a step.
 LATE = "--exchange sync --exchange.delay 1"
-QUARTER = f"{LATE} --codec int8 --exchange.hidden_fraction 0.25"
+HALF = f"{LATE} --codec int4 --exchange.hidden_fraction 0.5"
 CASES = (
     ALONE,
     Case("sync fp32", "1gbit", "--exchange sync"),
@@ -65,13 +64,16 @@ CASES = (
     Case("sync bf16, a step late", "100mbit", f"{LATE} --codec bf16"),
     Case("sync int8", "100mbit", "--exchange sync --codec int8"),
     Case("sync int8, a step late", "100mbit", f"{LATE} --codec int8"),
-    Case("sync int8, 1/4 of the hidden rows, a step late", "20mbit", QUARTER),
+    Case("sync int4, 1/2 of the hidden rows, a step late", "20mbit", HALF),
     Case("periodic int8, 16 steps", "20mbit", PERIODIC, 2.0),
     Case("async fp32", "1gbit", "--exchange async"),
     Case("async bf16", "1gbit", "--exchange async --codec bf16"),
     ALONE_256,
     Case("sync fp32, batch 256", "1gbit", "--exchange sync --data.batch 256", 3.0),
-    Case("sync int8, batch 256", "100mbit", "--exchange sync --codec int8 --data.batch 256", 3.0),
+    Case("sync fp32, a step late, batch 256", "1gbit", f"{LATE} --data.batch 256", 3.0),
+    Case(
+        "sync int8, a step late, batch 256", "100mbit", f"{LATE} --codec int8 --data.batch 256", 3.0
+    ),
 )
 DENSE = "--exchange async --select everything"
 AGAINST_DENSE = (

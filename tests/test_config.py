@@ -185,7 +185,7 @@ def test_refused(content: dict[str, Any], sentence: str) -> None:
         (
             ExchangeConfig,
             {"codec": "fp8"},
-            "exchange.codec is fp8, which is none of fp32, bf16, int8",
+            "exchange.codec is fp8, which is none of fp32, bf16, int8, int4",
         ),
         (
             ExchangeConfig,

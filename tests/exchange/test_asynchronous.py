@@ -363,7 +363,7 @@ def test_only_newer_rows_are_sent_again() -> None:
         assert torch.equal(a.tables[name][ids], world.values()[name][ids])
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("select", ["rows", "everything"])
 @pytest.mark.parametrize("M", [1, 2])
 def test_every_byte_of_a_step_is_in_the_formula(M: int, select: str, codec: str) -> None:

@@ -32,7 +32,7 @@ from thinwire.exchange.asynchronous.staleness import Lateness, Staleness
 from thinwire.wire.codecs import make_codec
 
 NUM_ROWS = 300
-CODECS = st.sampled_from(["fp32", "bf16", "int8"]).map(make_codec)
+CODECS = st.sampled_from(["fp32", "bf16", "int8", "int4"]).map(make_codec)
 WHOLE = st.integers(1, 2**48)
 REPORT = Report(2.5, 0.1, 28, Position(1, 2, 3, 1.25), WireAccount(0.5, 100.0, 200.0))
 

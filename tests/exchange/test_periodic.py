@@ -58,7 +58,7 @@ def test_a_row_of_one_worker_moves_all_the_way_and_others_by_the_mean(
         torch.testing.assert_close(moved["block"], torch.full((6, 2), 2.0))
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize(
     ("size", "interval"), [(2, (1, 1)), (3, (4, 1)), (2, (4, 4)), (3, (7, 3))], ids=str
 )
@@ -376,7 +376,7 @@ def test_the_bytes_of_a_turn_written_out(small: Any, together: Together) -> None
         assert found[rank] == [ids[turn][rank] + rows[turn][rank] + blocks[turn] for turn in (0, 1)]
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("select", ["rows", "everything"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_bytes_equal_the_formula(

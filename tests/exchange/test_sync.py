@@ -238,7 +238,7 @@ def test_replicas_are_identical_and_near_fp32(
     assert coded[0].sent[-1] < exact[0].sent[-1]
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8"])
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize("case", ["lstm", "tied"])
 def test_threads_are_gloo(
     codec: str, case: str, toy_data: Path, tiny: Settings, trained: Any, together: Together
@@ -509,7 +509,7 @@ def tables_of(touched: Touched, tables: dict[str, Tensor]) -> list[TouchedTables
 @pytest.mark.parametrize(
     ("codec", "exchange"),
     [
-        *((codec, {}) for codec in ("fp32", "bf16", "int8")),
+        *((codec, {}) for codec in ("fp32", "bf16", "int8", "int4")),
         *((codec, {"select": "everything"}) for codec in ("fp32", "int8")),
         *((codec, {"hidden_fraction": 0.3}) for codec in ("bf16", "int8")),
     ],

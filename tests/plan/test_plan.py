@@ -31,7 +31,7 @@ from thinwire.transport.in_process import in_process_group
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
-CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9}
+CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9, "int4": 1e-9}
 MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, CODING, 1e-9, 1000.0)
 
 

@@ -12,7 +12,9 @@ from thinwire.wire.codecs import Codec, make_codec
 
 torch.set_num_threads(1)
 
-CODECS = [make_codec(name) for name in ("fp32", "bf16", "int8")]
+CODECS = [make_codec(name) for name in ("fp32", "bf16", "int8", "int4")]
+FP32, BF16, INT8, INT4 = CODECS
+scaled = pytest.mark.parametrize("codec", CODECS[2:], ids=lambda codec: codec.name)
 SHAPES = [(), (1,), (7,), (0,), (0, 4), (4, 0), (1, 1), (1, 9), (5, 1), (3, 7), (2, 3, 5), (70, 33)]
 each = pytest.mark.parametrize("codec", CODECS, ids=lambda codec: codec.name)
 
@@ -21,13 +23,18 @@ def rows_of(values: Tensor) -> Tensor:
     return values.reshape(len(values) if values.dim() > 1 else 1, -1)
 
 
+def steps_of(codec: Codec, values: Tensor) -> int:
+    """How many steps the largest number is away from zero; vectors are never int4."""
+    return 7 if codec is INT4 and values.dim() > 1 else 127
+
+
 def tolerance(codec: Codec, values: Tensor) -> Tensor:
     """How far each number may be from what it was, to the nearest."""
     if codec.name == "fp32":
         return torch.zeros_like(values)
     if codec.name == "bf16":
         return values.abs() * 2**-8
-    step = rows_of(values).abs().amax(1) / 127
+    step = rows_of(values).abs().amax(1) / steps_of(codec, values)
     return (step[:, None] * 0.5001).expand_as(rows_of(values)).reshape(values.shape)
 
 
@@ -47,18 +54,19 @@ def test_round_trip(codec: Codec, shape: tuple[int, ...], scale: float) -> None:
 
 
 def test_sizes_are_those_documented() -> None:
-    fp32, bf16, int8 = CODECS
     for shape, numbers, rows in [((), 1, 1), ((7,), 7, 1), ((3, 7), 21, 3), ((2, 3, 5), 30, 2)]:
-        assert fp32.num_bytes(shape) == 4 * numbers
-        assert bf16.num_bytes(shape) == 2 * numbers
-        assert int8.num_bytes(shape) == 4 * rows + numbers
+        assert FP32.num_bytes(shape) == 4 * numbers
+        assert BF16.num_bytes(shape) == 2 * numbers
+        assert INT8.num_bytes(shape) == 4 * rows + numbers
+    for shape, num_bytes in [((), 5), ((7,), 11), ((3, 7), 12 + 11), ((2, 3, 5), 8 + 15)]:
+        assert INT4.num_bytes(shape) == num_bytes
     for shape in ((0,), (0, 4), (4, 0)):
-        assert [codec.num_bytes(shape) for codec in CODECS] == [0, 0, 0]
+        assert [codec.num_bytes(shape) for codec in CODECS] == [0, 0, 0, 0]
 
 
 def test_fp32_keeps_every_bit() -> None:
     odd = torch.tensor([0.0, -0.0, 1e-45, 3.4e38, float("inf"), float("-inf"), float("nan")])
-    found = CODECS[0].decode(CODECS[0].encode(odd), odd.shape)
+    found = FP32.decode(FP32.encode(odd), odd.shape)
     assert torch.equal(found.view(torch.int32), odd.view(torch.int32))
 
 
@@ -126,11 +134,21 @@ def test_bytes_of_another_size_are_refused(
         codec.decode(torch.zeros(num_bytes, dtype=torch.uint8), shape)
 
 
-def test_rounding_by_chance_keeps_the_mean() -> None:
+def test_two_numbers_share_a_byte_of_int4() -> None:
+    """Scale 0.5; the steps are 1, -7, 7 and 0, 3 in halves with 8 added."""
+    values = torch.tensor([[0.5, -3.5, 3.5, 0.0, 1.5]])
+    data = INT4.encode(values)
+    assert data[:4].view(torch.float32).tolist() == [0.5]
+    assert data[4:].tolist() == [0x19, 0x8F, 0x0B]
+    assert torch.equal(INT4.decode(data, values.shape), values)
+
+
+@scaled
+def test_rounding_by_chance_keeps_the_mean(codec: Codec) -> None:
     """The mean of n decoded draws lies within 5 standard errors of the number, at every number."""
-    codec, n = CODECS[2], 4000
-    values = torch.linspace(-1.0, 1.0, 41)
-    step, generator = 1.0 / 127, torch.Generator().manual_seed(0)
+    n = 4000
+    values = torch.linspace(-1.0, 1.0, 41)[None]
+    step, generator = 1.0 / steps_of(codec, values), torch.Generator().manual_seed(0)
     draws = torch.stack(
         [codec.decode(codec.encode(values, generator), values.shape) for _ in range(n)]
     )
@@ -142,14 +160,16 @@ def test_rounding_by_chance_keeps_the_mean() -> None:
     assert float((nearest - values).abs().max()) > 0.4 * step  # which to the nearest would not keep
 
 
-def test_rounding_by_chance_follows_its_generator() -> None:
+@scaled
+def test_rounding_by_chance_follows_its_generator(codec: Codec) -> None:
     values = torch.randn(9, 9)
     one, same, other = (
-        CODECS[2].encode(values, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
+        codec.encode(values, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
     )
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
+@scaled
 @given(
     rows=st.lists(
         st.lists(st.floats(-(2.0**99), 2.0**99, width=32), min_size=3, max_size=3),
@@ -157,10 +177,12 @@ def test_rounding_by_chance_follows_its_generator() -> None:
         max_size=6,
     )
 )
-def test_int8_is_never_off_by_more_than_a_step_of_its_row(rows: list[list[float]]) -> None:
-    values, codec = torch.tensor(rows), CODECS[2]
+def test_no_number_is_off_by_more_than_a_step_of_its_row(
+    codec: Codec, rows: list[list[float]]
+) -> None:
+    values = torch.tensor(rows)
     found = codec.decode(codec.encode(values, torch.Generator().manual_seed(1)), values.shape)
-    step = values.abs().amax(1, keepdim=True) / 127
+    step = values.abs().amax(1, keepdim=True) / steps_of(codec, values)
     # Where a scale is too small to be a number of full precision, a step may be a little more.
     assert bool(((found - values).abs() <= step * 1.001 + 1e-36).all())
 

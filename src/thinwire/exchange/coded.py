@@ -1,7 +1,7 @@
 """Tensors through a codec and over a collective: summed where they lie alike, gathered where not.
 
-fp32 and bf16 are added up on the way, by an all-reduce. int8 carries too few bits for that: every
-worker's numbers are gathered, decoded and added up in fp32, in the order of the ranks.
+fp32 and bf16 are added up on the way, by an all-reduce. int8 and int4 carry too few bits for that:
+every worker's numbers are gathered, decoded and added up in fp32, in the order of the ranks.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class CodedCollective:
         """Some tensors as bytes, one after the other; `decode` takes them."""
         number, self._num_messages = self._num_messages, self._num_messages + 1
         generator = None
-        if tensors and self._name == "int8":
+        if tensors and self._name not in REDUCED:
             name = f"{self.collective.rank}/{number}"
             seed = derive(self._seed, "rounding", name, self._step)
             generator = torch.Generator(tensors[0].device).manual_seed(seed)

@@ -11,7 +11,7 @@ from thinwire.errors import UserError
 
 ExchangeKind = Literal["sync", "async", "periodic", "auto"]
 Select = Literal["rows", "everything"]
-CodecName = Literal["fp32", "bf16", "int8"]
+CodecName = Literal["fp32", "bf16", "int8", "int4"]
 HiddenKind = Literal["feedback", "largest", "unbiased"]
 # Longer ones do not fit in what the transports count with.
 LONGEST_TIMEOUT_SECONDS = 1_000_000
@@ -29,7 +29,7 @@ class ExchangeConfig:
     """What travels: the rows and blocks that a step touched, or everything (the dense baseline).
     It changes what is sent, never what is updated."""
     codec: Annotated[CodecName, Parameter(name=("--codec", "--exchange.codec"))] = "fp32"
-    """How numbers travel: 4 bytes each, 2, or 1 and a scale for each row."""
+    """How numbers travel: 4 bytes each, 2, 1 or half a one, the last two with a scale a row."""
     hidden_fraction: float = 1.0
     """sync and async: part of the hidden blocks' rows that travels in a step."""
     hidden_kind: HiddenKind = "feedback"

@@ -129,6 +129,6 @@ def _update(machine: Machine, sent: Sent) -> float:
 
 def _spent(machine: Machine, up: float, down: float, codec: str) -> float:
     """Coding is measured by the byte of fp32, and what travels is narrower."""
-    widening = {"fp32": 1.0, "bf16": 2.0, "int8": 4.0}[codec]
+    widening = {"fp32": 1.0, "bf16": 2.0, "int8": 4.0, "int4": 8.0}[codec]
     coding = machine.code_byte[codec] * widening * (up + down) / 2
     return coding + machine.send_byte * (up + down)

@@ -12,6 +12,7 @@ from itertools import pairwise
 from statistics import median
 from threading import Thread
 from time import perf_counter
+from typing import get_args
 
 import torch
 
@@ -19,6 +20,7 @@ from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
+from thinwire.exchange.config import CodecName
 from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
 from thinwire.models.contract import State
@@ -106,7 +108,7 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
         backward,
         update,
         _time(lambda: _update_some(local, table)) / PROBE_ROWS,
-        {name: _code_byte(name) for name in ("fp32", "bf16", "int8")},
+        {name: _code_byte(name) for name in get_args(CodecName)},
         _send_byte(),
         num_tokens / len(taken),
     )

@@ -28,7 +28,7 @@ Way = tuple[Sent, float, float]
 
 SECONDS = 2.0
 # What changes the numbers least is the best, synchronous before periodic before asynchronous and
-# fp32 before int8, unless another exchange is faster by more than this.
+# fp32 before int4, unless another exchange is faster by more than this.
 TIE = 0.15
 
 

@@ -1,4 +1,4 @@
-"""Numbers as bytes: 4 for each, 2, or 1 and a scale for each row.
+"""Numbers as bytes: 4 for each, 2, 1 or half of one, the latter with a scale for each row.
 
 A codec is given values of any shape and gives back bytes of a size that follows from the shape
 alone, so that no length travels. Bytes are in the machine's order, which is little-endian on all
@@ -17,7 +17,6 @@ import torch
 from torch import Generator, Tensor
 
 SCALE_BYTES = 4
-LARGEST_INT8 = 127
 # Rounding takes several passes, over so many numbers at a time that they stay in the cache.
 PIECE_NUMBERS = 1 << 15
 
@@ -86,15 +85,27 @@ class Bf16(Codec):
         return 2 * _product(shape)
 
 
-class Int8(Codec):
-    """One byte a number and one fp32 scale a row: all scales first, then all bytes.
+class Scaled(Codec):
+    """Small whole numbers and one fp32 scale a row: all scales first, then all numbers.
 
-    A row's scale is its largest magnitude over 127. With a generator a number between two steps
-    goes up with the probability of its distance from the lower one, so that the mean is kept. A row
-    with a number that is not finite arrives as NaN.
+    A row's scale is its largest magnitude over `largest`. With a generator a number between two
+    steps goes up with the probability of its distance from the lower one, so that the mean is kept.
+    A row with a number that is not finite arrives as NaN.
     """
 
-    name = "int8"
+    largest: ClassVar[int]
+
+    @abstractmethod
+    def _pack(self, steps_RD: Tensor) -> Tensor:
+        """Whole numbers from -largest to largest, int8, as bytes."""
+
+    @abstractmethod
+    def _unpack(self, data: Tensor, count: int) -> Tensor:
+        """So many numbers, int8 `[count]`."""
+
+    @abstractmethod
+    def _packed_bytes(self, count: int) -> int:
+        """The bytes of so many numbers."""
 
     def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
         """See `Codec`."""
@@ -112,33 +123,89 @@ class Int8(Codec):
             noise_PD = rows_RD.new_empty(min(R, num_rows), D).uniform_(generator=generator)
         for start in range(0, R, num_rows):
             piece = slice(start, start + num_rows)
-            scale_R[piece] = _quantise(rows_RD[piece], noise_PD, steps_RD[piece])
-        return torch.cat([_as_bytes(scale_R), _as_bytes(steps_RD)])
+            scale_R[piece] = _quantise(rows_RD[piece], self.largest, noise_PD, steps_RD[piece])
+        return torch.cat([_as_bytes(scale_R), self._pack(steps_RD)])
 
     def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Codec`."""
         data = _whole(data, self.num_bytes(shape))
         num_scale_bytes = SCALE_BYTES * _num_rows(shape)
         scale_R = _from_bytes(data[:num_scale_bytes], torch.float32)
-        steps = data[num_scale_bytes:].view(torch.int8).float()
+        steps = self._unpack(data[num_scale_bytes:], _product(shape)).float()
         if not steps.numel():
             return steps.reshape(tuple(shape))
         return steps.view(len(scale_R), -1).mul_(scale_R[:, None]).reshape(tuple(shape))
 
     def num_bytes(self, shape: Sequence[int]) -> int:
         """See `Codec`."""
-        return SCALE_BYTES * _num_rows(shape) + _product(shape)
+        return SCALE_BYTES * _num_rows(shape) + self._packed_bytes(_product(shape))
+
+
+class Int8(Scaled):
+    """One byte a number: 255 steps."""
+
+    name = "int8"
+    largest = 127
+
+    def _pack(self, steps_RD: Tensor) -> Tensor:
+        return _as_bytes(steps_RD)
+
+    def _unpack(self, data: Tensor, count: int) -> Tensor:
+        return data.view(torch.int8)
+
+    def _packed_bytes(self, count: int) -> int:
+        return count
+
+
+class Int4(Scaled):
+    """Half a byte a number: 15 steps; vectors and single numbers go as int8.
+
+    A byte holds two neighbours, the first in its lower half, each with 8 added to it. Of an odd
+    number of them the last one's upper half is empty.
+    """
+
+    name = "int4"
+    largest = 7
+
+    def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
+        """See `Codec`."""
+        # All biases share one scale, which is too coarse for most of them in 15 steps.
+        if values.dim() < 2:
+            return Int8().encode(values, generator)
+        return super().encode(values, generator)
+
+    def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
+        """See `Codec`."""
+        return Int8().decode(data, shape) if len(shape) < 2 else super().decode(data, shape)
+
+    def num_bytes(self, shape: Sequence[int]) -> int:
+        """See `Codec`."""
+        return Int8().num_bytes(shape) if len(shape) < 2 else super().num_bytes(shape)
+
+    def _pack(self, steps_RD: Tensor) -> Tensor:
+        halves = steps_RD.view(-1).add(8).view(torch.uint8)
+        upper = halves[1::2] << 4
+        packed = halves[::2].clone()
+        packed[: len(upper)] |= upper
+        return packed
+
+    def _unpack(self, data: Tensor, count: int) -> Tensor:
+        halves = torch.stack([data & 15, data >> 4], 1).view(-1)
+        return halves[:count].view(torch.int8).sub_(8)
+
+    def _packed_bytes(self, count: int) -> int:
+        return (count + 1) // 2
 
 
 def make_codec(name: str) -> Codec:
-    """The codec of this name: fp32, bf16 or int8."""
-    return {codec.name: codec for codec in (Fp32(), Bf16(), Int8())}[name]
+    """The codec of this name: fp32, bf16, int8 or int4."""
+    return {codec.name: codec for codec in (Fp32(), Bf16(), Int8(), Int4())}[name]
 
 
-def _quantise(rows_PD: Tensor, noise_PD: Tensor | None, steps_PD: Tensor) -> Tensor:
+def _quantise(rows_PD: Tensor, largest: int, noise_PD: Tensor | None, steps_PD: Tensor) -> Tensor:
     """Write each number's steps of its row's scale into `steps_PD`; the scales `[P]`."""
     # Ten times as fast as the norm that it is.
-    scale_P = rows_PD.abs().amax(1) / LARGEST_INT8
+    scale_P = rows_PD.abs().amax(1) / largest
     scale_P = torch.where(scale_P.isfinite(), scale_P, torch.nan)
     # A row of zeros has scale 0, and a tiny one may: dividing by 1 leaves them zeros.
     divisor_P = torch.where(scale_P > 0, scale_P, 1.0)
@@ -147,7 +214,7 @@ def _quantise(rows_PD: Tensor, noise_PD: Tensor | None, steps_PD: Tensor) -> Ten
         found_PD.round_()
     else:
         found_PD.add_(noise_PD[: len(found_PD)]).floor_()
-    steps_PD.copy_(found_PD.nan_to_num_(0.0).clamp_(-LARGEST_INT8, LARGEST_INT8))
+    steps_PD.copy_(found_PD.nan_to_num_(0.0).clamp_(-largest, largest))
     return scale_P
 
 

@@ -4,8 +4,8 @@ A server counts the updates it makes, its **version**, and stamps each row with 
 changed it last. What it has sent to a worker carries the version at which it was sent, so that a
 pull is answered with the rows that are newer than that.
 
-Parameters travel in fp32 with codec fp32, and in bf16 with codec bf16 and with int8: an error in a
-gradient is averaged away, one in a parameter is not.
+Parameters travel in fp32 with codec fp32, and in bf16 with every other: an error in a gradient is
+averaged away, one in a parameter is not.
 
 n rows of a parameter here, R rows named, H of them newer.
 """
