@@ -59,7 +59,7 @@ from thinwire.report.runs import Run
 
 # The first is the paper's balance of arithmetic to wire, about 900 FLOP a byte.
 LINKS = ("300mbit", "1gbit", "20mbit")
-SYNC_CODEC = {"1gbit": "fp32", "300mbit": "bf16", "20mbit": "int8"}
+SYNC_CODEC = {"1gbit": "fp32", "300mbit": "bf16", "20mbit": "int4"}
 NO_LINK = "none"
 DATA = RunConfig().data
 STEP_TOKENS = DATA.batch * DATA.length
@@ -108,6 +108,16 @@ class Bar:
         return "full" if self.is_full else "sampled"
 
     @property
+    def delay(self) -> str:
+        """How many steps late its updates come; the plan knows one such number at a time."""
+        return "1" if "--exchange.delay 1" in self.flags else "0"
+
+    @property
+    def plan(self) -> str:
+        """The name of the plan in which it is."""
+        return f"{self.loss}, a step late" if self.delay == "1" else self.loss
+
+    @property
     def on_wire(self) -> bool:
         """Whether anything is exchanged."""
         return "--exchange" in self.flags
@@ -132,9 +142,15 @@ DENSE = Bar(
 )
 ASYNC = Bar("async", "four, sampled, async", "--exchange async", 500_000)
 SYNC = Bar("sync", "four, sampled, sync", "--exchange sync --codec {codec}", 800_000)
+LATE = Bar(
+    "late",
+    "four, sampled, sync a step late",
+    "--exchange sync --codec {codec} --exchange.delay 1",
+    800_000,
+)
 PERIODIC = Bar("periodic", "four, sampled, periodic", "--exchange periodic --codec int8", 800_000)
 ALONE = Bar("alone", "four that exchange nothing", "", 0)
-BARS = (NAIVE, ONE, DENSE, ASYNC, SYNC, PERIODIC, ALONE)
+BARS = (NAIVE, ONE, DENSE, ASYNC, SYNC, LATE, PERIODIC, ALONE)
 QUICK_BARS, QUICK_WORDS = BARS[:4], 10_000
 Case = tuple[Bar, str]
 Found = Mapping[str, dict[str, Any]]
@@ -182,8 +198,8 @@ def all_jobs(found: Found, data: Path, cases: Sequence[Case], seeds: Sequence[in
     """
     yield "setting", partial(measure_setting, data)
     for link in dict.fromkeys(link for _, link in cases if link != NO_LINK) or LINKS[:1]:
-        for loss in sorted({bar.loss for bar, _ in cases}):
-            yield f"plan/{loss}/{link}", partial(measure_plan, loss, link, data)
+        for plan, bar in {bar.plan: bar for bar, _ in cases}.items():
+            yield f"plan/{plan}/{link}", partial(measure_plan, bar, link, data)
     seeded = [(*case, seed) for seed in seeds for case in cases]
     seeded = [(b, link, seed) for b, link, seed in seeded if not b.is_full or seed == seeds[0]]
     for bar, link, seed in seeded:
@@ -201,7 +217,7 @@ def quick_jobs(data: Path) -> Jobs:
     """The paper's four bars on a small scale, and one race."""
     over, rounds, seconds = LINKS[0], rounds_budget(LEAST_ROUNDS), seconds_budget(QUICK_SECONDS)
     yield "setting", partial(measure_setting, data)
-    yield f"plan/sampled/{over}", partial(measure_plan, "sampled", over, data)
+    yield f"plan/{ASYNC.plan}/{over}", partial(measure_plan, ASYNC, over, data)
     for bar, link in cases(QUICK_BARS, [over]):
         budget = rounds if bar is DENSE else seconds
         yield key("speed", bar, link, 1), partial(measure_speed, bar, link, 1, data, budget)
@@ -253,9 +269,10 @@ def measure_setting(data: Path) -> dict[str, Any]:
     return {"words": words, "flop_per_second": SHARE * gemm_flop_per_second()}
 
 
-def measure_plan(loss: str, link: str, data: Path) -> dict[str, Any]:
-    """What `thinwire plan` says on a device."""
-    options = ["--json", "--link", link, "--workers", WORKERS, "--threads", 1, "--loss.kind", loss]
+def measure_plan(bar: Bar, link: str, data: Path) -> dict[str, Any]:
+    """What `thinwire plan` says on a device of every bar with this one's loss and delay."""
+    options = ["--json", "--link", link, "--workers", WORKERS, "--threads", 1]
+    options += ["--loss.kind", bar.loss, "--exchange.delay", bar.delay]
     with tempfile.TemporaryDirectory() as folder, Cluster(1, link, SHARE) as cluster:
         log = Path(folder) / "plan.log"
         wait([cluster.start(0, thinwire("plan", data, *options), log=log)], log.parent, 600.0)
@@ -404,7 +421,7 @@ class Results:
 
     def planned_seconds(self, bar: Bar, link: str) -> float | None:
         """The step of a worker as `thinwire plan` forecast it on a device."""
-        plans = self._named(f"plan/{bar.loss}/", link if bar.on_wire else "")
+        plans = self._named(f"plan/{bar.plan}/", link if bar.on_wire else "")
         settings = bar.settings(link)
         flags = dict(zip(settings[::2], settings[1::2], strict=True))
         wanted = {

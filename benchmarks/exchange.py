@@ -23,7 +23,7 @@ from typing import Any
 
 from lab.cluster import Cluster
 from lab.formula import formula_bytes
-from lab.runs import start_alone, start_async, start_together, wait
+from lab.runs import CpuWatch, start_alone, start_async, start_together, wait
 from record import novels, spread, table, write
 
 WORKERS = 2
@@ -168,14 +168,14 @@ def measure(case: Case, data: Path, seconds: float) -> dict[str, Any]:
                 processes = start_async(cluster, WORKERS, data, folder, flags)
             else:
                 processes = start_together(cluster, WORKERS, data, folder, flags)
-            cpu_seconds = wait(processes, folder, seconds + 300.0)
+            watch = CpuWatch(processes, folder)
+            wait(processes, folder, seconds + 300.0, watch.look)
         # A step is one of all workers together, but of each its own where nobody waits.
         runs = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
         found = [read(run, data, case) for run in runs]
     finally:
         shutil.rmtree(folder)
-    server_share = cpu_seconds[0] / seconds if case.is_async else 0.0
-    total = {"link": link, "server_share": server_share}
+    total = {"link": link, "server_share": watch.shares()[0] if case.is_async else 0.0}
     for key in found[0]:
         total[key] = sum(part[key] for part in found)
     return total
