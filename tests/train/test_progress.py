@@ -67,9 +67,27 @@ def test_in_a_log_lines_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "console", Console(file=log, width=80))
     with TrainingDisplay() as display:
         display.note("word " * 40)
-        display.train(progress=0.5, seconds=1, tokens=1, loss=1.0, tokens_per_second=1.0)
+        display.train(progress=0.05, seconds=1, tokens=1, loss=1.0, tokens_per_second=1.0)
         display.valid(seconds=1, tokens=1, ppl=2.0, best=False)
     assert log.getvalue().count("\n") == 2 and "\x1b" not in log.getvalue()
+
+
+def test_a_log_has_a_line_for_every_tenth_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
+    log = StringIO()
+    monkeypatch.setattr(module, "console", Console(file=log, width=80))
+    with TrainingDisplay() as display:
+        for step in range(1, 201):
+            display.train(
+                progress=step / 200,
+                seconds=step,
+                tokens=step * 10_000,
+                loss=200 / step,
+                tokens_per_second=2345.6,
+            )
+    lines = log.getvalue().splitlines()
+    # The last tenth ends with the run, which says so itself.
+    assert len(lines) == 9
+    assert lines[0] == "00:20      0.20 M tokens  loss 10.000  2,346 tokens/s"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,8 @@ from rich.text import Text
 from thinwire.console import console
 
 CURVE_WIDTH = 24
+# Where no line can move, so many stay, at equal parts of the budget.
+LOG_LINES = 10
 BARS = "▁▂▃▄▅▆▇█"
 
 
@@ -21,6 +23,7 @@ class TrainingDisplay:
     def __init__(self) -> None:
         self._losses: list[float] = []
         self._ppl: float | None = None
+        self._part = 0
         self._live = Live(console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> TrainingDisplay:
@@ -42,6 +45,13 @@ class TrainingDisplay:
         """Show how the training goes; `progress` is the part of the budget that is spent."""
         self._losses.append(loss)
         if not console.is_terminal:
+            part = int(progress * LOG_LINES)
+            if self._part < part < LOG_LINES:
+                self.note(
+                    f"{_clock(seconds)}  {tokens / 1e6:8.2f} M tokens  loss {loss:.3f}  "
+                    f"{tokens_per_second:,.0f} tokens/s"
+                )
+            self._part = part
             return
         left = seconds / progress * (1.0 - progress) if progress > 0 else 0.0
         row = Table.grid(padding=(0, 2))

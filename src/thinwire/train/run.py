@@ -258,6 +258,11 @@ class Run:
         self._metrics.write("end", reason=reason, step=self.step, **self._record())
         if self.wire.get("bytes_dense"):
             self._display.note(wire_sentence(self.wire))
+        path = self.folder.path
+        if self.stop_asked:
+            self._display.note(f"{path} has what was trained; the command with --resume goes on.")
+        else:
+            self._display.note(f"The model is in {path}; thinwire eval {path} scores it.")
 
     # Checkpoints
 
@@ -380,7 +385,7 @@ class Run:
         self._display.note(self._summary())
 
     def _summary(self) -> str:
-        config, limits = self.config, self.budget.limits.items()
+        config, limits, threads = self.config, self.budget.limits.items(), torch.get_num_threads()
         num_dense = sum(p.numel() for p in self.blocks.values())
         budget = ", ".join(f"{value:,.6g} {name}" for name, value in limits if value is not None)
         workers = ""
@@ -391,7 +396,7 @@ class Run:
             f"{config.model.kind} of width {config.model.width}, "
             f"{self.num_parameters / 1e6:.1f} M parameters ({num_dense / 1e6:.2f} M dense), "
             f"{config.loss.kind} loss, {self.corpus.meta.vocab_size:,} words, "
-            f"{workers}{torch.get_num_threads()} threads on {self.device}, "
+            f"{workers}{threads} thread{'s' if threads > 1 else ''} on {self.device}, "
             f"seed {config.run.seed}; budget: {budget}"
         )
 
