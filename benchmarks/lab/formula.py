@@ -91,6 +91,7 @@ def _periodic(counter: Counter, steps: list[Touched], workers: int, first: int, 
                     tables,
                     counter.block_shapes[fragment::F],
                     everything=exchange.select == "everything",
+                    accumulators=counter.config.optim.rows == "adagrad",
                 )
     return sent
 

@@ -6,16 +6,20 @@ interval of `local_steps` steps, so that the link is used evenly. A fragment's t
 
 1. **Send.** Each worker takes note of its rows that have changed since they were last sent, and of
    its blocks, and sends how far they are from the anchor. The local steps go on meanwhile.
-2. **Outer step**, when the next fragment's turn comes. The mean of a row is taken over the workers
-   that changed it: a row that one worker alone has seen moves all the way. The mean is applied to
-   the anchor as a gradient, by SGD with Nesterov momentum.
+2. **Outer step**, when the next fragment's turn comes. The workers' steps on a row become one as
+   `accumulators.py` says, where rows are Adagrad's; with other optimisers the mean is taken over
+   the workers that changed the row. Of a block it is the mean, times sqrt(W) where its optimiser
+   normalises: a worker divides its steps by the deviation of a gradient of its own text, which is
+   so much larger than that of all text. The outcome is applied to the anchor as a gradient, by SGD
+   with Nesterov momentum.
 3. **Catch up.** Each worker moves its copy by as much as the agreed value differs from the one it
    sent; what it has learnt since stays, to be sent the next time.
 
 Source: local steps and the outer optimiser are DiLoCo's (arXiv 2311.08105), fragments that travel
-while the steps go on are Streaming DiLoCo's (arXiv 2501.18512). Sending only changed rows is ours.
+while the steps go on are Streaming DiLoCo's (arXiv 2501.18512). Sending only changed rows, and
+merging them by their accumulators, is ours.
 
-O rows of this worker that have changed, U rows that any worker changed, D width.
+O rows of one worker that have changed, R rows that any worker changed.
 """
 
 from __future__ import annotations
@@ -26,12 +30,16 @@ from dataclasses import dataclass
 import torch
 from torch import Size, Tensor
 
+from thinwire.exchange.accumulators import Accumulators
 from thinwire.exchange.coded import CodedCollective, joined
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange, ExchangeState, nothing
 from thinwire.exchange.local import Local
+from thinwire.optim.rows import column
+from thinwire.optim.rowwise import RowAdagrad
 from thinwire.touched import Touched
 from thinwire.transport.collective import Collective, Pending
+from thinwire.wire.codecs import make_codec
 from thinwire.wire.indices import decode_ids, encode_ids, ids_bytes
 
 Group = tuple[str, ...]
@@ -47,6 +55,16 @@ class _Turn:
     blocks: list[str]
     gathering: Pending[list[Tensor]]
     summing: Pending[list[Tensor]] | None
+
+
+@dataclass(frozen=True)
+class _Part:
+    """What one worker has sent of a fragment's rows."""
+
+    ids: dict[Group, Tensor]
+    deltas: dict[str, Tensor]
+    grown: dict[str, Tensor]
+    """Empty, where rows have no accumulators."""
 
 
 class Periodic(Exchange):
@@ -68,6 +86,10 @@ class Periodic(Exchange):
         self._parameters: dict[str, Tensor] = {
             name: p.detach() for name, p in {**updater.tables, **updater.blocks}.items()
         }
+        self._exact = make_codec("fp32")
+        normalises = not isinstance(updater.dense_optimizer, torch.optim.SGD)
+        self._block_rate = collective.size**0.5 if normalises else 1.0
+        self._accumulators: Accumulators | None = None
         self._anchor: dict[str, Tensor] = {}
         self._momentum: dict[str, Tensor] = {}
         self._changed: dict[Group, Tensor] = {}
@@ -95,7 +117,7 @@ class Periodic(Exchange):
     ) -> float:
         """Step alone; then let the fragment go whose turn it is, if any."""
         if not self._anchor:
-            self._anchor = {name: value.clone() for name, value in self._parameters.items()}
+            self._begin()
         norm = self.updater.push(touched, rows, meanwhile)
         self._mark(touched)
         self._step += 1
@@ -135,7 +157,15 @@ class Periodic(Exchange):
         """See `Exchange`; every worker starts from the same values."""
         self._step, self._settled = step, True
         self._anchor, self._changed, self._turn = {}, {}, None
+        self._accumulators = None
         self._momentum = {name: value.clone() for name, value in state.shared.items()}
+
+    def _begin(self) -> None:
+        """Every worker has the same parameters and accumulators now."""
+        self._anchor = {name: value.clone() for name, value in self._parameters.items()}
+        rows = self.updater.row_optimizer
+        if isinstance(rows, RowAdagrad):
+            self._accumulators = Accumulators(self.updater.tables, rows, self.collective.size)
 
     def _fragment_after(self, step: int) -> int | None:
         """The fragment whose turn comes after so many steps, if any."""
@@ -164,18 +194,21 @@ class Periodic(Exchange):
         ids = {group: self._own_ids(group, fragment) for group in self._changed}
         blocks = list(self.updater.blocks)[fragment :: self.config.fragments]
         sent: dict[str, Tensor] = {}
-        deltas = []
+        deltas, grown = [], []
         for group, ids_O in ids.items():
             self._changed[group].index_fill_(0, ids_O, False)
             for name in group:
                 at = ids_O.to(self._parameters[name].device)
                 sent[name] = self._parameters[name].index_select(0, at)
+                if self._accumulators is not None:
+                    grown.append(self._accumulators.growth(name, at))
                 if self._everything:
                     part = slice(fragment, None, self.config.fragments)
                     deltas.append(self._anchor[name][part] - self._parameters[name][part])
                 else:
                     deltas.append(self._anchor[name].index_select(0, at) - sent[name])
-        message = joined([*map(encode_ids, ids.values()), self._coded.encode(deltas).cpu()])
+        values = [self._coded.encode(deltas), *map(self._exact.encode, grown)]
+        message = joined([*map(encode_ids, ids.values()), *(value.cpu() for value in values)])
         gathering = self.collective.all_gather(message)
         summing = None
         if blocks:
@@ -199,59 +232,78 @@ class Periodic(Exchange):
             return
         messages = self._coded.wait(turn.gathering)
         summed = [] if turn.summing is None else self._coded.wait(turn.summing)
-        read = [self._read(message, turn) for message in messages]
+        parts = [self._read(message, turn) for message in messages]
         for group, own_O in turn.ids.items():
-            all_ids = [ids[group] for ids, _ in read]
-            ids_U, visits_U = torch.cat(all_ids).unique(return_counts=True)
+            ids_R = torch.cat([part.ids[group] for part in parts]).unique()
             for name in group:
                 parameter = self._parameters[name]
-                mean_U = parameter.new_zeros(len(ids_U), *parameter.shape[1:])
-                for ids, deltas in read:
-                    place = torch.searchsorted(ids_U, ids[group]).to(parameter.device)
-                    mean_U.index_add_(0, place, deltas[name].to(parameter.device))
-                shape = (-1, *[1] * (mean_U.dim() - 1))
-                mean_U /= visits_U.to(parameter.device).view(shape)
-                at = ids_U.to(parameter.device)
-                before_U = self._anchor[name].index_select(0, at)
-                agreed_U = before_U - self._outer_step(name, at, mean_U)
-                self._anchor[name].index_copy_(0, at, agreed_U)
-                before_U[torch.searchsorted(ids_U, own_O).to(parameter.device)] = turn.sent[name]
-                parameter.index_add_(0, at, agreed_U - before_U)
+                at = ids_R.to(parameter.device)
+                before_R = self._anchor[name].index_select(0, at)
+                agreed_R = before_R - self._outer_step(
+                    name, at, self._merged(group, name, at, parts)
+                )
+                self._anchor[name].index_copy_(0, at, agreed_R)
+                before_R[torch.searchsorted(ids_R, own_O).to(parameter.device)] = turn.sent[name]
+                parameter.index_add_(0, at, agreed_R - before_R)
         for name, delta in zip(turn.blocks, summed, strict=True):
             parameter = self._parameters[name]
-            mean = delta.to(parameter.device) / self.collective.size
+            mean = delta.to(parameter.device) * (self._block_rate / self.collective.size)
             self._anchor[name] -= self._outer_step(name, None, mean)
             parameter += self._anchor[name] - turn.sent[name]
 
-    def _read(self, message: Tensor, turn: _Turn) -> tuple[dict[Group, Tensor], dict[str, Tensor]]:
-        """The ids and deltas that a worker sent."""
+    def _merged(self, group: Group, name: str, ids_R: Tensor, parts: Sequence[_Part]) -> Tensor:
+        """One step on these rows of a table out of all workers'."""
+        places = [torch.searchsorted(ids_R, part.ids[group].to(ids_R.device)) for part in parts]
+        if self._accumulators is not None:
+            pieces = [
+                (place_O, part.deltas[name], part.grown[name])
+                for place_O, part in zip(places, parts, strict=True)
+            ]
+            return self._accumulators.merged(name, ids_R, pieces)
+        total_R = ids_R.new_zeros(
+            len(ids_R), *self._parameters[name].shape[1:], dtype=torch.float32
+        )
+        for place_O, part in zip(places, parts, strict=True):
+            total_R.index_add_(0, place_O, part.deltas[name])
+        visits_R = torch.cat(places).bincount(minlength=len(ids_R))
+        return total_R / column(visits_R, total_R)
+
+    def _read(self, message: Tensor, turn: _Turn) -> _Part:
+        """What a worker has sent, on the device of the tables."""
         ids: dict[Group, Tensor] = {}
         for group in turn.ids:
             size = ids_bytes(message)
             ids[group] = decode_ids(message[:size])
             message = message[size:]
         names = [(group, name) for group in turn.ids for name in group]
+        lengths = [len(ids[group]) for group, _ in names]
+        sizes = [self._exact.num_bytes((n,)) if self._accumulators else 0 for n in lengths]
+        message, *piles = message.split([len(message) - sum(sizes), *sizes])
         shapes = []
-        for group, name in names:
+        for (_, name), length in zip(names, lengths, strict=True):
             parameter = self._parameters[name]
             whole = len(parameter[turn.fragment :: self.config.fragments])
-            num_rows = whole if self._everything else len(ids[group])
+            num_rows = whole if self._everything else length
             shapes.append(Size((num_rows, *parameter.shape[1:])))
-        deltas = {}
-        for (group, name), values in zip(names, self._coded.decode(message, shapes), strict=True):
+        deltas, grown = {}, {}
+        decoded = self._coded.decode(message, shapes)
+        for (group, name), values, pile in zip(names, decoded, piles, strict=True):
+            device = self._parameters[name].device
             place = (ids[group] - turn.fragment) // self.config.fragments
-            deltas[name] = values[place] if self._everything else values
-        return ids, deltas
+            deltas[name] = (values[place] if self._everything else values).to(device)
+            if self._accumulators is not None:
+                grown[name] = self._exact.decode(pile, (len(ids[group]),)).to(device)
+        return _Part(ids, deltas, grown)
 
-    def _outer_step(self, name: str, ids_U: Tensor | None, mean_U: Tensor) -> Tensor:
+    def _outer_step(self, name: str, ids_R: Tensor | None, mean_R: Tensor) -> Tensor:
         """What to take off the anchor. Nesterov: m = mu m + mean; lr (mu m + mean)."""
         mu, lr = self.config.outer_momentum, self.config.outer_lr
         if not mu:
-            return lr * mean_U
+            return lr * mean_R
         momentum = self._momentum.setdefault(name, torch.zeros_like(self._anchor[name]))
-        if ids_U is None:
-            momentum.mul_(mu).add_(mean_U)
-            return lr * (mean_U + mu * momentum)
-        momentum_U = momentum.index_select(0, ids_U) * mu + mean_U
-        momentum.index_copy_(0, ids_U, momentum_U)
-        return lr * (mean_U + mu * momentum_U)
+        if ids_R is None:
+            momentum.mul_(mu).add_(mean_R)
+            return lr * (mean_R + mu * momentum)
+        momentum_R = momentum.index_select(0, ids_R) * mu + mean_R
+        momentum.index_copy_(0, ids_R, momentum_R)
+        return lr * (mean_R + mu * momentum_R)

@@ -85,6 +85,7 @@ def periodic_bytes(
     blocks: Sequence[Shape],
     *,
     everything: bool = False,
+    accumulators: bool = True,
 ) -> int:
     """What one worker sends in one fragment's turn, every `local_steps / fragments` steps.
 
@@ -95,12 +96,16 @@ def periodic_bytes(
             has changed in `num_own`.
         blocks: shapes of the fragment's hidden blocks.
         everything: all rows of the fragment travel.
+        accumulators: rows are Adagrad's, and each changed one comes with the growth of its pile.
     """
     values: list[Shape] = []
+    piles: list[Shape] = []
     for t in tables:
         assert t.num_own is not None, "changed rows are counted"
         values += t.shapes(t.num_rows if everything else t.num_own)
-    sent = all_gather_bytes(num_workers, _ids_bytes(tables) + _coded_bytes(codec, values))
+        piles += [(t.num_own,) for _ in t.row_shapes if accumulators]
+    row_bytes = _coded_bytes(codec, values) + _coded_bytes("fp32", piles)
+    sent = all_gather_bytes(num_workers, _ids_bytes(tables) + row_bytes)
     return sent + (sum_bytes(num_workers, codec, blocks) if blocks else 0)
 
 

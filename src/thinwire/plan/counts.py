@@ -127,7 +127,14 @@ class Counter:
                 shape = tuple(self.tables[name].shape[1:])
                 tables.append(TouchedTables([shape], num_rows, own, gap))
             blocks = self.block_shapes[fragment::F]
-            sent += periodic_bytes(num_workers, codec, tables, blocks, everything=everything)
+            sent += periodic_bytes(
+                num_workers,
+                codec,
+                tables,
+                blocks,
+                everything=everything,
+                accumulators=self.config.optim.rows == "adagrad",
+            )
         up = (sent + F * total_bytes(num_workers, ACCOUNT_NUMBERS)) / H
         dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters / H
         return Sent(up, 0.0, up, dense, mean(rows))
