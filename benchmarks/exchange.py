@@ -53,9 +53,8 @@ class Case:
 
 ALONE = Case("no exchange", None)
 ALONE_256 = Case("no exchange, batch 256", None, "--data.batch 256", 3.0)
-PERIODIC = "--exchange periodic --codec int8"
+PERIODIC = "--exchange periodic --codec int4"
 LATE = "--exchange sync --exchange.delay 1"
-HALF = f"{LATE} --codec int4 --exchange.hidden_fraction 0.5"
 CASES = (
     ALONE,
     Case("sync fp32", "1gbit", "--exchange sync"),
@@ -64,8 +63,8 @@ CASES = (
     Case("sync bf16, a step late", "100mbit", f"{LATE} --codec bf16"),
     Case("sync int8", "100mbit", "--exchange sync --codec int8"),
     Case("sync int8, a step late", "100mbit", f"{LATE} --codec int8"),
-    Case("sync int4, 1/2 of the hidden rows, a step late", "20mbit", HALF),
-    Case("periodic int8, 16 steps", "20mbit", PERIODIC, 2.0),
+    Case("sync int4, a step late", "20mbit", f"{LATE} --codec int4"),
+    Case("periodic int4, 4 steps", "20mbit", PERIODIC),
     Case("async fp32", "1gbit", "--exchange async"),
     Case("async bf16", "1gbit", "--exchange async --codec bf16"),
     ALONE_256,

@@ -25,7 +25,6 @@ ONE = "one worker"
 # What each row of the table sets.
 SYNC, PERIODIC, ASYNC = ({"exchange": kind} for kind in ("sync", "periodic", "async"))
 LATE = {"exchange.delay": 1}
-HALF = {"exchange.hidden_fraction": 0.5}
 QUARTER = SYNC | {"exchange.hidden_fraction": 0.25}
 CASES: dict[str, dict[str, Any]] = {
     ONE: {"workers": 1},
@@ -34,10 +33,11 @@ CASES: dict[str, dict[str, Any]] = {
     "sync int8": SYNC | {"codec": "int8"},
     "sync int4": SYNC | {"codec": "int4"},
     "sync fp32, a step late": SYNC | LATE,
-    "sync int4, 1/2 of the hidden rows, a step late": SYNC | LATE | HALF | {"codec": "int4"},
+    "sync int4, a step late": SYNC | LATE | {"codec": "int4"},
     "sync, 1/4 of the hidden rows, feedback": QUARTER,
     "sync, 1/4 of the hidden rows, largest": QUARTER | {"exchange.hidden_kind": "largest"},
     "sync, 1/4 of the hidden rows, unbiased": QUARTER | {"exchange.hidden_kind": "unbiased"},
+    "periodic int4, 4 steps": PERIODIC | {"codec": "int4", "exchange.local_steps": 4},
     "periodic int8, 16 steps": PERIODIC | {"codec": "int8", "exchange.local_steps": 16},
     "async fp32": ASYNC,
     "async fp32, 16 workers": ASYNC | {"workers": 16},

@@ -46,7 +46,7 @@ LINKS = {
     "1gbit": ("sync fp32", "async fp32"),
     "300mbit": ("sync bf16", "async fp32"),
     "100mbit": ("sync int8",),
-    "20mbit": ("periodic int8",),
+    "20mbit": ("periodic int4",),
 }
 TITLES = {
     "ddp": "DDP",

@@ -40,13 +40,13 @@ class ExchangeConfig:
     """sync: what is ready last, the gradients of the embedding and of the hidden blocks, is applied
     so many steps late. At 1 the whole exchange hides behind arithmetic, on links that carry a
     step's bytes in a step's time; at 0 the numbers are those of one worker."""
-    local_steps: int = 16
+    local_steps: int = 4
     """periodic: steps between two exchanges of the same row or block."""
     fragments: int = 4
     """periodic: parts of the model that are exchanged one after the other, evenly spread over the
     interval, so that the link is in use all the time."""
     outer_lr: float = 1.0
-    """periodic: learning rate of the outer step; 1 with no momentum is plain averaging."""
+    """periodic: learning rate of the outer step."""
     outer_momentum: float = 0.0
     """periodic: Nesterov momentum of the outer step."""
     timeout_seconds: float = 60.0
