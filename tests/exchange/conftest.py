@@ -87,6 +87,7 @@ class Small:
         make: Callable[[Local, Collective, ExchangeConfig, int], Exchange],
         member: Collective,
         lr: float = 1.0,
+        dense: type[torch.optim.Optimizer] = torch.optim.SGD,
         **settings: Any,
     ) -> None:
         V, D = self.V, self.D
@@ -100,8 +101,8 @@ class Small:
             "gain": nn.Parameter(torch.ones(3)),
         }
         rows = RowSGD(self.tables.values(), lr=lr)
-        dense = torch.optim.SGD(self.blocks.values(), lr=lr)
-        self.updater = Local(self.tables, self.blocks, rows, dense, clip=0.0)
+        blocks = dense(self.blocks.values(), lr=lr)  # type: ignore[call-arg]
+        self.updater = Local(self.tables, self.blocks, rows, blocks, clip=0.0)
         self.member = member
         self.exchange = make(self.updater, member, ExchangeConfig(**settings), 1)
 

@@ -284,6 +284,22 @@ def test_without_momentum_and_at_rate_1_it_is_the_mean(small: Any, together: Tog
         torch.testing.assert_close(found, expected)
 
 
+def test_of_blocks_that_adam_normalised_the_mean_counts_more(
+    small: Any, together: Together
+) -> None:
+    """Adam's first step is as long as its rate, whatever the gradient."""
+
+    def work(member: Collective) -> Tensor:
+        mine = small(Periodic, member, lr=0.01, dense=torch.optim.Adam, **ONE)
+        before = mine.parameters()
+        mine.step(mine.touched([1], [], []), scale=1.0 + member.rank)
+        mine.exchange.settle()
+        return change(before, mine.parameters())["block"]
+
+    for moved in together(4, work):
+        torch.testing.assert_close(moved, torch.full((6, 2), 4**0.5 * 0.01), rtol=1e-4, atol=0)
+
+
 def test_settling_twice_is_settling_once(small: Any, together: Together) -> None:
     """A momentum must not run on between an evaluation and the save that follows it."""
 

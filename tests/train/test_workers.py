@@ -452,7 +452,8 @@ def test_another_number_of_workers_goes_on(
 ) -> None:
     """At the same part of the epoch, from the same parameters, with the same count of tokens."""
     before, after = sizes
-    exchange = {"kind": kind, "hidden_fraction": 0.5 if kind == "sync" else 1.0}
+    exchange: dict[str, Any] = {"kind": kind}
+    exchange |= {"hidden_fraction": 0.5} if kind == "sync" else {"local_steps": 16, "fragments": 4}
     optim = {"lr": 0.01, "row_lr": 0.3}
     first = tiny(run={"epochs": 0.15}, exchange=exchange, optim=optim)
     train_many(before, tmp_path / "run", first)
