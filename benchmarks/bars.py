@@ -445,7 +445,6 @@ def write_report(kept: Kept) -> None:
     results, name = Results(kept.found), kept.file.stem
     words, flop = (kept.found["setting"][name] for name in ("words", "flop_per_second"))
     balance = ", ".join(f"{flop / parse_rate(link):,.0f} at {link}" for link in results.links)
-    commits = sorted({f"{one['commit']} on {one['date']}" for one in kept.found.values()})
     body = f"""\
 Devices of {SHARE} of a core and one thread: {flop / 1e9:.0f} GFLOP/s in matrix products, or so many
 FLOP while a link carries a byte: {balance} (the paper's machine: about 900). The novels,
@@ -461,7 +460,7 @@ links and shares; the seconds are these tokens over the tokens/s measured here.
 The same runs: what the devices did, and what `thinwire plan` had forecast on one of them.
 
 {table(device_row(results, *case) for case in results.cases)}
-Measured at {", ".join(commits)}.
+Measured at {kept.commits()}.
 """
     record.write(name, "The four bars", body, {"measurements": kept.found})
     draw_bars(results, record.RESULTS / f"{name}.png")

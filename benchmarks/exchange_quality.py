@@ -4,6 +4,8 @@ Equal tokens, the same seeds; all workers are processes of this machine. Vocabul
 LSTM of width 128, sampled softmax; exact perplexity of 100,000 tokens of the validation text.
 
     python benchmarks/exchange_quality.py [--quick] [--seeds N] [--only NAME ...]
+
+What is measured already is not measured again, but with `--again`.
 """
 
 from __future__ import annotations
@@ -12,9 +14,12 @@ import argparse
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from lab.race import Kept
 from record import novels, spread, table, write
 
 TOKENS = 1_000_000
@@ -40,6 +45,7 @@ CASES: dict[str, dict[str, Any]] = {
     "periodic int4, 4 steps": PERIODIC | {"codec": "int4", "exchange.local_steps": 4},
     "periodic int8, 16 steps": PERIODIC | {"codec": "int8", "exchange.local_steps": 16},
     "async fp32": ASYNC,
+    "async int8": ASYNC | {"codec": "int8"},
     "async fp32, 16 workers": ASYNC | {"workers": 16},
 }
 
@@ -49,31 +55,42 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one seed, a tenth of the tokens")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--only", nargs="+", help="names of cases")
+    parser.add_argument("--again", action="store_true", help="also what is measured already")
     arguments = parser.parse_args()
     data = novels("--vocab-size=10000")
     seeds, tokens = (1, TOKENS // 10) if arguments.quick else (arguments.seeds, TOKENS)
     cases = [c for c in CASES if not arguments.only or c in arguments.only or c == ONE]
-    found: dict[str, list[dict[str, Any]]] = {case: [] for case in cases}
+    name = "exchange-quality-quick" if arguments.quick else "exchange-quality"
+    kept = Kept(name, again=arguments.again)
     for seed in range(1, seeds + 1):
         for case in cases:
-            found[case].append(measure(data, CASES[case], seed, tokens))
-    rows = []
-    for case, runs in found.items():
-        pairs = zip(runs, found[ONE], strict=True)
-        rows.append(
-            {
-                "exchange": case,
-                "validation ppl": spread([run["ppl"] for run in runs]),
-                "over one worker, seed by seed": spread([a["ppl"] / b["ppl"] for a, b in pairs], 4),
-            }
-        )
+            kept.measure(key(case, seed), partial(measure, data, CASES[case], seed, tokens))
+    rows = table(row(case, kept.found) for case in CASES if key(case, 1) in kept.found)
     body = (
-        f"{tokens:,} tokens, {seeds} seeds, {BATCH} sequences of 35 tokens a step in all: "
-        f"four workers of {BATCH // 4}, sixteen of {BATCH // 16}, or one of "
-        f"{BATCH}.\n\n{table(rows)}"
+        f"{tokens:,} tokens, {BATCH} sequences of 35 tokens a step in all: four workers of "
+        f"{BATCH // 4}, sixteen of {BATCH // 16}, or one of {BATCH}. Median (least to most) of the "
+        f"seeds.\n\n{rows}\n"
+        f"Measured at {kept.commits()}.\n"
     )
-    record = {"runs": found, "seeds": seeds, "tokens": tokens}
-    write("exchange-quality", "Quality of the exchanges at equal tokens", body, record)
+    write(name, "Quality of the exchanges at equal tokens", body, {"measurements": kept.found})
+
+
+def key(case: str, seed: int) -> str:
+    """Under which a measurement is kept."""
+    return f"{case}/{seed}"
+
+
+def row(case: str, found: Mapping[str, dict[str, Any]]) -> dict[str, str]:
+    """What a case came to beside one worker, seed by seed."""
+    seeds = [seed for seed in range(1, 100) if key(case, seed) in found]
+    ppl = [found[key(case, seed)]["ppl"] for seed in seeds]
+    over = [found[key(case, seed)]["ppl"] / found[key(ONE, seed)]["ppl"] for seed in seeds]
+    return {
+        "exchange": case,
+        "seeds": str(len(seeds)),
+        "validation ppl": spread(ppl),
+        "over one worker, seed by seed": spread(over, 4),
+    }
 
 
 def measure(data: Path, case: dict[str, Any], seed: int, tokens: int) -> dict[str, Any]:

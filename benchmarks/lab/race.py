@@ -139,3 +139,8 @@ class Kept:
         temporary = self.file.with_suffix(".tmp")
         temporary.write_text(json.dumps({"machine": where, "measurements": self.found}) + "\n")
         os.replace(temporary, self.file)
+
+    def commits(self) -> str:
+        """With which code, and when, what there is was measured."""
+        made = {f"{one['commit']} on {one['date']}" for one in self.found.values()}
+        return ", ".join(sorted(made))

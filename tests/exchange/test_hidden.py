@@ -49,6 +49,22 @@ def test_so_many_rows_travel(kind: HiddenKind, fraction: float, seed: int) -> No
             assert bool((ids.diff() > 0).all()) and int(ids[0]) >= 0 and int(ids[-1]) < H
 
 
+@pytest.mark.parametrize("kind", ["feedback", "unbiased"])
+@given(fraction=st.floats(0.1, 0.9), seed=st.integers(0, 9))
+def test_no_row_waits_longer_than_it_must(kind: HiddenKind, fraction: float, seed: int) -> None:
+    hidden = HiddenBlocks(BLOCKS, fraction, kind, seed)
+    for name, block in BLOCKS.items():
+        H = len(block)
+        turns = ceil(H / num_selected(fraction, H))
+        for first in (0, 1, 5):
+            seen: set[int] = set()
+            for step in range(first, first + turns):
+                ids = hidden.select(step)[name]
+                assert ids is not None
+                seen.update(ids.tolist())
+            assert seen == set(range(H))
+
+
 @kinds
 def test_a_fraction_of_1_is_everything_as_it_is(kind: HiddenKind) -> None:
     hidden = HiddenBlocks(BLOCKS, 1.0, kind, 0)

@@ -1,7 +1,8 @@
 """Hidden blocks, sampled: in a step only some rows of each block's gradient travel.
 
-1. **Select.** A part `fraction` of the rows (neurons) of every block, rounded up, drawn from a seed
-   that all workers share, so that no index travels.
+1. **Select.** A part `fraction` of the rows (neurons) of every block, rounded up. The rows take
+   turns in an order drawn from a seed that all workers share, so that no index travels, and no row
+   waits longer than it must.
 2. **Make up** for the others, in one of three ways:
    - `feedback`: a row's gradient is kept until the row travels, and added to what travels then
      (error feedback: Seide et al. 2014; Stich et al. 2018, arXiv 1809.07599). Nothing is lost.
@@ -61,6 +62,10 @@ class HiddenBlocks:
         if fraction < 1.0 and kind == "largest":
             self._norm = {n: torch.full((H,), UNSEEN_NORM) for n, H in self._num_rows.items()}
             self._age = {n: torch.zeros(H) for n, H in self._num_rows.items()}
+        self._order = {
+            name: torch.randperm(H, generator=torch_generator(seed, "hidden", name))
+            for name, H in self._num_rows.items()
+        }
 
     @property
     def piles(self) -> dict[str, Tensor]:
@@ -109,9 +114,10 @@ class HiddenBlocks:
     def _draw(self, name: str, step: int) -> Tensor:
         H = self._num_rows[name]
         K = num_selected(self._fraction, H)
-        generator = torch_generator(self._seed, "hidden", name, step)
         if self._kind != "largest":
-            return torch.randperm(H, generator=generator)[:K].sort().values
+            places_K = (step * K + torch.arange(K)) % H
+            return self._order[name][places_K].sort().values
+        generator = torch_generator(self._seed, "hidden", name, step)
         self._age[name] += 1.0
         norm_H = self._norm[name]
         known = norm_H[(norm_H > 0.0) & (norm_H < UNSEEN_NORM)]
