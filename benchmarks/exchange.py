@@ -66,6 +66,7 @@ CASES = (
     Case("sync int4, a step late", "20mbit", f"{LATE} --codec int4"),
     Case("periodic int4, 4 steps", "20mbit", PERIODIC),
     Case("async fp32", "1gbit", "--exchange async"),
+    Case("async bf16", "1gbit", "--exchange async --codec bf16"),
     Case("async int8", "1gbit", "--exchange async --codec int8"),
     ALONE_256,
     Case("sync fp32, batch 256", "1gbit", "--exchange sync --data.batch 256", 3.0),
