@@ -128,7 +128,7 @@ BENCHMARKS = (
         EXCHANGE_QUALITY_QUICK,
         resumes=True,
     ),
-    Benchmark("faults", "faults.py", 15, "faults.py --quick --only undisturbed server"),
+    Benchmark("faults", "faults.py", 25, "faults.py --quick", resumes=True),
     Benchmark("exchange", "exchange.py", 38, EXCHANGE_QUICK, needs_root=True),
     Benchmark("bars", BARS, 80, "bars.py --quick", needs_root=True, resumes=True),
     Benchmark("rivals", RIVALS, 48, "rivals.py --quick --methods ddp", True, True),

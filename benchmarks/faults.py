@@ -5,6 +5,8 @@ SIGSTOPs of workers (a stopped one is let go on after a while, whether it was re
 ten kill -9 of the server. Every run has to end by itself. Linux only.
 
     python benchmarks/faults.py [--quick]
+
+What is measured already is not measured again, but with `--again`.
 """
 
 from __future__ import annotations
@@ -19,10 +21,12 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from lab.race import Kept
 from record import novels, table, write
 
 WORKERS = 4
@@ -36,7 +40,7 @@ SAVE_SECONDS = 5.0
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="a tenth of the tokens and faults")
-    parser.add_argument("--only", nargs="+", choices=["undisturbed", "workers", "server"])
+    parser.add_argument("--again", action="store_true", help="also what is measured already")
     arguments = parser.parse_args()
     part = 0.1 if arguments.quick else 1.0
     data = novels("--vocab-size=10000")
@@ -45,15 +49,13 @@ def main() -> None:
         "workers": ["kill worker"] * int(KILLS * part) + ["stop worker"] * int(STOPS * part),
         "server": ["kill server"] * int(SERVER_KILLS * part),
     }
-    found: dict[str, dict[str, Any]] = {}
-    seconds = 0.0
+    file = "faults-quick" if arguments.quick else "faults"
+    kept, seconds = Kept(file, again=arguments.again), 0.0
     for name, faults in plans.items():
-        if arguments.only and name not in arguments.only:
-            continue
-        found[name] = measure(data, int(TOKENS * part), faults, seconds)
-        # Faults are spread over what the undisturbed run took.
-        seconds = seconds or found[name]["wall_seconds"]
-    base = found.get("undisturbed", next(iter(found.values())))
+        kept.measure(name, partial(measure, data, int(TOKENS * part), faults, seconds))
+        # Faults are spread over what the undisturbed run took, which the others also take.
+        seconds = seconds or kept.found[name]["wall_seconds"]
+    base = kept.found["undisturbed"]
     rows = [
         {
             "faults": name,
@@ -67,13 +69,13 @@ def main() -> None:
             "wall seconds": f"{run['wall_seconds']:.0f}",
             "most seconds lost at once": f"{run['lost_seconds']:.1f}",
         }
-        for name, run in found.items()
+        for name, run in kept.found.items()
     ]
     body = (
         f"Four asynchronous workers on one machine, vocabulary 10 k, LSTM of width 128; a save "
-        f"every {SAVE_SECONDS:.0f} s.\n\n{table(rows)}"
+        f"every {SAVE_SECONDS:.0f} s.\n\n{table(rows)}\nMeasured at {kept.commits()}.\n"
     )
-    write("faults", "Faults", body, {"runs": found, "seed": 1})
+    write(file, "Faults", body, {"measurements": kept.found, "seed": 1})
 
 
 def measure(data: Path, tokens: int, faults: list[str], seconds: float) -> dict[str, Any]:
@@ -83,7 +85,7 @@ def measure(data: Path, tokens: int, faults: list[str], seconds: float) -> dict[
     folder = Path(tempfile.mkdtemp())
     rng = random.Random(1)
     rng.shuffle(faults)
-    moments = sorted(rng.uniform(0.05, 0.95) * seconds for _ in faults)
+    moments = sorted(rng.uniform(0.05, 0.6) * seconds for _ in faults)
     settings = {
         "workers": WORKERS,
         "exchange": "async",
@@ -111,9 +113,10 @@ def measure(data: Path, tokens: int, faults: list[str], seconds: float) -> dict[
         if process.poll() is not None:
             break
         what, role = fault.split()
-        victims = children(process.pid, role)
+        while not (victims := children(process.pid, role)) and process.poll() is None:
+            time.sleep(0.1)  # it is being replaced
         if not victims:
-            continue
+            break
         victim = rng.choice(victims)
         strike(victim, signal.SIGKILL if what == "kill" else signal.SIGSTOP)
         done.append(fault)
@@ -125,6 +128,8 @@ def measure(data: Path, tokens: int, faults: list[str], seconds: float) -> dict[
     lines, lost_seconds = read_metrics(folder / "run"), most_lost(folder / "run")
     text = (folder / "log").read_text(errors="replace")
     shutil.rmtree(folder)
+    if faults and not done:
+        sys.exit("nothing was struck, so nothing has been shown")
     if process.returncode:
         sys.exit(f"the run ended with status {process.returncode}:\n{text[-3000:]}")
     valid = [line for line in lines if line["event"] == "valid"][-1]
@@ -158,7 +163,7 @@ def children(parent: int, role: str) -> list[int]:
             state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
         except OSError:  # it has ended meanwhile
             continue
-        if state not in "TZ" and any(Path(a).name.startswith(role) for a in command):
+        if state not in "TZ" and any(role in Path(a).name and a.endswith(".json") for a in command):
             found.append(int(pid))
     return found
 
