@@ -51,8 +51,8 @@ def test_two_workers_here(exchange: str, toy_data: Path, tmp_path: Path, thinwir
     assert "2 workers (" + exchange + ", bf16)" in done.stderr
     run = tmp_path / "deep" / "run"
     assert lines(run, "start")[0]["workers"] == 2
-    # Periodic workers meet at the turns of four fragments in an interval of 16 steps.
-    assert steps(run) == list(range(1, 13) if exchange == "sync" else range(4, 13, 4))
+    # Periodic workers meet at the turns of four fragments in an interval of 4 steps.
+    assert steps(run) == list(range(1, 13))
     valid, end = read_metrics(run)[-2:]
     assert (valid["event"], valid["step"], valid["tokens"]) == ("valid", 12, tokens)
     assert valid["ppl"] > 1 and valid["ppl_known"] > 1 and valid["tokens_scored"] >= 500

@@ -316,9 +316,12 @@ def test_off_a_terminal_it_prints_plain_lines(
     captured = capsys.readouterr()
     assert captured.out == ""
     assert "\x1b" not in captured.err and "\r" not in captured.err
-    about, *evaluations = captured.err.splitlines()
+    about, *lines, end = captured.err.splitlines()
     assert about.startswith("lstm of width 16, ") and "budget: 112 tokens" in about
-    assert len(evaluations) == 2 and all("validation perplexity" in e for e in evaluations)
+    assert sum("validation perplexity" in line for line in lines) == 2
+    assert sum("tokens/s" in line for line in lines) == 3  # the last step ends the run
+    run = tmp_path / "run"
+    assert end == f"The model is in {run}; thinwire eval {run} scores it."
 
 
 # What steers it
