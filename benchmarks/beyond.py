@@ -55,8 +55,9 @@ CODECS = get_args(CodecName)
 RATES = ("10mbit", "100mbit", "1gbit", "10gbit", "25gbit", "100gbit")
 # Where periodic begins is looked for among these: a megabit a second to a terabit.
 BITS_PER_SECOND = np.logspace(6, 12, 241)
-# What a server may need beyond a worker's step and still not set it: rounding.
-SLACK = 1.0 + 1e-9
+# Queues lengthen a step little by little: a server is saturated where a step takes twice as long as
+# that of a worker with a server to itself.
+SATURATED = 2.0
 UTILISATION = 0.4
 LATENCY_SECONDS = Link(1.0).latency_seconds
 
@@ -140,9 +141,9 @@ class Servers:
         device: of workers and servers.
         link: by its rate.
         codec: with which a server answers most steps a second.
-        saturated_at: the number of workers from which on the server sets the step.
+        saturated_at: the number of workers from which on it is saturated.
         limit: what of it does, its processor or its link.
-        needed: servers that do not set the step, by the number of workers.
+        needed: servers that are not saturated, by the number of workers.
         efficiency: with so many servers; share of W times one worker.
     """
 
@@ -295,13 +296,13 @@ def servers_for(device: Device, sent_by: Mapping[int, Mapping[Way, Sent]], rate:
         return step_seconds(machine, way, sent_by[most][way], link, workers, servers)
 
     codec = min(CODECS, key=lambda codec: step(codec, most))
-    own = SLACK * step(codec, 1)
-    saturated_at = next(W for W in count(2) if step(codec, W) > own)
+    longest = SATURATED * step(codec, 1)
+    saturated_at = next(W for W in count(2) if step(codec, W) > longest)
     sent = sent_by[most]["async", codec]
     by_link = (
-        saturated_at * max(sent.up, sent.down) / link.rate >= step(codec, saturated_at) / SLACK
+        saturated_at * max(sent.up, sent.down) / link.rate >= step(codec, saturated_at) / SATURATED
     )
-    needed = {W: next(M for M in count(1) if step(codec, W, M) <= own) for W in sent_by}
+    needed = {W: next(M for M in count(1) if step(codec, W, M) <= longest) for W in sent_by}
     return Servers(
         device.name,
         rate,
@@ -389,7 +390,7 @@ def servers_table(servers: Sequence[Servers], workers: Sequence[int]) -> str:
             "device": s.device,
             "link": rate_name(parse_rate(s.link) * 8),
             "codec": s.codec,
-            "one server sets the step from": f"{s.saturated_at} workers",
+            "one server is saturated from": f"{s.saturated_at} workers",
             "by its": s.limit,
             f"servers for {', '.join(map(str, workers))}": ", ".join(map(str, s.needed.values())),
             f"efficiency of {workers[-1]} then": f"{s.efficiency:#.2g}",
@@ -398,8 +399,9 @@ def servers_table(servers: Sequence[Servers], workers: Sequence[int]) -> str:
     ]
     return (
         "## The asynchronous server\n\nPredicted, with the codec with which a server answers most "
-        "steps a second: the number of workers from which on the server, not the worker, sets the "
-        "step, and how many servers then do not. A worker that waits for its own link gains "
+        "steps a second: the number of workers from which on queues make a step take twice as long "
+        "as that of a worker with a server to itself, and how many servers keep it below that. A "
+        "worker that waits for its own link gains "
         f"nothing from more of them.\n\n{table(rows)}"
     )
 
