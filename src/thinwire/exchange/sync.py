@@ -45,13 +45,27 @@ from thinwire.touched import Touched
 from thinwire.transport.collective import Collective, Pending
 
 
+class _Announced(Pending[list[list[Tensor]]]):
+    """For each worker the ids of its own rows, by group; both parts of a step need them."""
+
+    def __init__(self, messages: Pending[list[Tensor]], groups: Sequence[OwnRows]) -> None:
+        self._messages, self._groups = messages, groups
+        self._ids_by_rank: list[list[Tensor]] | None = None
+
+    def wait(self) -> list[list[Tensor]]:
+        if self._ids_by_rank is None:
+            messages = self._messages.wait()
+            self._ids_by_rank = [announced_ids(message, self._groups) for message in messages]
+        return self._ids_by_rank
+
+
 @dataclass(frozen=True)
 class _Step:
     """What a step touches, and what the others have been told of it."""
 
     touched: Touched
     groups: list[OwnRows]
-    announced: Pending[list[Tensor]]
+    announced: _Announced
 
     def early(self) -> list[str]:
         """The tables of which all workers touch the same rows, if not only those."""
@@ -123,7 +137,8 @@ class Sync(Exchange):
     def announce(self, touched: Touched) -> None:
         """Tell the others the rows that they cannot know."""
         groups = own_rows(touched)
-        self._next = _Step(touched, groups, self.collective.all_gather(announcement(groups)))
+        messages = self.collective.all_gather(announcement(groups))
+        self._next = _Step(touched, groups, _Announced(messages, groups))
 
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
         """This replica's rows."""
@@ -191,7 +206,7 @@ class Sync(Exchange):
     ) -> None:
         """Wait for one part, and add up what the workers have sent."""
         step, sent = part.step, part.sent
-        ids_by_rank = [announced_ids(m, step.groups) for m in self._coded.wait(step.announced)]
+        ids_by_rank = self._coded.wait(step.announced)
         own = [
             MergedRows.of(step.groups[index], [ids[index] for ids in ids_by_rank])
             for index in sent.groups
