@@ -16,6 +16,7 @@ import sys
 import tempfile
 from collections.abc import Mapping
 from functools import partial
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def key(case: str, seed: int) -> str:
 
 def row(case: str, found: Mapping[str, dict[str, Any]]) -> dict[str, str]:
     """What a case came to beside one worker, seed by seed."""
-    seeds = [seed for seed in range(1, 100) if key(case, seed) in found]
+    seeds = list(takewhile(lambda seed: key(case, seed) in found, count(1)))
     ppl = [found[key(case, seed)]["ppl"] for seed in seeds]
     over = [found[key(case, seed)]["ppl"] / found[key(ONE, seed)]["ppl"] for seed in seeds]
     return {
