@@ -59,7 +59,7 @@ from thinwire.report.runs import Run
 
 # The first is the paper's balance of arithmetic to wire, about 900 FLOP a byte.
 LINKS = ("300mbit", "1gbit", "20mbit")
-SYNC_CODEC = {"1gbit": "fp32", "300mbit": "bf16", "20mbit": "int4"}
+CODEC = {"1gbit": "fp32", "300mbit": "bf16", "20mbit": "int4"}
 NO_LINK = "none"
 DATA = RunConfig().data
 STEP_TOKENS = DATA.batch * DATA.length
@@ -129,7 +129,7 @@ class Bar:
 
     def settings(self, link: str) -> list[str]:
         """Its flags over this link."""
-        return self.flags.format(codec=SYNC_CODEC.get(link, "bf16")).split()
+        return self.flags.format(codec=CODEC.get(link, "bf16")).split()
 
 
 NAIVE = Bar("naive", "one worker, full softmax", "--loss.kind full", 250_000, workers=1)
@@ -140,7 +140,7 @@ DENSE = Bar(
     "--exchange async --select everything --loss.kind full --exchange.timeout_seconds 3600",
     500_000,
 )
-ASYNC = Bar("async", "four, sampled, async", "--exchange async", 500_000)
+ASYNC = Bar("async", "four, sampled, async", "--exchange async --codec {codec}", 500_000)
 SYNC = Bar("sync", "four, sampled, sync", "--exchange sync --codec {codec}", 800_000)
 LATE = Bar(
     "late",
@@ -163,6 +163,13 @@ def main() -> None:
     parser.add_argument("--links", nargs="+", default=LINKS, choices=LINKS, metavar="RATE")
     parser.add_argument("--bars", nargs="+", choices=[bar.name for bar in BARS], metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
+    parser.add_argument(
+        "--longest",
+        type=float,
+        default=LONGEST_RACE_SECONDS,
+        metavar="SECONDS",
+        help="bars with the full softmax that would need more to the target are not run to it",
+    )
     parser.add_argument("--quick", action="store_true", help="the paper's bars on a small scale")
     parser.add_argument("--again", action="store_true", help="also what is measured already")
     parser.add_argument("--report", action="store_true", help="only make tables and plots anew")
@@ -175,7 +182,8 @@ def main() -> None:
         jobs = quick_jobs(arguments.data or novels(f"--vocab-size={QUICK_WORDS}"))
     else:
         data = arguments.data or novels()
-        jobs = all_jobs(kept.found, data, cases(bars, arguments.links), arguments.seeds)
+        here = cases(bars, arguments.links)
+        jobs = all_jobs(kept.found, data, here, arguments.seeds, arguments.longest)
     for name, job in jobs:
         kept.measure(name, job)
     write_report(kept)
@@ -190,11 +198,13 @@ def cases(bars: Sequence[Bar], links: Sequence[str]) -> list[Case]:
 # Measuring
 
 
-def all_jobs(found: Found, data: Path, cases: Sequence[Case], seeds: Sequence[int]) -> Jobs:
+def all_jobs(
+    found: Found, data: Path, cases: Sequence[Case], seeds: Sequence[int], longest_seconds: float
+) -> Jobs:
     """Every measurement's key, and how to make it; what was `found` so far decides on the rest.
 
     A bar with the full softmax is measured with the first seed alone, and races only if its curve
-    over tokens and its speed say that it will not take too long.
+    over tokens and its speed say that it will not take longer.
     """
     yield "setting", partial(measure_setting, data)
     for link in dict.fromkeys(link for _, link in cases if link != NO_LINK) or LINKS[:1]:
@@ -209,7 +219,7 @@ def all_jobs(found: Found, data: Path, cases: Sequence[Case], seeds: Sequence[in
         yield f"curve/{bar.name}", partial(measure_curve, bar, seeds[0], data)
     for bar, link, seed in seeded:
         rate = found[key("speed", bar, link, seed)]["tokens_per_second"]
-        if bar is not ALONE and seconds_by_curve(found, bar, rate) < LONGEST_RACE_SECONDS:
+        if bar is not ALONE and seconds_by_curve(found, bar, rate) < longest_seconds:
             yield key("race", bar, link, seed), partial(measure_race, bar, link, seed, data, rate)
 
 
