@@ -29,6 +29,8 @@ from thinwire.wire.codecs import make_codec
 
 WARM_UP_STEPS = 3
 LEAST_STEPS = 5
+# Where a step takes seconds, fewer will do once so many times the planned seconds have passed.
+PATIENCE = 5
 PROBE_ROWS, PROBE_WIDTH = 2000, 256
 PROBE_BYTES = 32 << 20
 PIECE_BYTES = 1 << 18
@@ -65,7 +67,7 @@ class Machine:
 
 
 def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: float) -> Machine:
-    """Take some steps for so many seconds, then time codecs and sockets."""
+    """Take steps for so many seconds, longer where these are few; then time codecs and sockets."""
     tables, blocks = model.tables(), model.blocks()
     local = Local(
         tables,
@@ -82,7 +84,7 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
     taken: list[tuple[float, ...]] = []
     num_rows, num_tokens, step = 0, 0, 0
     began = perf_counter()
-    while len(taken) < LEAST_STEPS or perf_counter() - began < seconds:
+    while not _enough(len(taken), spent := perf_counter() - began, seconds):
         times = [perf_counter()]
         task = model.touch(next(batches).to(device), step)
         rows = local.fetch(task.touched)
@@ -96,7 +98,7 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
         local.push(task.touched, rows)
         times.append(perf_counter())
         step += 1
-        if step > WARM_UP_STEPS:
+        if step > (WARM_UP_STEPS if spent < seconds else 1):
             taken.append(tuple(b - a for a, b in pairwise(times)))
             num_rows += sum(len(leaf) for leaf in rows.values())
             num_tokens += task.batch.num_targets
@@ -112,6 +114,12 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
         _send_byte(),
         num_tokens / len(taken),
     )
+
+
+def _enough(num_taken: int, spent: float, seconds: float) -> bool:
+    """Whether so many steps in so many seconds will do."""
+    least = LEAST_STEPS if spent < PATIENCE * seconds else 1
+    return spent > seconds and num_taken >= least
 
 
 def parse_rate(text: str) -> float:
