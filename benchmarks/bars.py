@@ -15,33 +15,36 @@ What is measured already is not measured again, but with `--again`; `--report` m
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import subprocess
 import sys
-import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any, Literal
 
 import record
-import torch
-from lab.cluster import Cluster
-from lab.race import SHARE, TARGET, WORKERS, Kept, Point, reached, snapshots, steady
-from lab.runs import (
-    CpuWatch,
-    Processes,
-    start_alone,
-    start_async,
-    start_together,
-    thinwire,
-    wait,
+from lab.four_bars import (
+    ALONE,
+    BARS,
+    DATA,
+    DENSE,
+    LINKS,
+    LONGEST_RACE_SECONDS,
+    NAIVE,
+    NO_LINK,
+    QUICK_WORDS,
+    STEP_TOKENS,
+    Bar,
+    Found,
+    Jobs,
+    all_jobs,
+    cases,
+    key,
+    points_of,
+    quick_jobs,
 )
-from limit import gemm_flop_per_second
+from lab.race import SHARE, TARGET, Kept, Point, reached
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -49,112 +52,11 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, NullFormatter
 from record import novels, table
 
-from thinwire.config import RunConfig
-from thinwire.data.corpus import Corpus
 from thinwire.plan.machine import parse_rate
 from thinwire.report.charts import charts
 from thinwire.report.page import page
 from thinwire.report.palette import LIGHT
 from thinwire.report.runs import Run
-
-# The first is the paper's balance of arithmetic to wire, about 900 FLOP a byte.
-LINKS = ("300mbit", "1gbit", "20mbit")
-CODEC = {"1gbit": "fp32", "300mbit": "bf16", "20mbit": "int4"}
-NO_LINK = "none"
-DATA = RunConfig().data
-STEP_TOKENS = DATA.batch * DATA.length
-# How long a speed is measured. A step with the full softmax takes 14 seconds; one in which all
-# parameters travel takes minutes over 20 Mbit/s, and is counted in rounds of all workers.
-SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 90.0, 100.0, 12.0
-DENSE_ROUNDS = {"1gbit": 6, "300mbit": 6}
-LEAST_ROUNDS = 3
-SNAPSHOTS = 8
-CURVE_EVERY_SECONDS = 20.0
-LONGEST_RACE_SECONDS = 1800.0
-TIMEOUT_SECONDS = 5400.0
-# Of every run: nothing but training, at rates that do not depend on how long it was planned.
-COMMON = (
-    *("--optim.schedule", "constant", "--metrics.every_seconds", "1"),
-    *("--eval.every_seconds", "1e9", "--eval.tokens", "2000"),
-)
-
-
-@dataclass(frozen=True)
-class Bar:
-    """A way to train.
-
-    Attributes:
-        name: on the command line and in charts.
-        title: what it is.
-        flags: its settings.
-        tokens: enough of them to reach the target.
-        workers: how many train.
-    """
-
-    name: str
-    title: str
-    flags: str
-    tokens: int
-    workers: int = WORKERS
-
-    @property
-    def is_full(self) -> bool:
-        """Whether every step computes on the whole vocabulary."""
-        return "--loss.kind full" in self.flags
-
-    @property
-    def loss(self) -> str:
-        """The loss's name."""
-        return "full" if self.is_full else "sampled"
-
-    @property
-    def delay(self) -> str:
-        """How many steps late its updates come; the plan knows one such number at a time."""
-        return "1" if "--exchange.delay 1" in self.flags else "0"
-
-    @property
-    def plan(self) -> str:
-        """The name of the plan in which it is."""
-        return f"{self.loss}, a step late" if self.delay == "1" else self.loss
-
-    @property
-    def on_wire(self) -> bool:
-        """Whether anything is exchanged."""
-        return "--exchange" in self.flags
-
-    @property
-    def is_async(self) -> bool:
-        """Whether a server, on a device of its own, holds the parameters."""
-        return "--exchange async" in self.flags
-
-    def settings(self, link: str) -> list[str]:
-        """Its flags over this link."""
-        return self.flags.format(codec=CODEC.get(link, "bf16")).split()
-
-
-NAIVE = Bar("naive", "one worker, full softmax", "--loss.kind full", 250_000, workers=1)
-ONE = Bar("one", "one worker, sampled", "", 250_000, workers=1)
-DENSE = Bar(
-    "dense",
-    "four, standard asynchronous SGD",
-    "--exchange async --select everything --loss.kind full --exchange.timeout_seconds 3600",
-    500_000,
-)
-ASYNC = Bar("async", "four, sampled, async", "--exchange async --codec {codec}", 500_000)
-SYNC = Bar("sync", "four, sampled, sync", "--exchange sync --codec {codec}", 800_000)
-LATE = Bar(
-    "late",
-    "four, sampled, sync a step late",
-    "--exchange sync --codec {codec} --exchange.delay 1",
-    800_000,
-)
-PERIODIC = Bar("periodic", "four, sampled, periodic", "--exchange periodic --codec int4", 800_000)
-ALONE = Bar("alone", "four that exchange nothing", "", 0)
-BARS = (NAIVE, ONE, DENSE, ASYNC, SYNC, LATE, PERIODIC, ALONE)
-QUICK_BARS, QUICK_WORDS = BARS[:4], 10_000
-Case = tuple[Bar, str]
-Found = Mapping[str, dict[str, Any]]
-Jobs = Iterator[tuple[str, Callable[[], dict[str, Any]]]]
 
 
 def main() -> None:
@@ -187,184 +89,6 @@ def main() -> None:
     for name, job in jobs:
         kept.measure(name, job)
     write_report(kept)
-
-
-def cases(bars: Sequence[Bar], links: Sequence[str]) -> list[Case]:
-    """Each bar over each link, but those that need none once."""
-    here = [(bar, NO_LINK) for bar in bars if not bar.on_wire]
-    return here + [(bar, link) for link in links for bar in bars if bar.on_wire]
-
-
-# Measuring
-
-
-def all_jobs(
-    found: Found, data: Path, cases: Sequence[Case], seeds: Sequence[int], longest_seconds: float
-) -> Jobs:
-    """Every measurement's key, and how to make it; what was `found` so far decides on the rest.
-
-    A bar with the full softmax is measured with the first seed alone, and races only if its curve
-    over tokens and its speed say that it will not take longer.
-    """
-    yield "setting", partial(measure_setting, data)
-    for link in dict.fromkeys(link for _, link in cases if link != NO_LINK) or LINKS[:1]:
-        for plan, bar in {bar.plan: bar for bar, _ in cases}.items():
-            yield f"plan/{plan}/{link}", partial(measure_plan, bar, link, data)
-    seeded = [(*case, seed) for seed in seeds for case in cases]
-    seeded = [(b, link, seed) for b, link, seed in seeded if not b.is_full or seed == seeds[0]]
-    for bar, link, seed in seeded:
-        budget = speed_budget(bar, link)
-        yield key("speed", bar, link, seed), partial(measure_speed, bar, link, seed, data, budget)
-    for bar in dict.fromkeys(bar for bar, _ in cases if bar.is_full):
-        yield f"curve/{bar.name}", partial(measure_curve, bar, seeds[0], data)
-    for bar, link, seed in seeded:
-        rate = found[key("speed", bar, link, seed)]["tokens_per_second"]
-        if bar is not ALONE and seconds_by_curve(found, bar, rate) < longest_seconds:
-            yield key("race", bar, link, seed), partial(measure_race, bar, link, seed, data, rate)
-
-
-def quick_jobs(data: Path) -> Jobs:
-    """The paper's four bars on a small scale, and one race."""
-    over, rounds, seconds = LINKS[0], rounds_budget(LEAST_ROUNDS), seconds_budget(QUICK_SECONDS)
-    yield "setting", partial(measure_setting, data)
-    yield f"plan/{ASYNC.plan}/{over}", partial(measure_plan, ASYNC, over, data)
-    for bar, link in cases(QUICK_BARS, [over]):
-        budget = rounds if bar is DENSE else seconds
-        yield key("speed", bar, link, 1), partial(measure_speed, bar, link, 1, data, budget)
-    yield key("race", ASYNC, over, 1), partial(measure_race, ASYNC, over, 1, data, 1e4)
-
-
-def key(kind: str, bar: Bar, link: str, seed: int | str) -> str:
-    """Under which a measurement is kept."""
-    return f"{kind}/{bar.name}/{link}/{seed}"
-
-
-def speed_budget(bar: Bar, link: str) -> list[str]:
-    """For how long to measure the speed of a bar."""
-    if bar is DENSE:
-        return rounds_budget(DENSE_ROUNDS.get(link, LEAST_ROUNDS))
-    if bar is NAIVE:
-        return seconds_budget(NAIVE_SECONDS)
-    return seconds_budget(SLOW_LINK_SECONDS if link == "20mbit" else SPEED_SECONDS)
-
-
-def seconds_budget(seconds: float) -> list[str]:
-    """So many seconds of training."""
-    return ["--seconds", str(seconds)]
-
-
-def rounds_budget(rounds: int) -> list[str]:
-    """So many steps of each of four workers, all of them recorded."""
-    return ["--tokens", str(rounds * WORKERS * STEP_TOKENS), "--metrics.every_steps", "1"]
-
-
-def seconds_by_curve(found: Found, bar: Bar, rate: float) -> float:
-    """To the target at this rate, by the curve without links and shares; 0 where there is none."""
-    curve = found.get(f"curve/{bar.name}")
-    if curve is None:
-        return 0.0
-    point = reached(points_of(curve), TARGET)
-    return point.tokens / rate if point else float("inf")
-
-
-def points_of(measured: Mapping[str, Any]) -> list[Point]:
-    """The curve of a measurement."""
-    return [Point(*point) for point in measured["points"]]
-
-
-def measure_setting(data: Path) -> dict[str, Any]:
-    """The vocabulary, and what a device does in a second: matrix products of one thread."""
-    torch.set_num_threads(1)
-    words = Corpus.open(data).meta.vocab_size
-    return {"words": words, "flop_per_second": SHARE * gemm_flop_per_second()}
-
-
-def measure_plan(bar: Bar, link: str, data: Path) -> dict[str, Any]:
-    """What `thinwire plan` says on a device of every bar with this one's loss and delay."""
-    options = ["--json", "--link", link, "--workers", WORKERS, "--threads", 1]
-    options += ["--loss.kind", bar.loss, "--exchange.delay", bar.delay]
-    with tempfile.TemporaryDirectory() as folder, Cluster(1, link, SHARE) as cluster:
-        log = Path(folder) / "plan.log"
-        wait([cluster.start(0, thinwire("plan", data, *options), log=log)], log.parent, 600.0)
-        found: dict[str, Any] = json.loads(log.read_text().splitlines()[-1])
-    return {name: found[name] for name in ("machine", "link_bytes_per_second", "forecasts")}
-
-
-def measure_speed(
-    bar: Bar, link: str, seed: int, data: Path, budget: Sequence[str]
-) -> dict[str, Any]:
-    """Tokens/s, bytes and waiting."""
-
-    def read(runs: Sequence[Path]) -> dict[str, Any]:
-        found = [steady(run) for run in runs]
-        return {name: sum(part[name] for part in found) for name in found[0]}
-
-    options = [*budget, "--checkpoint.every_seconds", "1e9"]
-    return on_devices(bar, link, seed, data, options, read)
-
-
-def measure_race(bar: Bar, link: str, seed: int, data: Path, rate: float) -> dict[str, Any]:
-    """The curve of a run to the target, which trains so many tokens a second."""
-    options = snapshot_options(bar, bar.tokens / rate / SNAPSHOTS)
-    return on_devices(bar, link, seed, data, options, lambda runs: {"points": snapshots(runs[0])})
-
-
-def measure_curve(bar: Bar, seed: int, data: Path) -> dict[str, Any]:
-    """The curve of the same algorithm on this machine as it is, without links and shares."""
-    several = ["--workers", str(bar.workers), "--threads", "1"] if bar.workers > 1 else []
-    options = [*several, *snapshot_options(bar, CURVE_EVERY_SECONDS), *bar.settings(NO_LINK)]
-    with tempfile.TemporaryDirectory() as folder:
-        run = Path(folder) / "run"
-        command = thinwire("train", data, "--out", run, *COMMON, *options, "--seed", seed)
-        subprocess.run(command, check=True)
-        return {"points": snapshots(run)}
-
-
-def snapshot_options(bar: Bar, every_seconds: float) -> list[str]:
-    """The budget of a race, and what is kept of it."""
-    every = ["--checkpoint.every_seconds", f"{every_seconds:.2f}", "--checkpoint.keep", "1000"]
-    return ["--tokens", str(bar.tokens), *every]
-
-
-def on_devices(
-    bar: Bar,
-    link: str,
-    seed: int,
-    data: Path,
-    options: Sequence[str],
-    read: Callable[[Sequence[Path]], dict[str, Any]],
-) -> dict[str, Any]:
-    """Train on devices; what `read` makes of the runs, and what the devices were like."""
-    folder = Path(tempfile.mkdtemp())
-    flags = [*COMMON, "--threads", "1", *options, *bar.settings(link)]
-    try:
-        with Cluster(bar.workers + bar.is_async, rate_of(link), SHARE) as cluster:
-            measured = cluster.measured_rate() if bar.on_wire else None
-            processes = start(bar, cluster, data, folder, flags, seed)
-            watch = CpuWatch(processes, folder)
-            wait(processes, folder, TIMEOUT_SECONDS, watch.look)
-        runs = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
-        found = read(runs)
-    finally:
-        shutil.rmtree(folder)
-    shares = watch.shares()
-    server = {"server_share": shares.pop(0)} if bar.is_async else {}
-    return {**found, "link_bits_per_second": measured, "worker_shares": shares, **server}
-
-
-def start(
-    bar: Bar, cluster: Cluster, data: Path, folder: Path, flags: Sequence[str], seed: int
-) -> Processes:
-    """Start its workers and, before them, its server."""
-    if not bar.on_wire:
-        return start_alone(cluster, bar.workers, data, folder, flags, seed)
-    together = start_async if bar.is_async else start_together
-    return together(cluster, bar.workers, data, folder, [*flags, "--seed", str(seed)])
-
-
-def rate_of(link: str) -> str | None:
-    """As `tc` takes it."""
-    return None if link == NO_LINK else link
 
 
 # What was found
