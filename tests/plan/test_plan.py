@@ -23,7 +23,7 @@ from thinwire.plan.forecast import (
     queueing_seconds,
     sync_seconds,
 )
-from thinwire.plan.machine import Machine, parse_rate
+from thinwire.plan.machine import Machine, _enough, parse_rate
 from thinwire.plan.plan import make_plan
 from thinwire.train.loop import train
 from thinwire.train.metrics import read_metrics
@@ -173,3 +173,11 @@ def test_the_command(thinwire: Run, toy_data: Path) -> None:
     refused = thinwire("plan", toy_data, *flags, "--link", "soon")
     assert refused.returncode == 2
     assert "--link is 'soon'" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("num_taken", "spent", "will_do"),
+    [(4, 3.0, False), (5, 3.0, True), (5, 1.0, False), (1, 11.0, True), (0, 11.0, False)],
+)
+def test_few_steps_will_do_where_they_are_long(num_taken: int, spent: float, will_do: bool) -> None:
+    assert _enough(num_taken, spent, seconds=2.0) == will_do
