@@ -35,7 +35,7 @@ class ExchangeConfig:
     hidden_kind: HiddenKind = "feedback"
     """What becomes of the other rows. feedback: they are kept, and added to what travels later;
     largest: the same, and rows with much to send go first; unbiased: they are dropped, and what
-    travels is scaled up."""
+    travels is scaled up. The first costs least."""
     delay: int = 0
     """sync: what is ready last, the gradients of the embedding and of the hidden blocks, is applied
     so many steps late. At 1 the whole exchange hides behind arithmetic, on links that carry a
