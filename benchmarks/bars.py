@@ -295,7 +295,7 @@ def draw_curves(results: Results, over: Literal["seconds", "tokens"], file: Path
         written_out(axes.xaxis, axes.yaxis)
     figure.axes[0].set_ylabel("validation perplexity (log scale)")
     names = figure.axes[0].get_legend_handles_labels()
-    figure.legend(*names, loc="outside lower center", ncols=3, frameon=False)
+    figure.legend(*names, loc="outside lower center", ncols=2, frameon=False)
     figure.savefig(file, dpi=150)
 
 
