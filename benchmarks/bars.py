@@ -34,6 +34,7 @@ from lab.four_bars import (
     NAIVE,
     NO_LINK,
     QUICK_WORDS,
+    RACE_BATCH,
     STEP_TOKENS,
     Bar,
     Found,
@@ -99,11 +100,13 @@ class Finish:
     """Where a bar reaches the target: a point for each seed, or none at all.
 
     If it was not `raced`, tokens are those of its curve without links and shares, and seconds are
-    these tokens over its tokens/s.
+    these tokens over its tokens/s with the batch of a race.
     """
 
     points: list[Point]
     raced: bool
+    rates: list[float]
+    """Tokens/s with the batch of a race, if that is known."""
 
     @property
     def seconds(self) -> list[float]:
@@ -142,16 +145,22 @@ class Results:
         races = self.runs("race", bar, link)
         if races:
             return [points_of(race) for race in races.values()], True
-        curve, rates = self.found.get(f"curve/{bar.name}"), self.rates(bar, link)
+        curve, rates = self.found.get(f"curve/{bar.name}"), self.race_rates(bar, link)
         if curve is None or not rates:
             return [], False
         return [[p._replace(seconds=p.tokens / median(rates)) for p in points_of(curve)]], False
+
+    def race_rates(self, bar: Bar, link: str) -> list[float]:
+        """Tokens/s with the batch of a race, of each seed."""
+        kind = "pace" if bar is DENSE else "speed" if bar.workers == 1 else "race"
+        return [run["tokens_per_second"] for run in self.runs(kind, bar, link).values()]
 
     def finish(self, bar: Bar, link: str) -> Finish:
         """When it reaches the target: none if not every seed does."""
         curves, raced = self.curves(bar, link)
         ends = [end for points in curves if (end := reached(points, TARGET))]
-        return Finish(ends if len(ends) == len(curves) else [], raced)
+        whole = len(ends) == len(curves)
+        return Finish(ends if whole else [], raced, self.race_rates(bar, link))
 
     def planned_seconds(self, bar: Bar, link: str) -> float | None:
         """The step of a worker as `thinwire plan` forecast it on a device."""
@@ -182,16 +191,21 @@ def write_report(kept: Kept) -> None:
     body = f"""\
 Devices of {SHARE} of a core and one thread: {flop / 1e9:.0f} GFLOP/s in matrix products, or so many
 FLOP while a link carries a byte: {balance} (the paper's machine: about 900). The novels,
-{words:,} words, LSTM of width 256, the defaults of `thinwire train` at a constant learning rate;
-{DATA.batch} sequences of {DATA.length} tokens a step of each worker, so that four workers see four
-times the batch of one. The asynchronous server is one more device. Median (least to most) of the
-seeds; standard asynchronous SGD, and what the full softmax reaches, have one.
+{words:,} words, LSTM of width 256, the defaults of `thinwire train` at a constant learning rate.
+The asynchronous server is one more device. Median (least to most) of the seeds; standard
+asynchronous SGD, and what the full softmax reaches, have one.
 
-{table(bar_row(results, *case) for case in results.cases)}
+Speed, with {DATA.batch} sequences of {DATA.length} tokens a step of each worker:
+
+{table(speed_row(results, *case) for case in results.cases)}
+The race to a validation perplexity of {TARGET:.0f}, with the same batch in all, so that each of
+four workers has {RACE_BATCH} sequences a step:
+
+{table(race_row(results, *case) for case in results.cases if case[0] is not ALONE)}
 \\*: not run to the target. The tokens are those of the same algorithm's curve over tokens without
 links and shares; the seconds are these tokens over the tokens/s measured here.
 
-The same runs: what the devices did, and what `thinwire plan` had forecast on one of them.
+The runs of the first table: what the devices did, and what `thinwire plan` had forecast on one.
 
 {table(device_row(results, *case) for case in results.cases)}
 Measured at {kept.commits()}.
@@ -206,11 +220,8 @@ Measured at {kept.commits()}.
         (record.RESULTS / f"{name}.html").write_text(html, encoding="utf-8")
 
 
-def bar_row(results: Results, bar: Bar, link: str) -> dict[str, str]:
-    """How fast a bar trains, and when it is at the target."""
-    end, naive = results.finish(bar, link), results.finish(NAIVE, link)
-    mark = " *" if end.points and not end.raced else ""
-    sooner = [median(naive.seconds) / s for s in end.seconds] if naive.points else []
+def speed_row(results: Results, bar: Bar, link: str) -> dict[str, str]:
+    """How fast a bar trains."""
     runs = results.runs("speed", bar, link).values()
     shares = [] if bar.is_full or bar.workers == 1 else results.ratios(bar, ALONE, link)
     return {
@@ -220,10 +231,29 @@ def bar_row(results: Results, bar: Bar, link: str) -> dict[str, str]:
         "times naive": middle(results.ratios(bar, NAIVE, link), 1),
         "times standard async SGD": middle(results.ratios(bar, DENSE, link), 1),
         "share of no exchange": middle(shares, 2),
-        f"tokens to {TARGET:.0f}": middle([point.tokens for point in end.points], 0) + mark,
-        f"seconds to {TARGET:.0f}": middle(end.seconds, 1) + mark,
-        "times sooner than naive": middle(sooner, 1) + (mark if sooner else ""),
         "MB a step a worker": middle([run["step_bytes"] / 1e6 for run in runs if bar.on_wire], 2),
+    }
+
+
+def race_row(results: Results, bar: Bar, link: str) -> dict[str, str]:
+    """When a bar is at the target."""
+    end = results.finish(bar, link)
+    mark = " *" if end.points and not end.raced else ""
+
+    def sooner(base: Bar) -> str:
+        than = results.finish(base, link)
+        times = [median(than.seconds) / s for s in end.seconds] if than.points else []
+        return middle(times, 1) + (mark if times else "")
+
+    missed = f"not in {bar.tokens:,}" if end.raced and not end.points else ""
+    return {
+        "bar": bar.title,
+        "link": link,
+        "tokens/s": middle(end.rates, 0),
+        "tokens": missed or middle([point.tokens for point in end.points], 0) + mark,
+        "seconds": middle(end.seconds, 1) + mark,
+        "times sooner than naive": sooner(NAIVE),
+        "than standard async SGD": sooner(DENSE) if bar.on_wire else "",
     }
 
 

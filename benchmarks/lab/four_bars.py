@@ -1,7 +1,8 @@
 """The paper's four bars and those beside them, and how each is measured.
 
 A measurement is a job with a name, which `bars.py` keeps in its record: the setting, a plan for a
-link, the speed of a bar, its race to the target, or its curve over tokens.
+link, the speed of a bar, its race to the target, or, where that takes too long, its curve over
+tokens and its pace, which is its speed with the batch of a race.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ CODEC = {"1gbit": "fp32", "300mbit": "bf16", "20mbit": "int4"}
 NO_LINK = "none"
 DATA = RunConfig().data
 STEP_TOKENS = DATA.batch * DATA.length
+# A race is run with one batch in all, for so early larger ones are worth few steps less.
+RACE_BATCH = DATA.batch // WORKERS
 # How long a speed is measured. A step with the full softmax takes 14 seconds; one in which all
 # parameters travel takes minutes over 20 Mbit/s, and is counted in rounds of all workers.
 SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 90.0, 100.0, 12.0
@@ -63,7 +66,7 @@ class Bar:
         name: on the command line and in charts.
         title: what it is.
         flags: its settings.
-        tokens: enough of them to reach the target.
+        tokens: enough of them to reach the target in a race.
         workers: how many train.
     """
 
@@ -108,23 +111,23 @@ class Bar:
         return self.flags.format(codec=CODEC.get(link, "bf16")).split()
 
 
-NAIVE = Bar("naive", "one worker, full softmax", "--loss.kind full", 250_000, workers=1)
-ONE = Bar("one", "one worker, sampled", "", 250_000, workers=1)
+NAIVE = Bar("naive", "one worker, full softmax", "--loss.kind full", 160_000, workers=1)
+ONE = Bar("one", "one worker, sampled", "", 140_000, workers=1)
 DENSE = Bar(
     "dense",
     "four, standard asynchronous SGD",
     "--exchange async --select everything --loss.kind full --exchange.timeout_seconds 3600",
-    500_000,
+    300_000,
 )
-ASYNC = Bar("async", "four, sampled, async", "--exchange async --codec {codec}", 500_000)
-SYNC = Bar("sync", "four, sampled, sync", "--exchange sync --codec {codec}", 800_000)
+ASYNC = Bar("async", "four, sampled, async", "--exchange async --codec {codec}", 240_000)
+SYNC = Bar("sync", "four, sampled, sync", "--exchange sync --codec {codec}", 140_000)
 LATE = Bar(
     "late",
     "four, sampled, sync a step late",
     "--exchange sync --codec {codec} --exchange.delay 1",
-    800_000,
+    240_000,
 )
-PERIODIC = Bar("periodic", "four, sampled, periodic", "--exchange periodic --codec int4", 800_000)
+PERIODIC = Bar("periodic", "four, sampled, periodic", "--exchange periodic --codec int4", 240_000)
 ALONE = Bar("alone", "four that exchange nothing", "", 0)
 BARS = (NAIVE, ONE, DENSE, ASYNC, SYNC, LATE, PERIODIC, ALONE)
 QUICK_BARS, QUICK_WORDS = BARS[:4], 10_000
@@ -159,10 +162,13 @@ def all_jobs(
     for bar, link, seed in seeded:
         budget = speed_budget(bar, link)
         yield key("speed", bar, link, seed), partial(measure_speed, bar, link, seed, data, budget)
+        if bar is DENSE:
+            pace = [*race_batch(bar), *rounds_budget(LEAST_ROUNDS, RACE_BATCH)]
+            yield key("pace", bar, link, seed), partial(measure_speed, bar, link, seed, data, pace)
     for bar in dict.fromkeys(bar for bar, _ in cases if bar.is_full):
         yield f"curve/{bar.name}", partial(measure_curve, bar, seeds[0], data)
     for bar, link, seed in seeded:
-        rate = found[key("speed", bar, link, seed)]["tokens_per_second"]
+        rate = race_rate(found, bar, link, seed)
         if bar is not ALONE and seconds_by_curve(found, bar, rate) < longest_seconds:
             yield key("race", bar, link, seed), partial(measure_race, bar, link, seed, data, rate)
 
@@ -175,7 +181,7 @@ def quick_jobs(data: Path) -> Jobs:
     for bar, link in cases(QUICK_BARS, [over]):
         budget = rounds if bar is DENSE else seconds
         yield key("speed", bar, link, 1), partial(measure_speed, bar, link, 1, data, budget)
-    yield key("race", ASYNC, over, 1), partial(measure_race, ASYNC, over, 1, data, 1e4)
+    yield key("race", ASYNC, over, 1), partial(measure_race, ASYNC, over, 1, data, 5e3)
 
 
 def key(kind: str, bar: Bar, link: str, seed: int | str) -> str:
@@ -197,9 +203,23 @@ def seconds_budget(seconds: float) -> list[str]:
     return ["--seconds", str(seconds)]
 
 
-def rounds_budget(rounds: int) -> list[str]:
+def rounds_budget(rounds: int, batch: int = DATA.batch) -> list[str]:
     """So many steps of each of four workers, all of them recorded."""
-    return ["--tokens", str(rounds * WORKERS * STEP_TOKENS), "--metrics.every_steps", "1"]
+    tokens = rounds * WORKERS * batch * DATA.length
+    return ["--tokens", str(tokens), "--metrics.every_steps", "1"]
+
+
+def race_batch(bar: Bar) -> list[str]:
+    """The sequences of each worker in a race."""
+    return ["--data.batch", str(RACE_BATCH if bar.workers > 1 else DATA.batch)]
+
+
+def race_rate(found: Found, bar: Bar, link: str, seed: int) -> float:
+    """Tokens/s to be expected in a race; where workers have a smaller batch there, about half."""
+    if bar is DENSE:
+        return float(found[key("pace", bar, link, seed)]["tokens_per_second"])
+    rate = found[key("speed", bar, link, seed)]["tokens_per_second"]
+    return float(rate / 2 if bar.workers > 1 else rate)
 
 
 def seconds_by_curve(found: Found, bar: Bar, rate: float) -> float:
@@ -248,26 +268,30 @@ def measure_speed(
 
 
 def measure_race(bar: Bar, link: str, seed: int, data: Path, rate: float) -> dict[str, Any]:
-    """The curve of a run to the target, which trains so many tokens a second."""
-    options = snapshot_options(bar, bar.tokens / rate / SNAPSHOTS)
-    return on_devices(bar, link, seed, data, options, lambda runs: {"points": snapshots(runs[0])})
+    """The speed and the curve of a run to the target, at about so many tokens a second."""
+
+    def read(runs: Sequence[Path]) -> dict[str, Any]:
+        return {"points": snapshots(runs[0], TARGET), **steady(runs[0])}
+
+    options = race_options(bar, bar.tokens / rate / SNAPSHOTS)
+    return on_devices(bar, link, seed, data, options, read)
 
 
 def measure_curve(bar: Bar, seed: int, data: Path) -> dict[str, Any]:
     """The curve of the same algorithm on this machine as it is, without links and shares."""
     several = ["--workers", str(bar.workers), "--threads", "1"] if bar.workers > 1 else []
-    options = [*several, *snapshot_options(bar, CURVE_EVERY_SECONDS), *bar.settings(NO_LINK)]
+    options = [*several, *race_options(bar, CURVE_EVERY_SECONDS), *bar.settings(NO_LINK)]
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"
         command = thinwire("train", data, "--out", run, *COMMON, *options, "--seed", seed)
         subprocess.run(command, check=True)
-        return {"points": snapshots(run)}
+        return {"points": snapshots(run, TARGET)}
 
 
-def snapshot_options(bar: Bar, every_seconds: float) -> list[str]:
-    """The budget of a race, and what is kept of it."""
+def race_options(bar: Bar, every_seconds: float) -> list[str]:
+    """The batch and the budget of a race, and what is kept of it."""
     every = ["--checkpoint.every_seconds", f"{every_seconds:.2f}", "--checkpoint.keep", "1000"]
-    return ["--tokens", str(bar.tokens), *every]
+    return [*race_batch(bar), "--tokens", str(bar.tokens), *every]
 
 
 def on_devices(

@@ -39,11 +39,12 @@ class Point(NamedTuple):
     ppl: float
 
 
-def snapshots(run: Path, num_tokens: int = 20_000) -> list[Point]:
-    """Every step that a run has saved, with its exact perplexity.
+def snapshots(run: Path, target: float = 0.0, num_tokens: int = 20_000) -> list[Point]:
+    """The steps that a run has saved, with their exact perplexity, until one reaches a target.
 
     Args:
         run: a run folder.
+        target: what comes after this perplexity is left out.
         num_tokens: of the validation text that are scored, spread over it.
     """
     torch.set_num_threads(os.cpu_count() or 1)
@@ -61,6 +62,8 @@ def snapshots(run: Path, num_tokens: int = 20_000) -> list[Point]:
             max_tokens=num_tokens,
         )
         points.append(Point(saved.state["tokens"], saved.state["seconds"], found.ppl))
+        if found.ppl <= target:
+            break
     return points
 
 
