@@ -50,7 +50,7 @@ from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from record import novels, table
 
 from thinwire.plan.machine import parse_rate
@@ -351,6 +351,7 @@ def draw_row(axes: Axes, values: Sequence[Sequence[float]], alphas: Sequence[flo
             axes.barh(place, median(found), color=LIGHT[place], alpha=alpha)
             axes.text(median(found), place, f" {median(found):,.0f}", va="center", fontsize=8)
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
     axes.set_yticks(range(len(BARS)), [bar.title for bar in BARS])
     axes.set_ylim(len(BARS) - 0.5, -0.5)
     axes.margins(x=0.2)

@@ -127,7 +127,9 @@ LATE = Bar(
     "--exchange sync --codec {codec} --exchange.delay 1",
     240_000,
 )
-PERIODIC = Bar("periodic", "four, sampled, periodic", "--exchange periodic --codec int4", 240_000)
+PERIODIC = Bar(
+    "periodic", "four, sampled, periodic", "--exchange periodic --codec {codec}", 240_000
+)
 ALONE = Bar("alone", "four that exchange nothing", "", 0)
 BARS = (NAIVE, ONE, DENSE, ASYNC, SYNC, LATE, PERIODIC, ALONE)
 QUICK_BARS, QUICK_WORDS = BARS[:4], 10_000

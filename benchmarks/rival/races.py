@@ -62,7 +62,7 @@ CURVE_TOKENS = {"sampled": 300_000, "full": 200_000}
 CURVE_SNAPSHOTS = (20_000, 40_000, 60_000, 80_000, 100_000, 125_000, 150_000, 200_000, 250_000)
 
 # The races.
-OUR_TOKENS, OUR_SNAPSHOT_SECONDS = 300_000, 5.0
+OUR_TOKENS, OUR_SNAPSHOT_SECONDS = 240_000, 4.0
 RACE_SNAPSHOTS = (0.2, 0.4, 0.6, 0.8, 1.0, 1.1)  # of the tokens to the target
 LONGEST_RACE_SECONDS = 1800.0
 SPEED_SECONDS = {"1gbit": 40.0, "300mbit": 60.0, "100mbit": 100.0, "20mbit": 270.0}
@@ -157,7 +157,7 @@ def curve(kept: Kept, data: Path, method: str, loss: str) -> dict[str, Any]:
     """Perplexity over tokens, and what a device has sent when the target is reached."""
     flags = rival_flags(loss, 1, chosen(kept, method, loss), CURVE_TOKENS[loss], CURVE_SNAPSHOTS)
     with trained_here(method, data, flags) as run:
-        points, lines = snapshots(run), read_metrics(run)
+        points, lines = snapshots(run, TARGET), read_metrics(run)
     found: dict[str, Any] = {"points": points}
     if at := reached(points, TARGET):
         sent = next(line["bytes_sent"] for line in lines if line.get("tokens", 0) >= at.tokens)
@@ -226,7 +226,7 @@ def race_ours(data: Path, exchange: str, link: str, seed: int, choice: Choice) -
         return start(cluster, WORKERS, data, folder, flags)
 
     with trained_there(WORKERS + (kind == "async"), link, begin) as (run, rate):
-        return {"link": rate, "points": snapshots(run), **steady(run)}
+        return {"link": rate, "points": snapshots(run, choice.target), **steady(run)}
 
 
 def race_rival(
@@ -252,7 +252,7 @@ def race_rival(
 
     with trained_there(WORKERS, link, begin) as (run, measured):
         pace = diloco_pace(run, inner_steps) if method == "diloco" else steady(run)
-        curve = snapshots(run) if "points" in budget else []
+        curve = snapshots(run, choice.target) if "points" in budget else []
         return {"link": measured, "points": curve, **pace}
 
 
