@@ -48,7 +48,7 @@ SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 90.0, 100
 DENSE_ROUNDS = {"1gbit": 6, "300mbit": 6}
 LEAST_ROUNDS = 3
 SNAPSHOTS = 8
-CURVE_EVERY_SECONDS = 20.0
+CURVE_EVERY_SECONDS = 40.0
 LONGEST_RACE_SECONDS = 1800.0
 TIMEOUT_SECONDS = 5400.0
 # Of every run: nothing but training, at rates that do not depend on how long it was planned.
