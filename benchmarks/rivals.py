@@ -3,9 +3,10 @@
 Four devices of 0.4 of a core each, with links of a given rate (needs root), train the same model
 from the same weights on the same batches. thinwire runs with the exchange that suits the link; a
 rival is an ordinary PyTorch loop (rival/train.py) around DistributedDataParallel, its bf16 or
-PowerSGD hook, DiLoCo or SPARTA, with PyTorch's full softmax or thinwire's sampled one, and with the
-optimiser and the rate that did best in a sweep. After a warm-up all rates stay as they are, so that
-perplexity over tokens does not depend on where a run was to end.
+PowerSGD hook, DiLoCo or SPARTA, with thinwire's sampled softmax or, DistributedDataParallel,
+PyTorch's full one too, and with the optimiser and the rate that did best in a sweep. After a
+warm-up all rates stay as they are, so that perplexity over tokens does not depend on where a run
+was to end.
 
     python benchmarks/rivals.py [--links RATE ...] [--methods NAME ...] [--seeds N ...] [--quick]
 
@@ -115,7 +116,11 @@ class Row:
 def rows_of(kept: Kept, choice: Choice, link: str) -> list[Row]:
     """What is known of a link, thinwire first, and the sooner first among the rivals."""
     ours = [(f"thinwire {exchange}", None, exchange, "sampled") for exchange in LINKS[link]]
-    theirs = [(TITLES[method], method, method, loss) for method in TITLES for loss in choice.losses]
+    theirs = [
+        (TITLES[method], method, method, loss)
+        for method in TITLES
+        for loss in choice.losses(method)
+    ]
     rows = []
     for title, method, name, loss in ours + theirs:
         prefix = race(name, loss, link, 0).removesuffix("0")
@@ -258,7 +263,7 @@ def sweeps(kept: Kept) -> str:
             )
     about = (
         f"\nOptimisers and rates, after {SWEEP_TOKENS:,} tokens, and for DiLoCo after its first "
-        "round; DDP's are its hooks' too, and DiLoCo's and SPARTA's those of both losses:\n\n"
+        "round; DDP's are its hooks' too:\n\n"
     )
     return about + table(rows) if rows else ""
 

@@ -41,7 +41,9 @@ TITLES = {
     "diloco": "DiLoCo",
     "sparta": "SPARTA",
 }
-LOSSES = ("sampled", "full")
+# Every method has thinwire's sampled loss. With the full one the arithmetic takes so long that what
+# travels hardly matters, and DDP stands for all.
+LOSSES = {method: ("sampled", "full") if method == "ddp" else ("sampled",) for method in TITLES}
 BATCH, LENGTH = 16, 35
 STEP_TOKENS = WORKERS * BATCH * LENGTH
 # PyTorch suggests a tenth of all steps, and the target takes some hundred; it demands 2 at least.
@@ -93,22 +95,20 @@ class Choice:
         """The perplexity at which a race is over."""
         return QUICK_TARGET if self.quick else TARGET
 
-    @property
-    def losses(self) -> Sequence[str]:
-        """Of the rivals."""
-        return LOSSES[:1] if self.quick else LOSSES
+    def losses(self, method: str) -> Sequence[str]:
+        """With which a rival is tried."""
+        return LOSSES[method][:1] if self.quick else LOSSES[method]
 
 
 def measure(kept: Kept, data: Path, choice: Choice) -> None:
     """Make all measurements that are missing: sweeps, curves over tokens, races."""
-    rivals = [(method, loss) for loss in choice.losses for method in choice.methods]
+    rivals = [(method, loss) for method in choice.methods for loss in choice.losses(method)]
     if not choice.quick:
-        for family, loss in dict.fromkeys(swept(*rival) for rival in rivals):
-            for optimizer, rates in RATES[family].items():
-                for lr in rates:
-                    name = f"sweep/{family}/{loss}/{optimizer}/{lr:g}"
-                    kept.measure(name, partial(try_rate, data, family, loss, optimizer, lr))
-        for method, loss in dict.fromkeys(curve_of(*rival) for rival in rivals):
+        for family, loss in dict.fromkeys((FAMILY[method], loss) for method, loss in rivals):
+            for optimizer, lr in rates_to_try(kept, family, loss):
+                name = f"sweep/{family}/{loss}/{optimizer}/{lr:g}"
+                kept.measure(name, partial(try_rate, data, family, loss, optimizer, lr))
+        for method, loss in rivals:
             kept.measure(f"curve/{method}/{loss}", partial(curve, kept, data, method, loss))
     for link in choice.links:
         for seed in choice.seeds:
@@ -124,10 +124,12 @@ def measure(kept: Kept, data: Path, choice: Choice) -> None:
 # The sweeps and the curves: processes of this machine, without links and shares
 
 
-def swept(method: str, loss: str) -> tuple[str, str]:
-    """Whose sweep a method follows: only DDP, for it is cheap there, has one with the full loss."""
-    family = FAMILY[method]
-    return family, loss if family == "ddp" else "sampled"
+def rates_to_try(kept: Kept, family: str, loss: str) -> Iterator[tuple[str, float]]:
+    """Optimisers and rates; with the full loss only the optimiser that did best with the other."""
+    best, _ = chosen(kept, family, "sampled")
+    for optimizer, rates in RATES[family].items():
+        if loss == "sampled" or optimizer == best:
+            yield from ((optimizer, lr) for lr in rates)
 
 
 def try_rate(data: Path, family: str, loss: str, optimizer: str, lr: float) -> dict[str, Any]:
@@ -139,18 +141,13 @@ def try_rate(data: Path, family: str, loss: str, optimizer: str, lr: float) -> d
 
 def chosen(kept: Kept, method: str, loss: str) -> tuple[str, float]:
     """The optimiser and the rate that did best in the sweep."""
-    family, loss = swept(method, loss)
+    family = FAMILY[method]
     prefix = f"sweep/{family}/{loss}/"
     tried = {name: found["ppl"] for name, found in kept.found.items() if name.startswith(prefix)}
     if not tried:
         return next(iter(RATES[family])), QUICK_LR
     optimizer, lr = min(tried, key=lambda name: tried[name]).removeprefix(prefix).split("/")
     return optimizer, float(lr)
-
-
-def curve_of(method: str, loss: str) -> tuple[str, str]:
-    """Whose curve over tokens stands for a rival's: rounding to bf16 is not worth a full one."""
-    return ("ddp" if (method, loss) == ("ddp-bf16", "full") else method), loss
 
 
 def curve(kept: Kept, data: Path, method: str, loss: str) -> dict[str, Any]:
@@ -308,7 +305,7 @@ def target_of(kept: Kept, method: str, loss: str) -> Point | None:
 
 def curve_points(kept: Kept, method: str, loss: str) -> list[Point]:
     """A rival's curve over tokens; empty: not measured."""
-    found = kept.found.get("curve/{}/{}".format(*curve_of(method, loss)), {"points": []})
+    found = kept.found.get(f"curve/{method}/{loss}", {"points": []})
     return [Point(*point) for point in found["points"]]
 
 
@@ -318,5 +315,5 @@ def forecast_seconds(kept: Kept, method: str, loss: str, link: str) -> float:
     if target is None:
         return float("inf")
     slower = (os.cpu_count() or 1) / (WORKERS * SHARE)
-    found = kept.found["curve/{}/{}".format(*curve_of(method, loss))]
+    found = kept.found[f"curve/{method}/{loss}"]
     return target.seconds * slower + found["bytes_to_target"] / parse_rate(link)
