@@ -96,8 +96,8 @@ EXCHANGE_QUALITY_QUICK = "exchange_quality.py --quick --only 'sync int8' 'async 
 EXCHANGE_QUICK = "exchange.py --rounds 1 --seconds 5 --only 'sync int8' 'async fp32'"
 # Parts that fit into six hours with the rest. Both report whatever they have ever measured, so
 # other seeds, links and methods can be added by hand.
-BARS = "bars.py --seeds 1 --links 300mbit"
-RIVALS = "rivals.py --links 300mbit --methods ddp diloco --longest 300"
+BARS = "bars.py --links 300mbit --longest 1"
+RIVALS = "rivals.py --links 300mbit --methods ddp powersgd diloco --longest 300"
 BENCHMARKS = (
     Benchmark("startup", "startup.py", 1, lowered("startup", RUNS=2)),
     Benchmark("prepare", "prepare.py", 3, lowered("prepare", "--rounds", "1", MANY_WORDS=50_000)),
@@ -116,22 +116,22 @@ BENCHMARKS = (
     ),
     Benchmark(
         "defaults",
-        "defaults.py --tokens 1000000",
-        25,
+        "defaults.py --tokens 500000",
+        13,
         "defaults.py --tokens 20000 data.batch=16",
     ),
     Benchmark("cores", "cores.py", 14, "cores.py --rounds 1 --seconds 3"),
     Benchmark(
         "exchange-quality",
         "exchange_quality.py --seeds 2",
-        36,
+        42,
         EXCHANGE_QUALITY_QUICK,
         resumes=True,
     ),
     Benchmark("faults", "faults.py", 25, "faults.py --quick", resumes=True),
-    Benchmark("exchange", "exchange.py", 38, EXCHANGE_QUICK, needs_root=True),
-    Benchmark("bars", BARS, 80, "bars.py --quick", needs_root=True, resumes=True),
-    Benchmark("rivals", RIVALS, 48, "rivals.py --quick --methods ddp", True, True),
+    Benchmark("exchange", "exchange.py --rounds 2", 26, EXCHANGE_QUICK, needs_root=True),
+    Benchmark("bars", BARS, 66, "bars.py --quick", needs_root=True, resumes=True),
+    Benchmark("rivals", RIVALS, 45, "rivals.py --quick --methods ddp", True, True),
     Benchmark("beyond", "beyond.py", 1, "beyond.py --quick"),
 )
 

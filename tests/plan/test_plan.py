@@ -132,6 +132,12 @@ def test_queueing_of_one_two_and_many() -> None:
     assert queueing_seconds(1.0, [0.1, 0.5], 100) == pytest.approx(50.0, rel=1e-3)
 
 
+def test_periodic_merges_beside_its_update() -> None:
+    sent = Sent(early=0.0, late=0.0, down=0.0, dense=1.0, rows=0.0, merged=10_000.0)
+    by_hand = 0.01 + 0.02 + 0.03 + 0.004 + 2 * 10_000 * 1e-6
+    assert periodic_seconds(MACHINE, sent, "fp32", Link(1e9))[0] == pytest.approx(by_hand)
+
+
 def test_periodic_is_as_slow_as_its_link() -> None:
     sent = Sent(early=1e6, late=0.0, down=1e6, dense=1.0, rows=0.0)
     assert periodic_seconds(MACHINE, sent, "fp32", Link(1e6))[0] == pytest.approx(1.0)

@@ -42,6 +42,7 @@ class Sent:
         down: what a worker receives (async: its pulls' answers).
         dense: bytes sent (async: and received), had all parameters gone in fp32.
         rows: rows that are updated in a step, over all tables.
+        merged: rows of several workers that are merged apart from the update (periodic).
         both_ways: whether `dense` counts what is received, too.
         awaited: of `down`, what a step cannot begin without (async).
     """
@@ -53,6 +54,7 @@ class Sent:
     rows: float
     both_ways: bool = False
     awaited: float = 0.0
+    merged: float = 0.0
 
     @property
     def up(self) -> float:
@@ -111,11 +113,12 @@ class Counter:
         changed: dict[str, Tensor] = {
             name: torch.zeros(len(table), dtype=torch.bool) for name, table in self.tables.items()
         }
-        rows = []
-        for touched_by in self._steps(num_workers, num_steps=H, num_looked_at=1):
+        rows, merged = [], []
+        for touched_by in self._steps(num_workers, num_steps=H):
             for name, ids in touched_by[0].rows.items():
                 changed[name][slice(None) if ids is None else ids] = True
             rows.append(_num_rows(touched_by[0], self.tables))
+            merged.append(self._merged_rows(touched_by, num_workers))
         sent = 0
         for fragment in range(F):
             tables = []
@@ -137,7 +140,7 @@ class Counter:
             )
         up = (sent + F * total_bytes(num_workers, ACCOUNT_NUMBERS)) / H
         dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters / H
-        return Sent(up, 0.0, up, dense, mean(rows))
+        return Sent(up, 0.0, up, dense, mean(rows), merged=mean(merged))
 
     def asynchronous(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of one worker of the asynchronous exchange, every row it needs being newer."""

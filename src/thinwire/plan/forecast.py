@@ -6,7 +6,8 @@ what the processor spends on coding and sending.
 
 - **sync**: C + U + k + (early / r - B, if above 0) + late / r + the latency of its messages; with a
   delay late values have the next step's time, so that only what is longer than a step remains.
-- **periodic**: C + U + k, or up / r where that is more, for its turns travel meanwhile.
+- **periodic**: C + U + M + k, or up / r where that is more, for its turns travel meanwhile; M: the
+  merging of all workers' rows, which goes over a row about twice as often as an update.
 - **async**: a worker computes for C + k, then its push goes up, is applied, and what the next step
   cannot do without, `awaited`, comes down; only the rows that were pulled ahead are hidden. The W
   workers queue for the links and the processors of M servers, which is a closed queueing network,
@@ -26,6 +27,7 @@ from thinwire.plan.counts import Sent
 from thinwire.plan.machine import Machine
 
 SYNC_MESSAGES = 6
+MERGING = 2.0
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,8 @@ def sync_seconds(
 
 def periodic_seconds(machine: Machine, sent: Sent, codec: str, link: Link) -> tuple[float, float]:
     """A step on average, and the part of the wire's time that is hidden."""
-    computing = machine.step + _spent(machine, sent.up, sent.down, codec)
+    merging = MERGING * sent.merged * machine.update_row
+    computing = machine.step + merging + _spent(machine, sent.up, sent.down, codec)
     wire = sent.up / link.rate
     step = max(computing, wire)
     return step, min(1.0, computing / wire) if wire else 1.0
