@@ -204,7 +204,7 @@ four workers has {RACE_BATCH} sequences a step:
 {table(race_row(results, *case) for case in results.cases if case[0] is not ALONE)}
 \\*: not run to the target. The tokens are those of the same algorithm's curve over tokens without
 links and shares; the seconds are these tokens over the tokens/s measured here.
-
+{least_dense(results)}
 The runs of the first table: what the devices did, and what `thinwire plan` had forecast on one.
 
 {table(device_row(results, *case) for case in results.cases)}
@@ -255,6 +255,20 @@ def race_row(results: Results, bar: Bar, link: str) -> dict[str, str]:
         "times sooner than naive": sooner(NAIVE),
         "than standard async SGD": sooner(DENSE) if bar.on_wire else "",
     }
+
+
+def least_dense(results: Results) -> str:
+    """That the batch that makes standard asynchronous SGD fastest would not bring it near."""
+    tokens = [point.tokens for point in results.finish(NAIVE, NO_LINK).points]
+    rates = {link: results.rates(DENSE, link) for link in results.links}
+    least = [f"{tokens[0] / r[0]:,.0f} s at {link}" for link, r in rates.items() if tokens and r]
+    if not least:
+        return ""
+    return (
+        f"\nStandard asynchronous SGD trains faster with {DATA.batch} sequences a worker. Were its "
+        "tokens then worth\nas much as one worker's, which they are not, it would still need "
+        f"{', '.join(least)}.\n"
+    )
 
 
 def device_row(results: Results, bar: Bar, link: str) -> dict[str, str]:

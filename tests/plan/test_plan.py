@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -130,6 +131,15 @@ def test_queueing_of_one_two_and_many() -> None:
     # 2 (Z s + s^2) / (Z^2 + 2 Z s + 2 s^2) of Z = s = 1, which is 4 / 5; a round takes 2 s / that.
     assert queueing_seconds(1.0, [1.0], 2) == pytest.approx(2.5)
     assert queueing_seconds(1.0, [0.1, 0.5], 100) == pytest.approx(50.0, rel=1e-3)
+
+
+def test_large_messages_are_in_memory_that_is_new_each_time() -> None:
+    machine = replace(MACHINE, fresh_byte=1e-9)
+    for size, fresh in ((30e6, 0.0), (40e6, 3 * 40e6 * 1e-9)):
+        sent = Sent(early=size, late=0.0, down=size, dense=1.0, rows=0.0)
+        used = periodic_seconds(MACHINE, sent, "fp32", Link(1e12))[0]
+        anew = periodic_seconds(machine, sent, "fp32", Link(1e12))[0]
+        assert anew - used == pytest.approx(fresh)
 
 
 def test_periodic_merges_beside_its_update() -> None:

@@ -27,6 +27,8 @@ from thinwire.plan.counts import Sent
 from thinwire.plan.machine import Machine
 
 SYNC_MESSAGES = 6
+# Above this, malloc takes memory from the system each time (the largest M_MMAP_THRESHOLD).
+LARGE_BYTES = 32 << 20
 MERGING = 2.0
 
 
@@ -131,7 +133,12 @@ def _update(machine: Machine, sent: Sent) -> float:
 
 
 def _spent(machine: Machine, up: float, down: float, codec: str) -> float:
-    """Coding is measured by the byte of fp32, and what travels is narrower."""
+    """Coding is measured by the byte of fp32, and what travels is narrower.
+
+    A message is in memory once where it is encoded, and twice where it is received and decoded; if
+    it is large, in memory that is new each time.
+    """
     widening = {"fp32": 1.0, "bf16": 2.0, "int8": 4.0, "int4": 8.0}[codec]
     coding = machine.code_byte[codec] * widening * (up + down) / 2
-    return coding + machine.send_byte * (up + down)
+    fresh = machine.fresh_byte * sum(1.5 * size for size in (up, down) if size > LARGE_BYTES)
+    return coding + fresh + machine.send_byte * (up + down)

@@ -36,6 +36,7 @@ PATIENCE = 5
 PROBE_SECONDS = 0.4
 PROBE_ROWS, PROBE_WIDTH = 2000, 256
 PIECE_BYTES = 1 << 18
+FRESH_BYTES = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ class Machine:
         code_byte: to encode and decode what is one byte of fp32, by codec.
         send_byte: that the processor spends on a byte which it sends or receives.
         tokens: in a step of one worker.
+        fresh_byte: that it takes longer to write to a byte of memory for the first time.
     """
 
     touch: float
@@ -61,6 +63,7 @@ class Machine:
     code_byte: dict[str, float]
     send_byte: float
     tokens: float
+    fresh_byte: float = 0.0
 
     @property
     def step(self) -> float:
@@ -115,6 +118,7 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
         {name: _code_byte(name) for name in get_args(CodecName)},
         _send_byte(),
         num_tokens / len(taken),
+        _fresh_byte(),
     )
 
 
@@ -182,6 +186,14 @@ def _send_byte() -> float:
         sender.shutdown(socket.SHUT_WR)
         reading.join()
         return both / PIECE_BYTES
+
+
+def _fresh_byte() -> float:
+    """The system hands out so much memory anew each time, and takes it back at once."""
+    used = torch.empty(FRESH_BYTES, dtype=torch.uint8)
+    again = _time(lambda: used.fill_(1))
+    anew = _time(lambda: torch.empty(FRESH_BYTES, dtype=torch.uint8).fill_(1))
+    return max(0.0, anew - again) / FRESH_BYTES
 
 
 def _read(receiver: socket.socket) -> None:
