@@ -53,15 +53,17 @@ DILOCO_STEPS, SHORT_DILOCO_STEPS = 100, 10
 # The sweeps. What the hooks approximate is plain data parallelism, so its rates serve them too.
 FAMILY = {method: method if method in ("diloco", "sparta") else "ddp" for method in TITLES}
 RATES = {
-    "ddp": {"adam": (1e-3, 2e-3, 5e-3), "adagrad": (0.05, 0.1)},
-    "diloco": {"adamw": (1e-3, 2e-3, 5e-3)},
+    "ddp": {"adam": (2e-3, 5e-3), "adagrad": (0.05, 0.1, 0.2)},
+    "diloco": {"adamw": (2e-3, 5e-3, 1e-2)},
     "sparta": {"adam": (1e-3, 2e-3, 5e-3)},
 }
 SWEEP_TOKENS = 100_000
 
 # The curves over tokens.
-CURVE_TOKENS = {"sampled": 300_000, "full": 200_000}
-CURVE_SNAPSHOTS = (20_000, 40_000, 60_000, 80_000, 100_000, 125_000, 150_000, 200_000, 250_000)
+CURVE_TOKENS = {"sampled": 200_000, "full": 140_000}
+# Two rounds and a little.
+DILOCO_CURVE_TOKENS = 460_000
+CURVE_SNAPSHOTS = (40_000, 60_000, 80_000, 100_000, 125_000, 150_000, 200_000, 250_000, 350_000)
 
 # The races.
 OUR_TOKENS, OUR_SNAPSHOT_SECONDS = 240_000, 4.0
@@ -152,12 +154,14 @@ def chosen(kept: Kept, method: str, loss: str) -> tuple[str, float]:
 
 def curve(kept: Kept, data: Path, method: str, loss: str) -> dict[str, Any]:
     """Perplexity over tokens, and what a device has sent when the target is reached."""
-    flags = rival_flags(loss, 1, chosen(kept, method, loss), CURVE_TOKENS[loss], CURVE_SNAPSHOTS)
+    tokens = DILOCO_CURVE_TOKENS if method == "diloco" else CURVE_TOKENS[loss]
+    flags = rival_flags(loss, 1, chosen(kept, method, loss), tokens, CURVE_SNAPSHOTS)
     with trained_here(method, data, flags) as run:
         points, lines = snapshots(run, TARGET), read_metrics(run)
     found: dict[str, Any] = {"points": points}
     if at := reached(points, TARGET):
-        sent = next(line["bytes_sent"] for line in lines if line.get("tokens", 0) >= at.tokens)
+        counted = (line for line in lines if "bytes_sent" in line)
+        sent = next(line["bytes_sent"] for line in counted if line["tokens"] >= at.tokens)
         found["bytes_to_target"] = sent / WORKERS
     return found
 
