@@ -217,7 +217,10 @@ def flop_per_token(model: LanguageModel, config: RunConfig) -> float:
 
 
 def on_gpu(core: Machine, gpu: Gpu, flop: float) -> Machine:
-    """All times shorter by the ratio of the rates of arithmetic; what is sent crosses the bus."""
+    """All times shorter by the ratio of the rates of arithmetic; what is sent crosses the bus.
+
+    Encrypting messages stays the processor's.
+    """
     rate = flop * core.tokens / (core.forward + core.backward)
     ratio = UTILISATION * gpu.flop_per_second / rate
     return Machine(
@@ -228,6 +231,7 @@ def on_gpu(core: Machine, gpu: Gpu, flop: float) -> Machine:
         core.update_row / ratio,
         {codec: seconds / ratio for codec, seconds in core.code_byte.items()},
         1.0 / gpu.bus_bytes_per_second,
+        core.message_byte + 1.0 / gpu.bus_bytes_per_second,
         core.tokens,
     )
 

@@ -33,7 +33,7 @@ from thinwire.transport.in_process import in_process_group
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9, "int4": 1e-9}
-MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, CODING, 1e-9, 1000.0)
+MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, CODING, 1e-9, 3e-9, 1000.0)
 
 
 def settings(**exchange: object) -> RunConfig:
@@ -109,7 +109,7 @@ def test_a_delay_hides_what_fits_in_a_step() -> None:
 def test_an_asynchronous_worker_waits_for_its_push_and_for_what_has_changed() -> None:
     link = Link(1e6, latency_seconds=0.0)
     sent = Sent(early=1e5, late=0.0, down=2e5, dense=1.0, rows=0.0, awaited=5e4)
-    coding = 1e-9 * 1.5e5 + 1e-9 * 3e5
+    coding = 1e-9 * 1.5e5 + 3e-9 * 3e5
     step, hidden = async_seconds(MACHINE, sent, "fp32", link, workers=1)
     # Its push goes up, is applied, and what it needs comes down; the rest came meanwhile.
     shown = 0.1 + (0.004 + coding) + 0.05

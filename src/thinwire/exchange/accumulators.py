@@ -26,7 +26,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from thinwire.optim.rows import RowOptimizer, column
+from thinwire.optim.rows import RowOptimizer, add_scaled, column
 
 SMALLEST = 1e-20
 """Of a pile's root: rows whose gradients were zero have none."""
@@ -76,7 +76,7 @@ class Accumulators:
         total_R = parts[0][1].new_zeros(len(ids_R), *parts[0][1].shape[1:])
         for place_O, steps_O, grown_O in parts:
             root_O = (W * before_R[place_O] + grown_O).sqrt_()
-            total_R.index_add_(0, place_O, steps_O * column(root_O, steps_O))
+            add_scaled(total_R, place_O, steps_O, root_O)
             after_R.index_add_(0, place_O, grown_O / W**2)
         self._agreed[name].index_copy_(0, ids_R, after_R)
         self._carry_on(name, ids_R, after_R)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from thinwire.exchange.coded import joined
+from thinwire.optim.rows import add
 from thinwire.touched import Touched
 from thinwire.wire.indices import decode_ids, encode_ids, ids_bytes
 
@@ -92,5 +93,5 @@ class MergedRows:
         """Gradients of all rows: the shared ones' sum, and the workers' own, by rank."""
         own_U = shared_S.new_zeros(len(self.ids_U), *shared_S.shape[1:])
         for ids_O, own_O in zip(self.ids_of, own_of, strict=True):
-            own_U.index_add_(0, torch.searchsorted(self.ids_U, ids_O), own_O.to(own_U.device))
+            add(own_U, torch.searchsorted(self.ids_U, ids_O), own_O.to(own_U.device))
         return torch.cat([shared_S, own_U])

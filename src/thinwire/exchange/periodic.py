@@ -13,7 +13,8 @@ interval of `local_steps` steps, so that the link is used evenly. A fragment's t
    so much larger than that of all text. The outcome is applied to the anchor as a gradient, by SGD
    with Nesterov momentum.
 3. **Catch up.** Each worker moves its copy by as much as the agreed value differs from the one it
-   sent; what it has learnt since stays, to be sent the next time.
+   sent, which is the outer step in place of its own; what it has learnt since stays, to be sent the
+   next time.
 
 Source: local steps and the outer optimiser are DiLoCo's (arXiv 2311.08105), fragments that travel
 while the steps go on are Streaming DiLoCo's (arXiv 2501.18512). Sending only changed rows, and
@@ -35,7 +36,7 @@ from thinwire.exchange.coded import CodedCollective, joined
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange, ExchangeState, nothing
 from thinwire.exchange.local import Local
-from thinwire.optim.rows import column
+from thinwire.optim.rows import add, column
 from thinwire.optim.rowwise import RowAdagrad
 from thinwire.touched import Touched
 from thinwire.transport.collective import Collective, Pending
@@ -47,11 +48,12 @@ Group = tuple[str, ...]
 
 @dataclass(frozen=True)
 class _Turn:
-    """A fragment that is on its way: what this worker sent, as it was then."""
+    """A fragment that is on its way: this worker's steps from the anchor, as they were then."""
 
     fragment: int
     ids: dict[Group, Tensor]
-    sent: dict[str, Tensor]
+    steps: dict[str, Tensor]
+    """Of its rows `[O, ...]` and its blocks."""
     blocks: list[str]
     gathering: Pending[list[Tensor]]
     summing: Pending[list[Tensor]] | None
@@ -193,28 +195,29 @@ class Periodic(Exchange):
         self._coded.at_step(self._step)
         ids = {group: self._own_ids(group, fragment) for group in self._changed}
         blocks = list(self.updater.blocks)[fragment :: self.config.fragments]
-        sent: dict[str, Tensor] = {}
+        steps: dict[str, Tensor] = {}
         deltas, grown = [], []
         for group, ids_O in ids.items():
             self._changed[group].index_fill_(0, ids_O, False)
             for name in group:
-                at = ids_O.to(self._parameters[name].device)
-                sent[name] = self._parameters[name].index_select(0, at)
+                anchor, parameter = self._anchor[name], self._parameters[name]
+                at = ids_O.to(parameter.device)
+                steps[name] = anchor.index_select(0, at).sub_(parameter.index_select(0, at))
                 if self._accumulators is not None:
                     grown.append(self._accumulators.growth(name, at))
                 if self._everything:
                     part = slice(fragment, None, self.config.fragments)
-                    deltas.append(self._anchor[name][part] - self._parameters[name][part])
+                    deltas.append(anchor[part] - parameter[part])
                 else:
-                    deltas.append(self._anchor[name].index_select(0, at) - sent[name])
+                    deltas.append(steps[name])
         values = [self._coded.encode(deltas), *map(self._exact.encode, grown)]
         message = joined([*map(encode_ids, ids.values()), *(value.cpu() for value in values)])
         gathering = self.collective.all_gather(message)
         summing = None
         if blocks:
-            sent.update({name: self._parameters[name].clone() for name in blocks})
-            summing = self._coded.sum([self._anchor[name] - sent[name] for name in blocks])
-        self._turn = _Turn(fragment, ids, sent, blocks, gathering, summing)
+            steps.update({name: self._anchor[name] - self._parameters[name] for name in blocks})
+            summing = self._coded.sum([steps[name] for name in blocks])
+        self._turn = _Turn(fragment, ids, steps, blocks, gathering, summing)
         W, F = self.collective.size, self.config.fragments
         num_bytes = sum(4 * p.numel() for p in self._parameters.values())
         self._dense_bytes += 2 * (W - 1) / W * num_bytes / F
@@ -236,20 +239,21 @@ class Periodic(Exchange):
         for group, own_O in turn.ids.items():
             ids_R = torch.cat([part.ids[group] for part in parts]).unique()
             for name in group:
-                parameter = self._parameters[name]
-                at = ids_R.to(parameter.device)
-                before_R = self._anchor[name].index_select(0, at)
-                agreed_R = before_R - self._outer_step(
-                    name, at, self._merged(group, name, at, parts)
-                )
-                self._anchor[name].index_copy_(0, at, agreed_R)
-                before_R[torch.searchsorted(ids_R, own_O).to(parameter.device)] = turn.sent[name]
-                parameter.index_add_(0, at, agreed_R - before_R)
+                at = ids_R.to(self._parameters[name].device)
+                merged_R = self._merged(group, name, at, parts)
+                self._take(name, at, self._outer_step(name, at, merged_R))
+                add(self._parameters[name], own_O.to(at.device), turn.steps[name])
         for name, delta in zip(turn.blocks, summed, strict=True):
             parameter = self._parameters[name]
             mean = delta.to(parameter.device) * (self._block_rate / self.collective.size)
-            self._anchor[name] -= self._outer_step(name, None, mean)
-            parameter += self._anchor[name] - turn.sent[name]
+            self._take(name, None, self._outer_step(name, None, mean))
+            parameter += turn.steps[name]
+
+    def _take(self, name: str, ids_R: Tensor | None, step_R: Tensor) -> None:
+        """The outer step, of the anchor and of this copy; `step_R` is used up."""
+        step_R.neg_()
+        add(self._anchor[name], ids_R, step_R)
+        add(self._parameters[name], ids_R, step_R)
 
     def _merged(self, group: Group, name: str, ids_R: Tensor, parts: Sequence[_Part]) -> Tensor:
         """One step on these rows of a table out of all workers'."""
@@ -264,7 +268,7 @@ class Periodic(Exchange):
             len(ids_R), *self._parameters[name].shape[1:], dtype=torch.float32
         )
         for place_O, part in zip(places, parts, strict=True):
-            total_R.index_add_(0, place_O, part.deltas[name])
+            add(total_R, place_O, part.deltas[name])
         visits_R = torch.cat(places).bincount(minlength=len(ids_R))
         return total_R / column(visits_R, total_R)
 

@@ -27,6 +27,8 @@ from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
 from thinwire.models.contract import State
 from thinwire.optim.build import dense_optimizer, row_optimizer
+from thinwire.transport.keys import Key
+from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine
 from thinwire.wire.codecs import make_codec
 
 WARM_UP_STEPS = 3
@@ -36,6 +38,7 @@ PATIENCE = 5
 PROBE_SECONDS = 0.4
 PROBE_ROWS, PROBE_WIDTH = 2000, 256
 PIECE_BYTES = 1 << 18
+MESSAGE_BYTES = 1 << 20
 FRESH_BYTES = 1 << 26
 
 
@@ -51,6 +54,8 @@ class Machine:
         update_row: of these, for each row.
         code_byte: to encode and decode what is one byte of fp32, by codec.
         send_byte: that the processor spends on a byte which it sends or receives.
+        message_byte: that it spends where the byte is in an encrypted message, as between workers
+            and servers.
         tokens: in a step of one worker.
         fresh_byte: that it takes longer to write to a byte of memory for the first time.
     """
@@ -62,6 +67,7 @@ class Machine:
     update_row: float
     code_byte: dict[str, float]
     send_byte: float
+    message_byte: float
     tokens: float
     fresh_byte: float = 0.0
 
@@ -117,6 +123,7 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
         _update_row(local, table),
         {name: _code_byte(name) for name in get_args(CodecName)},
         _send_byte(),
+        _message_byte(),
         num_tokens / len(taken),
         _fresh_byte(),
     )
@@ -186,6 +193,25 @@ def _send_byte() -> float:
         sender.shutdown(socket.SHUT_WR)
         reading.join()
         return both / PIECE_BYTES
+
+
+def _message_byte() -> float:
+    """As `_send_byte`, for messages with a key: copied by ZeroMQ, encrypted and decrypted."""
+    key = Key.new()
+    message = torch.zeros(MESSAGE_BYTES, dtype=torch.uint8)
+    door = ZeroMQDoor("127.0.0.1:0", key)
+    line = ZeroMQLine(door.address, key)
+
+    def pass_on() -> None:
+        line.send(message)
+        while door.receive(1.0) is None:
+            pass
+
+    try:
+        return _time(pass_on) / 2 / MESSAGE_BYTES
+    finally:
+        line.close()
+        door.close()
 
 
 def _fresh_byte() -> float:

@@ -26,6 +26,11 @@ class Key:
     public: bytes
     secret: bytes
 
+    @classmethod
+    def new(cls) -> Key:
+        """A pair that nobody else has."""
+        return cls(*zmq.curve_keypair())
+
 
 def read_key(file: Path) -> Key:
     """The key in a file.
@@ -64,8 +69,8 @@ def read_or_make_key(file: Path) -> tuple[Key, bool]:
         descriptor = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     except FileExistsError:
         return read_key(file), False
-    public, secret = zmq.curve_keypair()
+    key = Key.new()
     with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump({"public": public.decode(), "secret": secret.decode()}, stream)
+        json.dump({"public": key.public.decode(), "secret": key.secret.decode()}, stream)
         stream.write("\n")
-    return Key(public, secret), True
+    return key, True
