@@ -208,7 +208,7 @@ links and shares; the seconds are these tokens over the tokens/s measured here.
 The runs of the first table: what the devices did, and what `thinwire plan` had forecast on one.
 
 {table(device_row(results, *case) for case in results.cases)}
-Measured at {kept.commits()}.
+Measured at {kept.origins()}.
 """
     record.write(name, "The four bars", body, {"measurements": kept.found})
     draw_bars(results, record.RESULTS / f"{name}.png")

@@ -232,6 +232,7 @@ def on_gpu(core: Machine, gpu: Gpu, flop: float) -> Machine:
         {codec: seconds / ratio for codec, seconds in core.code_byte.items()},
         1.0 / gpu.bus_bytes_per_second,
         core.message_byte + 1.0 / gpu.bus_bytes_per_second,
+        core.large_message_byte + 1.0 / gpu.bus_bytes_per_second,
         core.tokens,
     )
 

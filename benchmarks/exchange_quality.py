@@ -117,7 +117,7 @@ def main() -> None:
     if drawn:
         draw(drawn, kept.found, RESULTS / f"{name}.png")
         body += f"Those above their bound over the tokens: [curves]({name}.png).\n\n"
-    body += f"Measured at {kept.commits()}.\n"
+    body += f"Measured at {kept.origins()}.\n"
     write(name, "Quality of the exchanges at equal tokens", body, {"measurements": kept.found})
 
 

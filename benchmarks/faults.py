@@ -73,7 +73,7 @@ def main() -> None:
     ]
     body = (
         f"Four asynchronous workers on one machine, vocabulary 10 k, LSTM of width 128; a save "
-        f"every {SAVE_SECONDS:.0f} s.\n\n{table(rows)}\nMeasured at {kept.commits()}.\n"
+        f"every {SAVE_SECONDS:.0f} s.\n\n{table(rows)}\nMeasured at {kept.origins()}.\n"
     )
     write(file, "Faults", body, {"measurements": kept.found, "seed": 1})
 

@@ -36,6 +36,7 @@ from thinwire.data.corpus import Corpus
 
 # The first is the paper's balance of arithmetic to wire, about 900 FLOP a byte.
 LINKS = ("300mbit", "1gbit", "20mbit")
+SLOW_LINK = "20mbit"
 CODEC = {"1gbit": "fp32", "300mbit": "bf16", "20mbit": "int4"}
 NO_LINK = "none"
 DATA = RunConfig().data
@@ -44,9 +45,8 @@ STEP_TOKENS = DATA.batch * DATA.length
 RACE_BATCH = DATA.batch // WORKERS
 # How long a speed is measured. A step with the full softmax takes 14 seconds; one in which all
 # parameters travel takes minutes over 20 Mbit/s, and is counted in rounds of all workers.
-SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 90.0, 100.0, 12.0
-DENSE_ROUNDS = {"1gbit": 6, "300mbit": 6}
-LEAST_ROUNDS = 3
+SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 60.0, 100.0, 12.0
+DENSE_ROUNDS, SLOW_DENSE_ROUNDS, LEAST_ROUNDS = 6, 2, 3
 SNAPSHOTS = 8
 CURVE_EVERY_SECONDS = 40.0
 LONGEST_RACE_SECONDS = 1800.0
@@ -111,7 +111,7 @@ class Bar:
         return self.flags.format(codec=CODEC.get(link, "bf16")).split()
 
 
-NAIVE = Bar("naive", "one worker, full softmax", "--loss.kind full", 160_000, workers=1)
+NAIVE = Bar("naive", "one worker, full softmax", "--loss.kind full", 120_000, workers=1)
 ONE = Bar("one", "one worker, sampled", "", 140_000, workers=1)
 DENSE = Bar(
     "dense",
@@ -165,7 +165,8 @@ def all_jobs(
         budget = speed_budget(bar, link)
         yield key("speed", bar, link, seed), partial(measure_speed, bar, link, seed, data, budget)
         if bar is DENSE:
-            pace = [*race_batch(bar), *rounds_budget(LEAST_ROUNDS, RACE_BATCH)]
+            rounds = SLOW_DENSE_ROUNDS if link == SLOW_LINK else LEAST_ROUNDS
+            pace = [*race_batch(bar), *rounds_budget(rounds, RACE_BATCH)]
             yield key("pace", bar, link, seed), partial(measure_speed, bar, link, seed, data, pace)
     for bar in dict.fromkeys(bar for bar, _ in cases if bar.is_full):
         yield f"curve/{bar.name}", partial(measure_curve, bar, seeds[0], data)
@@ -194,10 +195,10 @@ def key(kind: str, bar: Bar, link: str, seed: int | str) -> str:
 def speed_budget(bar: Bar, link: str) -> list[str]:
     """For how long to measure the speed of a bar."""
     if bar is DENSE:
-        return rounds_budget(DENSE_ROUNDS.get(link, LEAST_ROUNDS))
+        return rounds_budget(SLOW_DENSE_ROUNDS if link == SLOW_LINK else DENSE_ROUNDS)
     if bar is NAIVE:
         return seconds_budget(NAIVE_SECONDS)
-    return seconds_budget(SLOW_LINK_SECONDS if link == "20mbit" else SPEED_SECONDS)
+    return seconds_budget(SLOW_LINK_SECONDS if link == SLOW_LINK else SPEED_SECONDS)
 
 
 def seconds_budget(seconds: float) -> list[str]:

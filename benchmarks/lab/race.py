@@ -132,18 +132,24 @@ class Kept:
             self.found = json.loads(self.file.read_text())["measurements"]
 
     def measure(self, key: str, measure: Callable[[], Mapping[str, Any]]) -> None:
-        """Keep what `measure` finds, with its commit and date, unless that is there already."""
+        """Keep what `measure` finds, with its origin, unless that is there already."""
         if key in self.found and not self.again:
             return
         print(f"{key} ...", file=sys.stderr, flush=True)
         where = record.machine()
-        self.found[key] = {**measure(), "commit": where["commit"], "date": where["date"]}
+        machine = f"{where['cpu']}, {where['vector_instructions']}"
+        origin = {"commit": where["commit"], "date": where["date"], "machine": machine}
+        self.found[key] = {**measure(), **origin}
         self.file.parent.mkdir(exist_ok=True)
         temporary = self.file.with_suffix(".tmp")
         temporary.write_text(json.dumps({"machine": where, "measurements": self.found}) + "\n")
         os.replace(temporary, self.file)
 
-    def commits(self) -> str:
-        """With which code, and when, what there is was measured."""
-        made = {f"{one['commit']} on {one['date']}" for one in self.found.values()}
+    def origins(self, *prefixes: str) -> str:
+        """With which code, when and where it was measured: what is named so, or all."""
+        made = set()
+        for name, one in self.found.items():
+            if not prefixes or name.startswith(prefixes):
+                machine = f" ({one['machine']})" if "machine" in one else ""
+                made.add(f"{one['commit']} on {one['date']}{machine}")
         return ", ".join(sorted(made))

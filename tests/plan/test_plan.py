@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -33,7 +32,7 @@ from thinwire.transport.in_process import in_process_group
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9, "int4": 1e-9}
-MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, CODING, 1e-9, 3e-9, 1000.0)
+MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, CODING, 1e-9, 3e-9, 7e-9, 1000.0)
 
 
 def settings(**exchange: object) -> RunConfig:
@@ -133,13 +132,14 @@ def test_queueing_of_one_two_and_many() -> None:
     assert queueing_seconds(1.0, [0.1, 0.5], 100) == pytest.approx(50.0, rel=1e-3)
 
 
-def test_large_messages_are_in_memory_that_is_new_each_time() -> None:
-    machine = replace(MACHINE, fresh_byte=1e-9)
-    for size, fresh in ((30e6, 0.0), (40e6, 3 * 40e6 * 1e-9)):
+def test_a_byte_of_a_large_message_costs_more() -> None:
+    link = Link(1e15, latency_seconds=0.0)
+    for size, byte in ((30e6, 3e-9), (40e6, 7e-9)):
         sent = Sent(early=size, late=0.0, down=size, dense=1.0, rows=0.0)
-        used = periodic_seconds(MACHINE, sent, "fp32", Link(1e12))[0]
-        anew = periodic_seconds(machine, sent, "fp32", Link(1e12))[0]
-        assert anew - used == pytest.approx(fresh)
+        # Of the worker and of the server, coding besides.
+        spent = 2 * (byte + 1e-9 / 2) * 2 * size
+        step = async_seconds(MACHINE, sent, "fp32", link, workers=1)[0]
+        assert step == pytest.approx(0.06 + 0.004 + spent)
 
 
 def test_periodic_merges_beside_its_update() -> None:

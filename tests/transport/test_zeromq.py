@@ -16,7 +16,13 @@ from torch import Tensor
 from thinwire.errors import UserError
 from thinwire.transport.keys import Key, read_or_make_key
 from thinwire.transport.messages import Line
-from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine, is_loopback, split_address
+from thinwire.transport.zeromq import (
+    PART_BYTES,
+    ZeroMQDoor,
+    ZeroMQLine,
+    is_loopback,
+    split_address,
+)
 
 PATIENCE_SECONDS = 20.0
 # What a stranger is given to get in.
@@ -65,6 +71,20 @@ def test_messages_arrive_whole_and_are_counted(
     assert torch.equal(exchanged(door, line, message), message)
     assert [door.meter.sent, door.meter.received] == [size, size]
     assert [line.meter.sent, line.meter.received] == [size, size]
+
+
+def test_a_large_message_goes_in_parts(stack: ExitStack) -> None:
+    """Each of them shows on a slow link that the connection lives."""
+    door = opened(stack, None)
+    with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
+        peer.linger = 0
+        peer.connect(f"tcp://{door.address}")
+        peer.send(b"hello")
+        arrived = door.receive(PATIENCE_SECONDS)
+        assert arrived is not None
+        door.send(arrived[0], torch.ones(2 * PART_BYTES + 1, dtype=torch.uint8))
+        assert peer.poll(round(1000 * PATIENCE_SECONDS))
+        assert [len(part) for part in peer.recv_multipart()] == [PART_BYTES, PART_BYTES, 1]
 
 
 def test_what_is_received_can_be_written_to(stack: ExitStack) -> None:
@@ -143,16 +163,16 @@ def _knows(stack: ExitStack, address: str, server: bytes, own: Key) -> Line:
     return stack.enter_context(closing(Knowing()))
 
 
-def test_odd_messages_are_received_as_nothing(stack: ExitStack) -> None:
-    """Several frames, or too large: nothing that could be read comes out, and the door goes on."""
-    door = opened(stack, None)
+def test_messages_that_are_too_large_are_received_as_nothing(stack: ExitStack) -> None:
+    """Nothing that could be read comes out, and the door goes on."""
+    door = opened(stack, None)  # it takes 1 + 1 MB
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.linger = 0
         peer.connect(f"tcp://{door.address}")
-        peer.send_multipart([b"a", b"b"])
+        peer.send_multipart([bytes(1 << 20)] * 3)
         arrived = door.receive(PATIENCE_SECONDS)
         assert arrived is not None and len(arrived[1]) == 0
-        peer.send(bytes(3 << 20))  # the door takes 1 + 1 MB
+        peer.send(bytes(3 << 20))
         assert door.receive(STRANGER_SECONDS) is None
     line = connected(stack, door.address, None)
     assert exchanged(door, line, torch.ones(5, dtype=torch.uint8)).tolist() == [1] * 5

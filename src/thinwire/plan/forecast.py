@@ -24,11 +24,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thinwire.plan.counts import Sent
-from thinwire.plan.machine import Machine
+from thinwire.plan.machine import LARGE_BYTES, Machine
 
 SYNC_MESSAGES = 6
-# Above this, malloc takes memory from the system each time (the largest M_MMAP_THRESHOLD).
-LARGE_BYTES = 32 << 20
 MERGING = 2.0
 
 
@@ -77,7 +75,7 @@ def sync_seconds(
     """A step, and the part of the wire's time that is hidden."""
     early, late = sent.early / link.rate, sent.late / link.rate
     latency = SYNC_MESSAGES * link.latency_seconds
-    spent = _spent(machine, sent, codec)
+    spent = _spent(machine, sent, codec, machine.send_byte)
     step = machine.touch + machine.forward + machine.backward + _update(machine, sent) + spent
     if delay:
         shown = max(0.0, early - machine.backward, early + late + latency - step)
@@ -89,7 +87,8 @@ def sync_seconds(
 def periodic_seconds(machine: Machine, sent: Sent, codec: str, link: Link) -> tuple[float, float]:
     """A step on average, and the part of the wire's time that is hidden."""
     merging = MERGING * sent.merged * machine.update_row
-    computing = machine.step + merging + _spent(machine, sent, codec)
+    spent = _spent(machine, sent, codec, machine.send_byte)
+    computing = machine.step + merging + spent
     wire = sent.up / link.rate
     step = max(computing, wire)
     return step, min(1.0, computing / wire) if wire else 1.0
@@ -99,7 +98,9 @@ def async_seconds(
     machine: Machine, sent: Sent, codec: str, link: Link, workers: int, servers: int = 1
 ) -> tuple[float, float]:
     """A step of one worker, and the part of the wire's time that is hidden."""
-    spent = _coding(machine, sent, codec) + machine.message_byte * (sent.up + sent.down)
+    is_large = max(sent.up, sent.down) > LARGE_BYTES
+    carry_byte = machine.large_message_byte if is_large else machine.message_byte
+    spent = _spent(machine, sent, codec, carry_byte)
     computing = machine.touch + machine.forward + machine.backward + spent
     up, awaited = sent.up / link.rate, sent.awaited / link.rate
     # A worker speaks to all servers at once, over a link that is its own.
@@ -132,17 +133,7 @@ def _update(machine: Machine, sent: Sent) -> float:
     return machine.update + max(0.0, sent.rows * machine.update_row - machine.update)
 
 
-def _spent(machine: Machine, sent: Sent, codec: str) -> float:
-    return _coding(machine, sent, codec) + machine.send_byte * (sent.up + sent.down)
-
-
-def _coding(machine: Machine, sent: Sent, codec: str) -> float:
-    """Coding is measured by the byte of fp32, and what travels is narrower.
-
-    A message is in memory once where it is encoded, and twice where it is received and decoded; if
-    it is large, in memory that is new each time.
-    """
-    sizes = (sent.up, sent.down)
+def _spent(machine: Machine, sent: Sent, codec: str, carry_byte: float) -> float:
+    """Coding is measured by the byte of fp32, and what travels is narrower."""
     widening = {"fp32": 1.0, "bf16": 2.0, "int8": 4.0, "int4": 8.0}[codec]
-    fresh = machine.fresh_byte * sum(1.5 * size for size in sizes if size > LARGE_BYTES)
-    return machine.code_byte[codec] * widening * sum(sizes) / 2 + fresh
+    return (machine.code_byte[codec] * widening / 2 + carry_byte) * (sent.up + sent.down)

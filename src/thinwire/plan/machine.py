@@ -30,6 +30,7 @@ from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.transport.keys import Key
 from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine
 from thinwire.wire.codecs import make_codec
+from thinwire.wire.frames import Frame, pack, unpack
 
 WARM_UP_STEPS = 3
 LEAST_STEPS = 5
@@ -38,8 +39,9 @@ PATIENCE = 5
 PROBE_SECONDS = 0.4
 PROBE_ROWS, PROBE_WIDTH = 2000, 256
 PIECE_BYTES = 1 << 18
-MESSAGE_BYTES = 1 << 20
-FRESH_BYTES = 1 << 26
+MESSAGE_BYTES, LARGE_MESSAGE_BYTES = 1 << 20, 1 << 26
+# Above this, malloc takes memory from the system each time (the largest M_MMAP_THRESHOLD).
+LARGE_BYTES = 32 << 20
 
 
 @dataclass(frozen=True)
@@ -54,10 +56,10 @@ class Machine:
         update_row: of these, for each row.
         code_byte: to encode and decode what is one byte of fp32, by codec.
         send_byte: that the processor spends on a byte which it sends or receives.
-        message_byte: that it spends where the byte is in an encrypted message, as between workers
-            and servers.
+        message_byte: that it spends on a byte of a message between a worker and a server, which is
+            encrypted; fp32.
+        large_message_byte: the same of messages above `LARGE_BYTES`.
         tokens: in a step of one worker.
-        fresh_byte: that it takes longer to write to a byte of memory for the first time.
     """
 
     touch: float
@@ -68,8 +70,8 @@ class Machine:
     code_byte: dict[str, float]
     send_byte: float
     message_byte: float
+    large_message_byte: float
     tokens: float
-    fresh_byte: float = 0.0
 
     @property
     def step(self) -> float:
@@ -123,9 +125,9 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
         _update_row(local, table),
         {name: _code_byte(name) for name in get_args(CodecName)},
         _send_byte(),
-        _message_byte(),
+        _message_byte(MESSAGE_BYTES),
+        _message_byte(LARGE_MESSAGE_BYTES),
         num_tokens / len(taken),
-        _fresh_byte(),
     )
 
 
@@ -195,31 +197,24 @@ def _send_byte() -> float:
         return both / PIECE_BYTES
 
 
-def _message_byte() -> float:
-    """As `_send_byte`, for messages with a key: copied by ZeroMQ, encrypted and decrypted."""
+def _message_byte(num_bytes: int) -> float:
+    """From fp32 values to an encrypted message and back, over loopback; half for each side."""
+    codec, values = make_codec("fp32"), torch.zeros(num_bytes // 4)
     key = Key.new()
-    message = torch.zeros(MESSAGE_BYTES, dtype=torch.uint8)
     door = ZeroMQDoor("127.0.0.1:0", key)
     line = ZeroMQLine(door.address, key)
 
     def pass_on() -> None:
-        line.send(message)
-        while door.receive(1.0) is None:
+        line.send(pack(Frame(0, parts=(codec.encode(values),))))
+        while (received := door.receive(1.0)) is None:
             pass
+        codec.decode(unpack(received[1]).parts[0], values.shape)
 
     try:
-        return _time(pass_on) / 2 / MESSAGE_BYTES
+        return _time(pass_on) / 2 / num_bytes
     finally:
         line.close()
         door.close()
-
-
-def _fresh_byte() -> float:
-    """The system hands out so much memory anew each time, and takes it back at once."""
-    used = torch.empty(FRESH_BYTES, dtype=torch.uint8)
-    again = _time(lambda: used.fill_(1))
-    anew = _time(lambda: torch.empty(FRESH_BYTES, dtype=torch.uint8).fill_(1))
-    return max(0.0, anew - again) / FRESH_BYTES
 
 
 def _read(receiver: socket.socket) -> None:

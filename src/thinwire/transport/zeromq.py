@@ -2,12 +2,14 @@
 
 ZeroMQ's own threads send and receive, so that neither call waits for the wire, and reconnect by
 themselves. With a key both sides prove that they have it, and the wire is encrypted (CURVE); who
-has none, or another, does not get past the handshake. What is counted is the messages: ZeroMQ adds
-9 bytes to one (25 with a key), and TCP its own headers.
+has none, or another, does not get past the handshake. A message goes in parts of a megabyte: each
+that arrives shows that the connection lives, however long the whole takes. What is counted is the
+messages: ZeroMQ adds 9 bytes to a part (25 with a key), and TCP its own headers.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_address
 from socket import SOCK_STREAM, gaierror, getaddrinfo
@@ -28,6 +30,7 @@ LINGER_MILLISECONDS = 2_000
 # A connection that is cut, not closed, is noticed and made anew.
 HEARTBEAT_MILLISECONDS = 5_000
 HEARTBEAT_TIMEOUT_MILLISECONDS = 20_000
+PART_BYTES = 1 << 20
 # Messages of the protocol besides rows and gradients; they are text of this size at most.
 SMALL_MESSAGE_BYTES = 1 << 20
 
@@ -38,7 +41,7 @@ class ZeroMQDoor(Door):
     Args:
         listen: HOST:PORT; port 0 takes a free one.
         key: the run's; None on loopback only.
-        max_bytes: no message is larger; a client that sends one is cut off.
+        max_bytes: no message is larger; a client that sends one is cut off, or not understood.
 
     Raises:
         UserError: it cannot listen there, or may not without a key.
@@ -55,8 +58,9 @@ class ZeroMQDoor(Door):
         self._context = zmq.Context()
         self._gate = _Gate(self._context, key) if key is not None else None
         self._socket = _socket(self._context, zmq.ROUTER, host)
-        if max_bytes >= 0:
-            self._socket.setsockopt(zmq.MAXMSGSIZE, max_bytes + SMALL_MESSAGE_BYTES)
+        self._limit = max_bytes + SMALL_MESSAGE_BYTES if max_bytes >= 0 else None
+        if self._limit is not None:
+            self._socket.setsockopt(zmq.MAXMSGSIZE, self._limit)
         if key is not None:
             self._socket.curve_server = True
             self._socket.curve_secretkey = key.secret
@@ -83,18 +87,19 @@ class ZeroMQDoor(Door):
             if self._gate is not None and self._gate.socket in ready:
                 self._gate.answer()
             if self._socket in ready:
-                client, *frames = self._socket.recv_multipart(copy=False)
-                self.meter.count(received=sum(map(len, frames)))
-                # A message of ours is one frame; another cannot be read, and who reads says so.
-                message = _tensor(frames[0]) if len(frames) == 1 else torch.empty(0).byte()
-                return client.bytes, message
+                client, *parts = self._socket.recv_multipart(copy=False)
+                size = sum(map(len, parts))
+                self.meter.count(received=size)
+                if self._limit is not None and size > self._limit:
+                    parts = []  # it cannot be read, and who reads says so
+                return client.bytes, _joined(parts)
             if not left:
                 return None
 
     def send(self, client: bytes, message: Tensor) -> None:
         """See `Door`; a message to a client that has gone is dropped."""
         with suppress(zmq.Again):
-            self._socket.send_multipart([client, _memory(message)], zmq.NOBLOCK, copy=False)
+            self._socket.send_multipart([client, *_parts(message)], zmq.NOBLOCK, copy=False)
             self.meter.count(sent=len(message))
 
     def close(self) -> None:
@@ -132,16 +137,16 @@ class ZeroMQLine(Line):
     def send(self, message: Tensor) -> None:
         """See `Line`."""
         with suppress(zmq.Again):
-            self._socket.send(_memory(message), zmq.NOBLOCK, copy=False)
+            self._socket.send_multipart(_parts(message), zmq.NOBLOCK, copy=False)
             self.meter.count(sent=len(message))
 
     def receive(self, timeout_seconds: float) -> Tensor | None:
         """See `Line`."""
         if not self._socket.poll(round(1000 * timeout_seconds)):
             return None
-        frames = self._socket.recv_multipart(copy=False)
-        self.meter.count(received=sum(map(len, frames)))
-        return _tensor(frames[0]) if len(frames) == 1 else None
+        parts = self._socket.recv_multipart(copy=False)
+        self.meter.count(received=sum(map(len, parts)))
+        return _joined(parts)
 
     def close(self) -> None:
         """See `Line`."""
@@ -208,15 +213,15 @@ def _socket(
     return socket
 
 
-def _memory(message: Tensor) -> memoryview:
-    """A message's own memory: it stays until ZeroMQ has sent it."""
-    return message.numpy().data if len(message) else memoryview(b"")
+def _parts(message: Tensor) -> list[memoryview]:
+    """A message's own memory, which stays until ZeroMQ has sent it; at least one part."""
+    memory = message.numpy().data if len(message) else memoryview(b"")
+    return [memory[at : at + PART_BYTES] for at in range(0, max(1, len(memory)), PART_BYTES)]
 
 
-def _tensor(frame: zmq.Frame) -> Tensor:
-    """A received message's own memory, where PyTorch may have it."""
-    buffer = memoryview(frame)  # type: ignore[arg-type]
-    if not len(buffer):
-        return torch.empty(0, dtype=torch.uint8)
-    data = np.frombuffer(buffer, dtype=np.uint8)
-    return torch.from_numpy(data.copy() if buffer.readonly else data)
+def _joined(parts: Sequence[zmq.Frame]) -> Tensor:
+    """A received message: the memory of its only part, where PyTorch may have it, or a copy."""
+    arrays = [np.frombuffer(memoryview(part), dtype=np.uint8) for part in parts if len(part)]  # type: ignore[arg-type]
+    if len(arrays) == 1 and arrays[0].flags.writeable:
+        return torch.from_numpy(arrays[0])
+    return torch.from_numpy(np.concatenate(arrays)) if arrays else torch.empty(0).byte()
