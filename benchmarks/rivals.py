@@ -188,7 +188,11 @@ def write_report(kept: Kept, choice: Choice) -> None:
         + table(rows)
         + "\n\\* predicted: tokens to the target, by the curve that four processes of this machine "
         "make without links and shares, at the tokens/s measured over the link.\n\n"
-        "Where a rival is ahead of thinwire's best:\n\n" + "\n".join(wins) + "\n" + sweeps(kept)
+        "Where a rival is ahead of thinwire's best:\n\n"
+        + "\n".join(wins)
+        + "\n"
+        + sweeps(kept)
+        + origins(kept, tuple(links))
     )
     write(kept.file.stem, "Rivals on slow links", body, {"measurements": kept.found})
 
@@ -266,6 +270,13 @@ def sweeps(kept: Kept) -> str:
         "round; DDP's are its hooks' too:\n\n"
     )
     return about + table(rows) if rows else ""
+
+
+def origins(kept: Kept, links: Sequence[str]) -> str:
+    """Where the parts of the tables come from."""
+    parts = {"sweeps": "sweep/", "curves": "curve/", **{link: f"/{link}/" for link in links}}
+    lines = (f"- {what}: {kept.origins(part)}\n" for what, part in parts.items())
+    return "\nMeasured at:\n\n" + "".join(lines)
 
 
 def plot(file: Path, link: str, rows: Sequence[Row], choice: Choice) -> None:

@@ -164,15 +164,14 @@ def all_jobs(
     for bar, link, seed in seeded:
         budget = speed_budget(bar, link)
         yield key("speed", bar, link, seed), partial(measure_speed, bar, link, seed, data, budget)
-        if bar is DENSE:
-            rounds = SLOW_DENSE_ROUNDS if link == SLOW_LINK else LEAST_ROUNDS
-            pace = [*race_batch(bar), *rounds_budget(rounds, RACE_BATCH)]
+        if bar is DENSE and link != SLOW_LINK:  # where a round takes minutes, once is enough
+            pace = [*race_batch(bar), *rounds_budget(LEAST_ROUNDS, RACE_BATCH)]
             yield key("pace", bar, link, seed), partial(measure_speed, bar, link, seed, data, pace)
     for bar in dict.fromkeys(bar for bar, _ in cases if bar.is_full):
         yield f"curve/{bar.name}", partial(measure_curve, bar, seeds[0], data)
     for bar, link, seed in seeded:
         rate = race_rate(found, bar, link, seed)
-        if bar is not ALONE and seconds_by_curve(found, bar, rate) < longest_seconds:
+        if bar is not ALONE and rate and seconds_by_curve(found, bar, rate) < longest_seconds:
             yield key("race", bar, link, seed), partial(measure_race, bar, link, seed, data, rate)
 
 
@@ -218,9 +217,13 @@ def race_batch(bar: Bar) -> list[str]:
 
 
 def race_rate(found: Found, bar: Bar, link: str, seed: int) -> float:
-    """Tokens/s to be expected in a race; where workers have a smaller batch there, about half."""
+    """Tokens/s to be expected in a race; where workers have a smaller batch there, about half.
+
+    0: unknown.
+    """
     if bar is DENSE:
-        return float(found[key("pace", bar, link, seed)]["tokens_per_second"])
+        pace = found.get(key("pace", bar, link, seed), {"tokens_per_second": 0.0})
+        return float(pace["tokens_per_second"])
     rate = found[key("speed", bar, link, seed)]["tokens_per_second"]
     return float(rate / 2 if bar.workers > 1 else rate)
 

@@ -145,11 +145,11 @@ class Kept:
         temporary.write_text(json.dumps({"machine": where, "measurements": self.found}) + "\n")
         os.replace(temporary, self.file)
 
-    def origins(self, *prefixes: str) -> str:
-        """With which code, when and where it was measured: what is named so, or all."""
+    def origins(self, part: str = "") -> str:
+        """With which code, when and where it was measured: all with this part in their names."""
         made = set()
         for name, one in self.found.items():
-            if not prefixes or name.startswith(prefixes):
+            if part in name:
                 machine = f" ({one['machine']})" if "machine" in one else ""
                 made.add(f"{one['commit']} on {one['date']}{machine}")
         return ", ".join(sorted(made))

@@ -54,7 +54,7 @@ DILOCO_STEPS, SHORT_DILOCO_STEPS = 100, 10
 FAMILY = {method: method if method in ("diloco", "sparta") else "ddp" for method in TITLES}
 RATES = {
     "ddp": {"adam": (2e-3, 5e-3), "adagrad": (0.05, 0.1, 0.2)},
-    "diloco": {"adamw": (2e-3, 5e-3, 1e-2)},
+    "diloco": {"adamw": (2e-3, 5e-3, 1e-2, 2e-2)},
     "sparta": {"adam": (1e-3, 2e-3, 5e-3)},
 }
 SWEEP_TOKENS = 100_000
