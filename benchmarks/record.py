@@ -82,9 +82,6 @@ def machine() -> dict[str, Any]:
 
     import thinwire
 
-    commit = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=HERE, capture_output=True, text=True
-    ).stdout.strip()
     cpu = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
@@ -98,9 +95,20 @@ def machine() -> dict[str, Any]:
         "python": platform.python_version(),
         "torch": torch.__version__,
         "thinwire": thinwire.__version__,
-        "commit": commit,
+        "commit": commit(),
         "command": " ".join(["python", *sys.argv]),
     }
+
+
+def commit() -> str:
+    """The commit of the code, marked where it is not what was committed; results are no code."""
+
+    def git(*arguments: str) -> str:
+        done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True)
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
+    return git("describe", "--always") + ("-dirty" if changed else "")
 
 
 def spread(values: Sequence[float], digits: int = 2) -> str:
