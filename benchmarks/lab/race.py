@@ -138,7 +138,7 @@ class Kept:
         print(f"{key} ...", file=sys.stderr, flush=True)
         where = record.machine()
         machine = f"{where['cpu']}, {where['vector_instructions']}"
-        origin = {"commit": where["commit"], "date": where["date"], "machine": machine}
+        origin = {"commit": where["commit"], "date": where["date"], "where": machine}
         self.found[key] = {**measure(), **origin}
         self.file.parent.mkdir(exist_ok=True)
         temporary = self.file.with_suffix(".tmp")
@@ -150,6 +150,6 @@ class Kept:
         made = set()
         for name, one in self.found.items():
             if part in name:
-                machine = f" ({one['machine']})" if "machine" in one else ""
+                machine = f" ({one['where']})" if "where" in one else ""
                 made.add(f"{one['commit']} on {one['date']}{machine}")
         return ", ".join(sorted(made))
