@@ -44,11 +44,13 @@ def formula_bytes(run: Path, data: Path, workers: int, first: int, last: int) ->
         )
         draws = [config.exchange.draw(step, rank, workers) for step in range(last)]
         steps = [model.touch(next(batches), draw).touched for draw in draws]
-        total += count(counter, steps, workers, first, last)
+        total += count(counter, steps, workers, rank, first, last)
     return total
 
 
-def _sync(counter: Counter, steps: list[Touched], workers: int, first: int, last: int) -> int:
+def _sync(
+    counter: Counter, steps: list[Touched], workers: int, rank: int, first: int, last: int
+) -> int:
     """Ids go a step ahead of the gradients."""
     exchange = counter.config.exchange
     ids, values = [], []
@@ -63,13 +65,16 @@ def _sync(counter: Counter, steps: list[Touched], workers: int, first: int, last
             counter.block_shapes,
             everything=exchange.select == "everything",
             hidden_fraction=exchange.hidden_fraction,
+            rank=rank,
         )
         values.append(sent - ids[-1])
     totals = (last - first) * total_bytes(workers, ACCOUNT_NUMBERS)
     return sum(ids[first:last]) + sum(values[first - 1 : last - 1]) + totals
 
 
-def _periodic(counter: Counter, steps: list[Touched], workers: int, first: int, last: int) -> int:
+def _periodic(
+    counter: Counter, steps: list[Touched], workers: int, rank: int, first: int, last: int
+) -> int:
     """A fragment's turn sends the rows that were touched since its last one; numbers are summed
     at turns only."""
     exchange = counter.config.exchange
@@ -92,6 +97,7 @@ def _periodic(counter: Counter, steps: list[Touched], workers: int, first: int, 
                     counter.block_shapes[fragment::F],
                     everything=exchange.select == "everything",
                     accumulators=counter.config.optim.rows == "adagrad",
+                    rank=rank,
                 )
     return sent
 

@@ -469,8 +469,9 @@ def test_the_bytes_of_a_step_written_out(small: Any, together: Together) -> None
         found = together(2, partial(sent, settings={"codec": codec}))
         assert found == [ids[rank] + early + late + own[rank] for rank in (0, 1)]
 
-    early = 8 + 3 * (4 + 2) + (4 + 3)
-    late = 8 + 6 * (4 + 2) + (4 + 3) + (4 + 2)
+    # Worker 0 adds up 2 of 3 rows or numbers and gives the other 1 away, worker 1 the reverse.
+    early = 3 * (4 + 2) + (4 + 2) + (4 + 1)
+    late = 6 * (4 + 2) + (4 + 2) + (4 + 1) + 2 * (4 + 1)
     own = [(8 + (4 + 2) + (4 + 1)) + (8 + 2 * (4 + 2)), 8 + (8 + (4 + 2))]
     found = together(2, partial(sent, settings={"codec": "int8"}))
     assert found == [ids[rank] + early + late + own[rank] for rank in (0, 1)]
@@ -525,7 +526,7 @@ def test_bytes_equal_the_formula(
     together: Together,
 ) -> None:
     config = tiny(**MODELS[case] | {"exchange": {"codec": codec, **exchange}})
-    for found in together(3, partial(trained, toy_data, config, 3)):
+    for rank, found in enumerate(together(3, partial(trained, toy_data, config, 3))):
         tables, blocks = found.trainer.job.tables, found.trainer.job.blocks
         *steps, upcoming = found.announced
         expected = 0
@@ -537,6 +538,7 @@ def test_bytes_equal_the_formula(
                 [block.shape for block in blocks.values()],
                 everything="select" in exchange,
                 hidden_fraction=exchange.get("hidden_fraction", 1.0),
+                rank=rank,
             )
             expected += total_bytes(3, NUM_NUMBERS)
             if touched is steps[-1]:  # the step after it has been announced already

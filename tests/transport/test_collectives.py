@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Event
 from time import monotonic, sleep
 from typing import Any
@@ -70,6 +70,34 @@ def test_all_gather_of_uneven_messages(
         assert [m.dtype for m in found] == [torch.uint8] * size
         expected = [message(rank, lengths[rank]) for rank in range(size)]
         assert all(torch.equal(m, e) for m, e in zip(found, expected, strict=True))
+
+
+@transports
+@sizes
+@pytest.mark.parametrize("lengths", [(3, 0, 5), (0, 0, 0), (40_000, 1, 2)])
+def test_each_worker_merges_its_part_for_all(
+    transport: str, size: int, lengths: tuple[int, ...], together: Together
+) -> None:
+    """Part r of worker w is of the number w + 4 r; what is merged is the sum, and 2 bytes more."""
+    lengths = lengths[:size]
+
+    def work(member: Collective) -> tuple[list[torch.Tensor], int, int]:
+        parts = [message(member.rank + 4 * r - 1, length) for r, length in enumerate(lengths)]
+
+        def merge(given: Sequence[torch.Tensor]) -> torch.Tensor:
+            assert len(given) == size
+            return torch.cat([sum(given[1:], given[0]), message(member.rank, 2)])
+
+        found = member.merge(parts, merge, [length + 2 for length in lengths]).wait()
+        return found, member.meter.sent, member.meter.received
+
+    for rank, (found, sent, received) in enumerate(together(size, work, transport=transport)):
+        for r, merged in enumerate(found):
+            total = sum(w + 4 * r for w in range(size))
+            assert merged.tolist() == [total] * lengths[r] + [r + 1] * 2
+        others = sum(lengths) - lengths[rank]
+        assert sent == others + (size - 1) * (lengths[rank] + 2)
+        assert received == (size - 1) * lengths[rank] + others + 2 * (size - 1)
 
 
 @transports

@@ -1,7 +1,11 @@
 """Tensors through a codec and over a collective: summed where they lie alike, gathered where not.
 
 fp32 and bf16 are added up on the way, by an all-reduce. int8 and int4 carry too few bits for that:
-every worker's numbers are gathered, decoded and added up in fp32, in the order of the ranks.
+each worker is given one W-th of all workers' numbers, adds them up in fp32, in the order of the
+ranks, and gives the sums to all; so W workers send no more than an all-reduce does. Sums go in
+int8, for they are rounded once for all.
+
+W workers.
 """
 
 from __future__ import annotations
@@ -15,10 +19,12 @@ from torch import Size, Tensor
 
 from thinwire.seeds import derive
 from thinwire.transport.collective import Collective, Pending
-from thinwire.wire.codecs import make_codec
+from thinwire.wire.codecs import Codec, make_codec
 
 T = TypeVar("T")
 REDUCED = {"fp32": torch.float32, "bf16": torch.bfloat16}
+SUMS_CODEC = "int8"
+"""In which the sums travel of what is not reduced on the way."""
 
 
 class CodedCollective:
@@ -33,7 +39,7 @@ class CodedCollective:
     def __init__(self, collective: Collective, codec: str, seed: int) -> None:
         self.collective = collective
         self.waited_seconds = 0.0
-        self._name, self._codec = codec, make_codec(codec)
+        self._name, self._codec, self._sums_codec = codec, make_codec(codec), make_codec(SUMS_CODEC)
         self._seed, self._step, self._num_messages = seed, 0, 0
 
     def at_step(self, step: int) -> None:
@@ -47,17 +53,27 @@ class CodedCollective:
         if self._name in REDUCED:
             flat = torch.cat([tensor.reshape(-1).to(REDUCED[self._name]) for tensor in tensors])
             return _Cut(self.collective.all_reduce(flat), shapes)
-        return _Added(self.collective.all_gather(self.encode(tensors)), self, shapes)
+        W = self.collective.size
+        pieces = [_pieces(tensor, W) for tensor in tensors]
+        parts = [self.encode(part) for part in zip(*pieces, strict=True)]
+        shapes_of = [piece_shapes(shapes, W, rank) for rank in range(W)]
+        seed = self._next_seed()
+
+        def merge(messages: Sequence[Tensor]) -> Tensor:
+            own = shapes_of[self.collective.rank]
+            totals, *others = (decoded(self._codec, message, own) for message in messages)
+            for other in others:
+                for total, values in zip(totals, other, strict=True):
+                    total += values
+            return encoded(self._sums_codec, totals, seed)
+
+        sizes = [coded_bytes(self._sums_codec, part) for part in shapes_of]
+        merged = self.collective.merge(parts, merge, sizes)
+        return _Joined(merged, self._sums_codec, shapes, shapes_of)
 
     def encode(self, tensors: Sequence[Tensor]) -> Tensor:
         """Some tensors as bytes, one after the other; `decode` takes them."""
-        number, self._num_messages = self._num_messages, self._num_messages + 1
-        generator = None
-        if tensors and self._name not in REDUCED:
-            name = f"{self.collective.rank}/{number}"
-            seed = derive(self._seed, "rounding", name, self._step)
-            generator = torch.Generator(tensors[0].device).manual_seed(seed)
-        return joined([self._codec.encode(tensor, generator) for tensor in tensors])
+        return encoded(self._codec, tensors, self._next_seed())
 
     def decode(self, message: Tensor, shapes: Sequence[Size]) -> list[Tensor]:
         """The tensors that these bytes are, fp32.
@@ -65,11 +81,12 @@ class CodedCollective:
         Raises:
             ValueError: they are more or fewer.
         """
-        sizes = [self._codec.num_bytes(shape) for shape in shapes]
-        if sum(sizes) != len(message):
-            raise ValueError(f"{sum(sizes)} bytes are expected, and {len(message)} have come")
-        pieces = message.split(sizes)
-        return [self._codec.decode(p, shape) for p, shape in zip(pieces, shapes, strict=True)]
+        return decoded(self._codec, message, shapes)
+
+    def _next_seed(self) -> int:
+        """Of the next message's rounding."""
+        number, self._num_messages = self._num_messages, self._num_messages + 1
+        return derive(self._seed, "rounding", f"{self.collective.rank}/{number}", self._step)
 
     def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
         """The sum of each number over all workers, in float64 whatever the codec."""
@@ -93,6 +110,46 @@ class CodedCollective:
             return pending.wait()
         finally:
             self.waited_seconds += perf_counter() - began
+
+
+def encoded(codec: Codec, tensors: Sequence[Tensor], seed: int) -> Tensor:
+    """Some tensors as bytes, one after the other; what is rounded by chance, by this seed."""
+    generator = torch.Generator(tensors[0].device).manual_seed(seed) if tensors else None
+    return joined([codec.encode(tensor, generator) for tensor in tensors])
+
+
+def decoded(codec: Codec, message: Tensor, shapes: Sequence[Size]) -> list[Tensor]:
+    """The tensors that these bytes are, fp32.
+
+    Raises:
+        ValueError: they are more or fewer.
+    """
+    sizes = [codec.num_bytes(shape) for shape in shapes]
+    if sum(sizes) != len(message):
+        raise ValueError(f"{sum(sizes)} bytes are expected, and {len(message)} have come")
+    return [codec.decode(p, shape) for p, shape in zip(message.split(sizes), shapes, strict=True)]
+
+
+def coded_bytes(codec: Codec, shapes: Sequence[Sequence[int]]) -> int:
+    """What tensors of these shapes take."""
+    return sum(map(codec.num_bytes, shapes))
+
+
+def piece_shapes(shapes: Sequence[Sequence[int]], num_workers: int, rank: int) -> list[Size]:
+    """Of tensors of these shapes, what a worker adds up: some rows or, of a vector, some numbers.
+
+    The first workers have one more where it does not come out even.
+    """
+    found = []
+    for shape in shapes:
+        num_rows, *row = shape if len(shape) > 1 else (Size(shape).numel(),)
+        found.append(Size((num_rows // num_workers + (rank < num_rows % num_workers), *row)))
+    return found
+
+
+def _pieces(tensor: Tensor, num_workers: int) -> Sequence[Tensor]:
+    """A tensor in pieces as `piece_shapes` has them."""
+    return (tensor if tensor.dim() > 1 else tensor.reshape(-1)).tensor_split(num_workers)
 
 
 def joined(messages: Sequence[Tensor]) -> Tensor:
@@ -119,18 +176,22 @@ class _Cut(Pending[list[Tensor]]):
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
 
-class _Added(Pending[list[Tensor]]):
-    """Gathered messages, decoded and added up."""
+class _Joined(Pending[list[Tensor]]):
+    """Sums of which every worker has made a part, put together."""
 
     def __init__(
-        self, gathered: Pending[list[Tensor]], coded: CodedCollective, shapes: Sequence[Size]
+        self,
+        merged: Pending[list[Tensor]],
+        codec: Codec,
+        shapes: Sequence[Size],
+        shapes_of: Sequence[Sequence[Size]],
     ) -> None:
-        self._gathered, self._coded, self._shapes = gathered, coded, shapes
+        self._merged, self._codec, self._shapes, self._shapes_of = merged, codec, shapes, shapes_of
 
     def wait(self) -> list[Tensor]:
-        first, *others = self._gathered.wait()
-        totals = self._coded.decode(first, self._shapes)
-        for message in others:
-            for total, part in zip(totals, self._coded.decode(message, self._shapes), strict=True):
-                total += part
-        return totals
+        parts = [
+            decoded(self._codec, message, shapes)
+            for message, shapes in zip(self._merged.wait(), self._shapes_of, strict=True)
+        ]
+        joined_up = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
+        return [whole.view(shape) for whole, shape in zip(joined_up, self._shapes, strict=True)]

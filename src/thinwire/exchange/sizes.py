@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from thinwire.exchange.coded import REDUCED
+from thinwire.exchange.coded import REDUCED, SUMS_CODEC, coded_bytes, piece_shapes
 from thinwire.exchange.hidden import num_selected
 from thinwire.transport.collective import all_gather_bytes, all_reduce_bytes
 from thinwire.wire.codecs import make_codec
@@ -49,6 +49,7 @@ def sync_bytes(
     *,
     everything: bool = False,
     hidden_fraction: float = 1.0,
+    rank: int = 0,
 ) -> int:
     """What one worker sends in one step, but for the numbers of `total_bytes`.
 
@@ -59,6 +60,7 @@ def sync_bytes(
         blocks: shapes of the hidden blocks.
         everything: whole tables travel.
         hidden_fraction: the part of the blocks' rows that travels.
+        rank: of the worker; one adds up a row more than another where they do not come out even.
     """
     sent = all_gather_bytes(num_workers, _ids_bytes(tables))
     early = [t for t in tables if t.num_own is None or t.num_shared]
@@ -70,7 +72,7 @@ def sync_bytes(
         for t in group:
             summed += t.shapes(t.num_rows if everything or t.num_own is None else t.num_shared)
         if summed:
-            sent += sum_bytes(num_workers, codec, summed)
+            sent += sum_bytes(num_workers, codec, summed, rank)
         own = [t for t in group if t.num_own is not None]
         if own and not everything:
             values = [shape for t in own for shape in t.shapes(t.num_own or 0)]
@@ -86,6 +88,7 @@ def periodic_bytes(
     *,
     everything: bool = False,
     accumulators: bool = True,
+    rank: int = 0,
 ) -> int:
     """What one worker sends in one fragment's turn, every `local_steps / fragments` steps.
 
@@ -97,6 +100,7 @@ def periodic_bytes(
         blocks: shapes of the fragment's hidden blocks.
         everything: all rows of the fragment travel.
         accumulators: rows are Adagrad's, and each changed one comes with the growth of its pile.
+        rank: as in `sync_bytes`.
     """
     values: list[Shape] = []
     piles: list[Shape] = []
@@ -106,13 +110,16 @@ def periodic_bytes(
         piles += [(t.num_own,) for _ in t.row_shapes if accumulators]
     row_bytes = _coded_bytes(codec, values) + _coded_bytes("fp32", piles)
     sent = all_gather_bytes(num_workers, _ids_bytes(tables) + row_bytes)
-    return sent + (sum_bytes(num_workers, codec, blocks) if blocks else 0)
+    return sent + (sum_bytes(num_workers, codec, blocks, rank) if blocks else 0)
 
 
-def sum_bytes(num_workers: int, codec: str, shapes: Sequence[Shape]) -> int:
-    """What a worker sends when tensors of these shapes are added up over all workers."""
-    count = all_reduce_bytes if codec in REDUCED else all_gather_bytes
-    return count(num_workers, _coded_bytes(codec, shapes))
+def sum_bytes(num_workers: int, codec: str, shapes: Sequence[Shape], rank: int = 0) -> int:
+    """What worker `rank` sends when tensors of these shapes are added up over all workers."""
+    if codec in REDUCED:
+        return all_reduce_bytes(num_workers, _coded_bytes(codec, shapes))
+    pieces = [piece_shapes(shapes, num_workers, r) for r in range(num_workers)]
+    given = sum(_coded_bytes(codec, piece) for r, piece in enumerate(pieces) if r != rank)
+    return given + (num_workers - 1) * _coded_bytes(SUMS_CODEC, pieces[rank])
 
 
 def total_bytes(num_workers: int, num_numbers: int) -> int:
@@ -125,4 +132,4 @@ def _ids_bytes(tables: Sequence[TouchedTables]) -> int:
 
 
 def _coded_bytes(codec: str, shapes: Sequence[Shape]) -> int:
-    return sum(make_codec(codec).num_bytes(shape) for shape in shapes)
+    return coded_bytes(make_codec(codec), shapes)

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
-from thinwire.transport.collective import Collective, Done, Pending
+from thinwire.transport.collective import Collective, Done, Merge, Pending
 
 
 class Alone(Collective):
@@ -20,6 +22,12 @@ class Alone(Collective):
     def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
         """The message itself."""
         return Done([message])
+
+    def merge(
+        self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]
+    ) -> Pending[list[Tensor]]:
+        """What this worker makes of its own part."""
+        return Done([merge(parts)])
 
     def broadcast(self, tensor: Tensor) -> None:
         """Nothing to do."""

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from datetime import timedelta
 from time import monotonic, sleep
@@ -23,10 +23,10 @@ from typing import Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import Store
+from torch._C._distributed_c10d import HashStore, Store
 
 from thinwire.errors import UserError
-from thinwire.transport.collective import Collective, Pending
+from thinwire.transport.collective import Collective, Merge, Pending
 from thinwire.transport.patience import MEETING_SECONDS, ROLL_CALL_SECONDS
 
 T = TypeVar("T")
@@ -90,11 +90,21 @@ class C10d(Collective):
         self._count_given(message)
 
         def call() -> list[Tensor]:
-            return self._exchanged(
-                message.to(self.device), self._lengths(len(message)), message.device
-            )
+            return self._swap([message] * self.size, self._lengths(len(message)))
 
         return _Gathered(self._queue(call), self._count_gathered)
+
+    def merge(
+        self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]
+    ) -> Pending[list[Tensor]]:
+        """See `Collective`; merges in the thread that owns communication."""
+        self._count_merge(parts, sizes)
+
+        def call() -> list[Tensor]:
+            merged = merge(self._swap(parts, [len(parts[self.rank])] * self.size))
+            return self._swap([merged] * self.size, sizes)
+
+        return self._queue(call)
 
     def broadcast(self, tensor: Tensor) -> None:
         """See `Collective`."""
@@ -160,17 +170,24 @@ class C10d(Collective):
         self._group.allgather([found], [own]).wait()
         return [int(n) for n in found]
 
-    def _exchanged(self, own: Tensor, lengths: list[int], device: torch.device) -> list[Tensor]:
-        """Send `own` to all others and receive theirs, each as long as it is."""
-        to_each = [0 if rank == self.rank else len(own) for rank in range(self.size)]
-        of_each = [0 if rank == self.rank else length for rank, length in enumerate(lengths)]
-        received = own.new_empty(sum(of_each))
-        if any(lengths):
-            sent = own if self.size == 2 else own.repeat(self.size - 1)
-            self._group.alltoall_base(received, sent, of_each, to_each).wait()
-        parts = list(received.to(device).split(of_each))
-        parts[self.rank] = own.to(device)
-        return parts
+    def _swap(self, to_each: Sequence[Tensor], of_each: Sequence[int]) -> list[Tensor]:
+        """What every worker has for this one, of these lengths, for what this one has for each.
+
+        Where nobody has anything, which all of them can tell, no call is made.
+        """
+        own = to_each[self.rank]
+        if any(of_each) or any(map(len, to_each)):
+            given = [0 if r == self.rank else len(piece) for r, piece in enumerate(to_each)]
+            taken = [0 if r == self.rank else length for r, length in enumerate(of_each)]
+            others = [p.to(self.device) for r, p in enumerate(to_each) if r != self.rank]
+            sent = others[0] if len(others) == 1 else torch.cat(others)
+            received = sent.new_empty(sum(taken))
+            self._group.alltoall_base(received, sent, taken, given).wait()
+            pieces = list(received.to(own.device).split(taken))
+        else:
+            pieces = [own[:0]] * self.size
+        pieces[self.rank] = own
+        return pieces
 
     def _queue(self, call: Callable[[], T]) -> Pending[T]:
         ready = None
@@ -241,6 +258,17 @@ class C10d(Collective):
                 return False
             sleep(0.05)
         return True
+
+
+def loopback_group(size: int, timeout_seconds: float = 30.0) -> list[C10d]:
+    """The members of a group within this process, each with threads of its own, over loopback."""
+    store = HashStore()
+
+    def member(rank: int) -> C10d:
+        return C10d(store, rank, size, timeout_seconds, torch.device("cpu"), loopback=True)
+
+    with ThreadPoolExecutor(size) as together:  # for they wait for each other
+        return list(together.map(member, range(size)))
 
 
 class _Queued(Pending[T]):

@@ -1,9 +1,10 @@
 """The contract of collectives: calls that every worker of a run makes, in the same order.
 
 Bytes are counted here, as they leave and arrive: a ring all-reduce of n bytes sends 2 (W - 1) n / W
-a worker; an all-gather (W - 1) n, and 8 (W - 1) more for the length, which goes first. What is sent
-counts when a call is made, what is received when its result has been waited for, so that both
-follow from the calls alone.
+a worker; an all-gather (W - 1) n, and 8 (W - 1) more for the length, which goes first; a merge what
+goes to the others and W - 1 times what this worker has merged. What is sent counts when a call is
+made, what is received when its result has been waited for or, where its size is known, with what is
+sent; so that both follow from the calls alone.
 
 W workers.
 """
@@ -11,7 +12,7 @@ W workers.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Generic, TypeVar
 
 from torch import Tensor
@@ -21,6 +22,7 @@ from thinwire.wire.meter import Meter
 T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 LENGTH_BYTES = 8
+Merge = Callable[[Sequence[Tensor]], Tensor]
 
 
 def all_reduce_bytes(num_workers: int, num_bytes: int) -> int:
@@ -80,6 +82,19 @@ class Collective(ABC):
         """Every worker's bytes, uint8, by rank; their lengths may differ."""
 
     @abstractmethod
+    def merge(
+        self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]
+    ) -> Pending[list[Tensor]]:
+        """Worker r merges what all workers give it; what it makes of that goes to all, by rank.
+
+        Args:
+            parts: bytes, uint8, for each worker; the r-th is as long on every worker.
+            merge: makes one message of every worker's part for this one, given by rank. It may run
+                in another thread, and has no effect but its result.
+            sizes: how long the result of each worker's `merge` is.
+        """
+
+    @abstractmethod
     def broadcast(self, tensor: Tensor) -> None:
         """Overwrite `tensor`, contiguous, by that of worker 0, and return when that is done."""
 
@@ -101,6 +116,12 @@ class Collective(ABC):
     def _count_gathered(self, messages: Sequence[Tensor]) -> None:
         others = [m.nbytes for rank, m in enumerate(messages) if rank != self.rank]
         self.meter.count(received=LENGTH_BYTES * len(others) + sum(others))
+
+    def _count_merge(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> None:
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        sent = sum(parts[rank].nbytes for rank in others) + len(others) * sizes[self.rank]
+        received = len(others) * parts[self.rank].nbytes + sum(sizes[rank] for rank in others)
+        self.meter.count(sent=sent, received=received)
 
     def _count_broadcast(self, num_bytes: int) -> None:
         if self.rank == 0:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from torch import Tensor
 
 from thinwire.errors import UserError
-from thinwire.transport.collective import Collective, Pending
+from thinwire.transport.collective import Collective, Merge, Pending
 
 
 class Faulty(Collective):
@@ -31,6 +33,13 @@ class Faulty(Collective):
         """See `Collective`."""
         self._fail_if_due()
         return self._inner.all_gather(message)
+
+    def merge(
+        self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]
+    ) -> Pending[list[Tensor]]:
+        """See `Collective`."""
+        self._fail_if_due()
+        return self._inner.merge(parts, merge, sizes)
 
     def broadcast(self, tensor: Tensor) -> None:
         """See `Collective`."""

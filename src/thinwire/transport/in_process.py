@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Condition
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from thinwire.errors import UserError
-from thinwire.transport.collective import Collective, Pending
+from thinwire.transport.collective import Collective, Merge, Pending
 
 T = TypeVar("T")
 
@@ -20,14 +20,14 @@ class _Room:
 
     def __init__(self, size: int, timeout_seconds: float) -> None:
         self.size, self.timeout_seconds = size, timeout_seconds
-        self._given: dict[int, dict[int, Tensor]] = {}
+        self._given: dict[int, dict[int, Any]] = {}
         self._num_taken: dict[int, int] = {}
         self._gone: set[int] = set()
         self._changed = Condition()
 
-    def give(self, call: int, rank: int, tensor: Tensor) -> None:
+    def give(self, call: int, rank: int, given: Any) -> None:
         with self._changed:
-            self._given.setdefault(call, {})[rank] = tensor
+            self._given.setdefault(call, {})[rank] = given
             self._changed.notify_all()
 
     def leave(self, rank: int) -> None:
@@ -35,7 +35,7 @@ class _Room:
             self._gone.add(rank)
             self._changed.notify_all()
 
-    def take(self, call: int) -> list[Tensor]:
+    def take(self, call: int) -> list[Any]:
         """What all have given, by rank; forgotten once all have taken it."""
         with self._changed:
             given = self._given[call]
@@ -52,7 +52,7 @@ class _Room:
             self._num_taken[call] = self._num_taken.get(call, 0) + 1
             if self._num_taken[call] == self.size:
                 del self._given[call], self._num_taken[call]
-            return [tensor for _, tensor in sorted(given.items())]
+            return [given[rank] for rank in sorted(given)]
 
     def _missing(self, rank: int) -> UserError:
         if rank in self._gone:
@@ -73,7 +73,9 @@ class InProcess(Collective):
     def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
         """See `Collective`; added up in the order of the ranks."""
         self._count_all_reduce(tensor.nbytes)
-        return self._call(tensor, lambda given: torch.stack(given).sum(0, dtype=tensor.dtype))
+        return self._call(
+            tensor.clone(), lambda given: torch.stack(given).sum(0, dtype=tensor.dtype)
+        )
 
     def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
         """See `Collective`."""
@@ -83,12 +85,26 @@ class InProcess(Collective):
             self._count_gathered(all_given)
             return all_given
 
-        return self._call(message, found)
+        return self._call(message.clone(), found)
+
+    def merge(
+        self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]
+    ) -> Pending[list[Tensor]]:
+        """See `Collective`; every member merges for all, so that none waits for another twice."""
+        self._count_merge(parts, sizes)
+
+        def found(all_given: list[tuple[list[Tensor], Merge]]) -> list[Tensor]:
+            return [
+                merge_there([parts_of[rank] for parts_of, _ in all_given])
+                for rank, (_, merge_there) in enumerate(all_given)
+            ]
+
+        return self._call(([part.clone() for part in parts], merge), found)
 
     def broadcast(self, tensor: Tensor) -> None:
         """See `Collective`."""
         self._count_broadcast(tensor.nbytes)
-        tensor.copy_(self._call(tensor, lambda all_given: all_given[0]).wait())
+        tensor.copy_(self._call(tensor.clone(), lambda all_given: all_given[0]).wait())
 
     def name_of(self, rank: int) -> str:
         """See `Collective`."""
@@ -98,15 +114,15 @@ class InProcess(Collective):
         """Leave: calls that this member has not made fail at once."""
         self._room.leave(self.rank)
 
-    def _call(self, tensor: Tensor, finish: Callable[[list[Tensor]], T]) -> Pending[T]:
+    def _call(self, given: Any, finish: Callable[[list[Any]], T]) -> Pending[T]:
+        """Give a copy: a quick member may change what it gave before a slow one has read it."""
         call, self._num_calls = self._num_calls, self._num_calls + 1
-        # A copy: a quick member may change what it gave before a slow one has read it.
-        self._room.give(call, self.rank, tensor.clone())
+        self._room.give(call, self.rank, given)
         return _Taken(self._room, call, finish)
 
 
 class _Taken(Pending[T]):
-    def __init__(self, room: _Room, call: int, finish: Callable[[list[Tensor]], T]) -> None:
+    def __init__(self, room: _Room, call: int, finish: Callable[[list[Any]], T]) -> None:
         self._room, self._call, self._finish = room, call, finish
         self._found: list[T] = []
 
