@@ -7,12 +7,10 @@ action runs as if there were no quota.
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import count, pairwise
 from statistics import fmean
-from threading import Thread
 from time import perf_counter
 from typing import get_args
 
@@ -27,6 +25,7 @@ from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
 from thinwire.models.contract import State
 from thinwire.optim.build import dense_optimizer, row_optimizer
+from thinwire.transport.c10d import loopback_group
 from thinwire.transport.keys import Key
 from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine
 from thinwire.wire.codecs import make_codec
@@ -38,7 +37,6 @@ LEAST_STEPS = 5
 PATIENCE = 5
 PROBE_SECONDS = 0.4
 PROBE_ROWS, PROBE_WIDTH = 2000, 256
-PIECE_BYTES = 1 << 18
 MESSAGE_BYTES, LARGE_MESSAGE_BYTES = 1 << 20, 1 << 26
 # Above this, malloc takes memory from the system each time (the largest M_MMAP_THRESHOLD).
 LARGE_BYTES = 32 << 20
@@ -55,7 +53,7 @@ class Machine:
         update: to change what one worker's step has touched.
         update_row: of these, for each row.
         code_byte: to encode and decode what is one byte of fp32, by codec.
-        send_byte: that the processor spends on a byte which it sends or receives.
+        send_byte: that the processor spends on a byte which it sends or receives, through Gloo.
         message_byte: that it spends on a byte of a message between a worker and a server, which is
             encrypted; fp32.
         large_message_byte: the same of messages above `LARGE_BYTES`.
@@ -80,7 +78,7 @@ class Machine:
 
 
 def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: float) -> Machine:
-    """Take steps for so many seconds, longer where these are few; then time codecs and sockets."""
+    """Take steps for so many seconds, longer where these are few; then time what is sent."""
     tables, blocks = model.tables(), model.blocks()
     local = Local(
         tables,
@@ -182,19 +180,20 @@ def _code_byte(name: str) -> float:
 
 
 def _send_byte() -> float:
-    """Over loopback, where sender and receiver are this process; so half for each."""
-    piece = bytes(PIECE_BYTES)
-    with (
-        socket.create_server(("127.0.0.1", 0)) as server,
-        socket.create_connection(server.getsockname()) as sender,
-        server.accept()[0] as receiver,
-    ):
-        reading = Thread(target=_read, args=(receiver,))
-        reading.start()
-        both = _time(lambda: sender.sendall(piece))
-        sender.shutdown(socket.SHUT_WR)
-        reading.join()
-        return both / PIECE_BYTES
+    """Two workers in this process add up numbers: each sends and receives as many bytes."""
+    members = loopback_group(2)
+    numbers = [torch.zeros(MESSAGE_BYTES // 4) for _ in members]
+
+    def add_up() -> None:
+        pending = [m.all_reduce(own) for m, own in zip(members, numbers, strict=True)]
+        for found in pending:
+            found.wait()
+
+    try:
+        return _time(add_up) / 4 / MESSAGE_BYTES
+    finally:
+        for member in members:
+            member.close()
 
 
 def _message_byte(num_bytes: int) -> float:
@@ -215,12 +214,6 @@ def _message_byte(num_bytes: int) -> float:
     finally:
         line.close()
         door.close()
-
-
-def _read(receiver: socket.socket) -> None:
-    buffer = bytearray(PIECE_BYTES)
-    while receiver.recv_into(buffer):
-        pass
 
 
 def _time(action: Callable[[], object]) -> float:
