@@ -30,6 +30,11 @@ def test_cosine_at_known_points() -> None:
         assert schedule.factor(1000, progress) == pytest.approx(factor)
 
 
+def test_warmup_counts_the_steps_of_all_workers() -> None:
+    schedule = Schedule(OptimConfig(schedule="constant", warmup_steps=2), round_steps=4)
+    assert [schedule.factor(step, 0.0) for step in (0, 3, 7, 20)] == [1 / 8, 4 / 8, 1.0, 1.0]
+
+
 def plateau(patience: int = 1) -> Schedule:
     return Schedule(
         OptimConfig(

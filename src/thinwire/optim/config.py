@@ -58,7 +58,8 @@ class OptimConfig:
     validation perplexity stops falling."""
 
     warmup_steps: int = 20
-    """Steps over which the rates rise linearly from near 0, under any schedule."""
+    """Steps over which the rates rise linearly from near 0, under any schedule; in an asynchronous
+    run, steps of every worker."""
 
     final_lr_fraction: float = 0.05
     """cosine: the part of the rate that is left at the end; plateau: the least it is cut to."""

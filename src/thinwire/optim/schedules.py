@@ -27,10 +27,16 @@ def cosine(progress: float, final: float) -> float:
 
 
 class Schedule:
-    """The factor of a run, as `OptimConfig` asks for it."""
+    """The factor of a run, as `OptimConfig` asks for it.
 
-    def __init__(self, config: OptimConfig) -> None:
+    Args:
+        config: settings.
+        round_steps: how many steps make one step of all workers; warm-up counts the latter.
+    """
+
+    def __init__(self, config: OptimConfig, round_steps: int = 1) -> None:
         self._config = config
+        self._warmup_steps = config.warmup_steps * round_steps
         self._best_perplexity = inf
         self._num_worse = 0
         self._plateau_factor = 1.0
@@ -42,7 +48,7 @@ class Schedule:
             step: the number of steps done before this one.
             progress: the part of the budget that is spent, 0 to 1.
         """
-        factor = warmup(step, self._config.warmup_steps)
+        factor = warmup(step, self._warmup_steps)
         match self._config.schedule:
             case "constant":
                 return factor

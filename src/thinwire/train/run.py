@@ -73,7 +73,9 @@ class Run:
             dense_optimizer(self.blocks.values(), config.optim),
             config.optim.clip,
         )
-        self.schedule = Schedule(config.optim)
+        # Where nobody waits for the others, each worker's step counts.
+        round_steps = num_workers if config.exchange.kind == "async" else 1
+        self.schedule = Schedule(config.optim, round_steps)
         self.budget = Budget(config.run)
         self.clock = Clock()
         self.checkpoints = (
