@@ -184,8 +184,8 @@ def write_report(kept: Kept, choice: Choice) -> None:
         "measured on snapshots while the clock stands still (DiLoCo and SPARTA: on the mean of the "
         f"devices' weights). PowerSGD of rank 4 starts after {POWERSGD_DENSE_STEPS} steps, which "
         "its tokens/s and MB a step leave out; DiLoCo's are those of rounds of "
-        f"{DILOCO_STEPS} steps. Median (least to most) where there are several seeds. What each loss "
-        "costs on one device is in [losses](losses.md).\n\n"
+        f"{DILOCO_STEPS} steps. Median (least to most) where there are several seeds. What each "
+        "loss costs on one device is in [losses](losses.md).\n\n"
         + table(rows)
         + "\n\\* predicted: tokens to the target, by the curve that four processes of this machine "
         "make without links and shares, at the tokens/s measured over the link.\n\n"
