@@ -286,6 +286,7 @@ def plot(file: Path, link: str, rows: Sequence[Row], choice: Choice) -> None:
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     colours = dict(zip(TITLES, LIGHT[1:], strict=False))
+    styles = iter(("-", "-.", ":"))
     for row in rows:
         if not row.curve:
             continue
@@ -296,7 +297,7 @@ def plot(file: Path, link: str, rows: Sequence[Row], choice: Choice) -> None:
             marker="o" if row.loss == "sampled" else "x",
             markersize=3,
             linewidth=2.4 if ours else 1.2,
-            linestyle="--" if row.predicted or "async" in row.title else "-",
+            linestyle=next(styles) if ours else "--" if row.predicted else "-",
             color=LIGHT[0] if row.method is None else colours[row.method],
             label=row.title if ours else f"{row.title}, {row.loss}{dashed}",
         )
