@@ -314,9 +314,9 @@ def test_the_next_step_is_announced_while_the_wire_works(small: Any, together: T
     def work(member: Collective) -> list[str]:
         mine, order = small(Sync, member), []
         first, second = mine.touched([1], [2], [3]), mine.touched([4], [5], [])
-        gather, reduce = member.all_gather, member.all_reduce
-        member.all_gather = lambda m: (order.append("gather"), gather(m))[1]
-        member.all_reduce = lambda t: (order.append("sum"), reduce(t))[1]
+        gather, merge = member.all_gather, member.merge
+        member.all_gather = lambda *given: (order.append("gather"), gather(*given))[1]
+        member.merge = lambda *given: (order.append("sum"), merge(*given))[1]
 
         def meanwhile() -> None:
             order.append("meanwhile")
@@ -328,7 +328,7 @@ def test_the_next_step_is_announced_while_the_wire_works(small: Any, together: T
         mine.step(second)
         return order
 
-    values = ["sum", "gather", "sum", "gather"]
+    values = ["gather", "sum", "gather", "sum"]
     expected = ["gather", *values, "meanwhile", "gather", "next", *values]
     assert together(2, work) == [expected] * 2
 
@@ -462,17 +462,18 @@ def test_the_bytes_of_a_step_written_out(small: Any, together: Together) -> None
 
     # Ids: 8 of header, 8 of the first, 1 a gap, for the embedding and for the output.
     ids = [8 + (8 + 8 + 1) + (8 + 8), 8 + (8 + 8) + 8]
+    # Each gives the other its part and the sums of its own: as many numbers as there are.
     for codec, num_bytes in (("fp32", 4), ("bf16", 2)):
         early = num_bytes * (3 * 2 + 3)
         late = num_bytes * (6 * 2 + 3 + 2)  # and a number for each block
-        own = [(8 + num_bytes * 3) + (8 + num_bytes * 2 * 2), 8 + (8 + num_bytes * 2)]
+        own = [num_bytes * 3 + num_bytes * 2 * 2, num_bytes * 2]
         found = together(2, partial(sent, settings={"codec": codec}))
         assert found == [ids[rank] + early + late + own[rank] for rank in (0, 1)]
 
     # Worker 0 adds up 2 of 3 rows or numbers and gives the other 1 away, worker 1 the reverse.
     early = 3 * (4 + 2) + (4 + 2) + (4 + 1)
     late = 6 * (4 + 2) + (4 + 2) + (4 + 1) + 2 * (4 + 1)
-    own = [(8 + (4 + 2) + (4 + 1)) + (8 + 2 * (4 + 2)), 8 + (8 + (4 + 2))]
+    own = [(4 + 2) + (4 + 1) + 2 * (4 + 2), 4 + 2]
     found = together(2, partial(sent, settings={"codec": "int8"}))
     assert found == [ids[rank] + early + late + own[rank] for rank in (0, 1)]
 
@@ -482,7 +483,7 @@ def test_the_bytes_of_a_step_written_out(small: Any, together: Together) -> None
 
     found = together(2, partial(sent, settings={"hidden_fraction": 0.4}))
     late = 4 * (3 * 2 + 2 + 2)  # ceil(0.4 x 6) and ceil(0.4 x 3) rows
-    own = [(8 + 4 * 3) + (8 + 4 * 2 * 2), 8 + (8 + 4 * 2)]
+    own = [4 * 3 + 4 * 2 * 2, 4 * 2]
     assert found == [ids[rank] + 4 * (3 * 2 + 3) + late + own[rank] for rank in (0, 1)]
 
 

@@ -13,7 +13,7 @@ import torch
 
 from thinwire.errors import UserError
 from thinwire.transport.alone import Alone
-from thinwire.transport.collective import Collective, all_gather_bytes, all_reduce_bytes
+from thinwire.transport.collective import Collective, all_gather_bytes
 from thinwire.transport.faulty import Faulty
 
 torch.set_num_threads(1)
@@ -27,44 +27,22 @@ def message(rank: int, length: int) -> torch.Tensor:
     return torch.full((length,), rank + 1, dtype=torch.uint8)
 
 
-@transports
-@sizes
-def test_all_reduce_adds_up(transport: str, size: int, together: Together) -> None:
-    types = [torch.float32, torch.bfloat16, torch.float64, torch.int32, torch.int64]
-
-    def work(member: Collective) -> list[torch.Tensor]:
-        own = [torch.arange(5).to(dtype) * (member.rank + 1) for dtype in types]
-        shaped = torch.ones(2, 3) * member.rank
-        pending = [member.all_reduce(tensor) for tensor in [*own, shaped]]
-        return [found.wait() for found in pending]
-
-    factor = sum(range(1, size + 1))
-    for *found, shaped in together(size, work, transport=transport):
-        for dtype, tensor in zip(types, found, strict=True):
-            assert tensor.dtype == dtype
-            assert tensor.tolist() == [factor * i for i in range(5)]
-        assert torch.equal(shaped, torch.full((2, 3), float(factor - size)))
-
-
-@transports
-@sizes
-def test_every_worker_finds_the_same_bits(transport: str, size: int, together: Together) -> None:
-    def work(member: Collective) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(member.rank)
-        return member.all_reduce(torch.randn(1001, generator=generator)).wait()
-
-    first, *others = together(size, work, transport=transport)
-    assert all(torch.equal(first, other) for other in others)
+def parts_of(member: Collective, number: int) -> tuple[Any, ...]:
+    """What `Collective.merge` takes: of each worker this number for each, to be added up."""
+    parts = [torch.tensor([number], dtype=torch.uint8) for _ in range(member.size)]
+    return parts, lambda given: sum(given[1:], given[0]), [1] * member.size
 
 
 @transports
 @sizes
 @pytest.mark.parametrize("lengths", [(3, 0, 5), (0, 0, 0), (0, 1, 0), (70_000, 1, 2)])
+@pytest.mark.parametrize("known", [False, True])
 def test_all_gather_of_uneven_messages(
-    transport: str, size: int, lengths: tuple[int, ...], together: Together
+    transport: str, size: int, lengths: tuple[int, ...], known: bool, together: Together
 ) -> None:
     def work(member: Collective) -> list[torch.Tensor]:
-        return member.all_gather(message(member.rank, lengths[member.rank])).wait()
+        said = (lambda: lengths[:size]) if known else None
+        return member.all_gather(message(member.rank, lengths[member.rank]), said).wait()
 
     for found in together(size, work, transport=transport):
         assert [m.dtype for m in found] == [torch.uint8] * size
@@ -130,7 +108,7 @@ def test_calls_may_be_waited_for_in_any_order_and_twice(
         for call in range(12):
             sleep(rng.random() * 0.003)
             if call % 3:
-                pending.append(member.all_reduce(torch.tensor([float(call)])))
+                pending.append(member.merge(*parts_of(member, call)))
             else:
                 pending.append(member.all_gather(message(member.rank, call)))
         order = list(range(12))
@@ -142,7 +120,7 @@ def test_calls_may_be_waited_for_in_any_order_and_twice(
     for found in together(size, work, transport=transport):
         for call, result in enumerate(found):
             if call % 3:
-                assert result.tolist() == [call * size]
+                assert [m.tolist() for m in result] == [[call * size]] * size
             else:
                 assert [len(m) for m in result] == [call] * size
                 assert all(m.eq(rank + 1).all() for rank, m in enumerate(result))
@@ -156,28 +134,70 @@ def test_what_was_given_may_change_once_it_has_been_waited_for(
     changed = Event()
 
     def work(member: Collective) -> list[Any]:
-        own, sent = torch.ones(4), message(member.rank, 3)
-        summing, gathering = member.all_reduce(own), member.all_gather(sent)
+        parts, merge, sizes = parts_of(member, 7)
+        sent = message(member.rank, 3)
+        pending = [member.merge(parts, merge, sizes), member.all_gather(sent)]
         if member.rank == 0:
-            found = [summing.wait().clone(), [m.clone() for m in gathering.wait()]]
-            own.fill_(100.0)
-            sent.fill_(100)
+            found = [[m.clone() for m in p.wait()] for p in pending]
+            for tensor in (*parts, sent):
+                tensor.fill_(100)
             changed.set()
             return found
         assert changed.wait(20)
-        return [summing.wait(), gathering.wait()]
+        return [p.wait() for p in pending]
 
-    for summed, gathered in together(2, work, transport=transport):
-        assert summed.tolist() == [2.0] * 4
+    for merged, gathered in together(2, work, transport=transport):
+        assert [m.tolist() for m in merged] == [[14]] * 2
         assert [m.tolist() for m in gathered] == [[1] * 3, [2] * 3]
+
+
+@transports
+def test_lengths_may_follow_from_an_earlier_call(transport: str, together: Together) -> None:
+    """They are asked for when that has ended, while this worker goes on."""
+
+    def work(member: Collective) -> list[torch.Tensor]:
+        first = member.all_gather(torch.tensor([member.rank + 3], dtype=torch.uint8))
+        second = member.all_gather(
+            message(member.rank, member.rank + 3), lambda: [int(m) for m in first.wait()]
+        )
+        found = second.wait()
+        # 8 for the length of the first message, which is 1, and the others' second one.
+        assert member.meter.received == 8 + 1 + (4 - member.rank)
+        return found
+
+    for found in together(2, work, transport=transport):
+        assert [m.tolist() for m in found] == [[1] * 3, [2] * 4]
+
+
+@transports
+def test_a_message_does_not_wait_for_what_is_being_merged(
+    transport: str, together: Together
+) -> None:
+    """The second round of the calls is free while the first one merges."""
+    gathered = Event()
+
+    def work(member: Collective) -> list[list[int]]:
+        parts, merge, sizes = parts_of(member, 2)
+
+        def slowly(given: Sequence[torch.Tensor]) -> torch.Tensor:
+            assert gathered.wait(20)
+            return merge(given)
+
+        gathering = member.all_gather(message(member.rank, 1), lambda: [1, 1])
+        merging = member.merge(parts, slowly, sizes)
+        found = gathering.wait()
+        gathered.set()
+        return [m.tolist() for m in [*found, *merging.wait()]]
+
+    assert together(2, work, transport=transport) == [[[1], [2], [4], [4]]] * 2
 
 
 # Bytes
 
 
 def test_the_formulas_of_collectives() -> None:
-    assert [all_reduce_bytes(W, 1000) for W in (1, 2, 3, 4)] == [0, 1000, 1333, 1500]
     assert [all_gather_bytes(W, 1000) for W in (1, 2, 3, 4)] == [0, 1008, 2016, 3024]
+    assert all_gather_bytes(3, 1000, lengths_known=True) == 2000
 
 
 @transports
@@ -192,7 +212,7 @@ def test_bytes_are_counted_as_documented(transport: str, size: int, together: To
             counted.append((member.meter.sent, member.meter.received))
 
         count()
-        member.all_reduce(torch.zeros(7, dtype=torch.float64)).wait()
+        member.all_gather(message(member.rank, 56), lambda: [56] * size).wait()
         count()
         pending = member.all_gather(message(member.rank, lengths[member.rank]))
         count()  # what is sent counts at once
@@ -205,9 +225,8 @@ def test_bytes_are_counted_as_documented(transport: str, size: int, together: To
 
     for rank, counted in enumerate(together(size, work, transport=transport)):
         others = sum(lengths[:size]) - lengths[rank]
-        summed = 2 * (size - 1) * 56 // size
         steps = [
-            (summed, summed),
+            ((size - 1) * 56, (size - 1) * 56),
             ((size - 1) * (8 + lengths[rank]), 0),
             (0, 8 * (size - 1) + others),
             (20 * (size - 1), 0) if rank == 0 else (0, 20),
@@ -220,8 +239,8 @@ def test_bytes_are_counted_as_documented(transport: str, size: int, together: To
 
 def test_alone_there_is_no_wire() -> None:
     alone, tensor = Alone(), torch.ones(3)
-    assert alone.all_reduce(tensor).wait() is tensor
     assert alone.all_gather(tensor).wait() == [tensor]
+    assert alone.merge([tensor], lambda parts: parts[0] + 1, [12]).wait()[0].tolist() == [2.0] * 3
     alone.broadcast(tensor)
     alone.close()
     assert (alone.size, alone.meter.sent, alone.meter.received) == (1, 0, 0)
@@ -238,13 +257,13 @@ def test_a_worker_that_leaves_is_named(
     transport: str, size: int, how: str, outcomes: Together
 ) -> None:
     def work(member: Collective) -> None:
-        member.all_reduce(torch.ones(3)).wait()
+        member.merge(*parts_of(member, 3)).wait()
         if member.rank == 1:
             if how == "raises":
                 raise UserError("the dog has eaten it")
             return
         while True:
-            member.all_reduce(torch.ones(3)).wait()
+            member.merge(*parts_of(member, 3)).wait()
             member.all_gather(message(member.rank, 3)).wait()
 
     began = monotonic()
@@ -288,10 +307,10 @@ def test_a_worker_that_does_not_come_is_named() -> None:
 @pytest.mark.parametrize("failing", [0, 1, 2, 3])
 def test_the_faulty_one_fails_at_the_call_it_is_told(failing: int) -> None:
     calls = [
-        lambda member: member.all_reduce(torch.ones(1)).wait(),
+        lambda member: member.merge(*parts_of(member, 1)).wait(),
         lambda member: member.all_gather(message(0, 1)).wait(),
         lambda member: member.broadcast(torch.ones(1)),
-        lambda member: member.all_reduce(torch.ones(1)).wait(),
+        lambda member: member.merge(*parts_of(member, 1)).wait(),
     ]
     faulty = Faulty(Alone(), failing)
     for number, call in enumerate(calls):

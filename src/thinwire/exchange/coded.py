@@ -1,9 +1,9 @@
 """Tensors through a codec and over a collective: summed where they lie alike, gathered where not.
 
-fp32 and bf16 are added up on the way, by an all-reduce. int8 and int4 carry too few bits for that:
-each worker is given one W-th of all workers' numbers, adds them up in fp32, in the order of the
-ranks, and gives the sums to all; so W workers send no more than an all-reduce does. Sums go in
-int8, for they are rounded once for all.
+Each worker is given one W-th of all workers' numbers, adds them up in fp32, in the order of the
+ranks, and gives the sums to all; so W workers send what a ring all-reduce does, in two messages
+instead of 2 (W - 1) one after the other. Sums of int4 go in int8, for they are rounded once for
+all.
 
 W workers.
 """
@@ -19,12 +19,11 @@ from torch import Size, Tensor
 
 from thinwire.seeds import derive
 from thinwire.transport.collective import Collective, Pending
-from thinwire.wire.codecs import Codec, make_codec
+from thinwire.wire.codecs import Codec, Scaled, make_codec
 
 T = TypeVar("T")
-REDUCED = {"fp32": torch.float32, "bf16": torch.bfloat16}
-SUMS_CODEC = "int8"
-"""In which the sums travel of what is not reduced on the way."""
+SUMS_CODECS = {"int4": "int8"}
+"""In which sums travel, where it is not the codec of what is summed."""
 
 
 class CodedCollective:
@@ -39,7 +38,7 @@ class CodedCollective:
     def __init__(self, collective: Collective, codec: str, seed: int) -> None:
         self.collective = collective
         self.waited_seconds = 0.0
-        self._name, self._codec, self._sums_codec = codec, make_codec(codec), make_codec(SUMS_CODEC)
+        self._codec, self._sums_codec = make_codec(codec), sums_codec(codec)
         self._seed, self._step, self._num_messages = seed, 0, 0
 
     def at_step(self, step: int) -> None:
@@ -50,10 +49,13 @@ class CodedCollective:
     def sum(self, tensors: Sequence[Tensor]) -> Pending[list[Tensor]]:
         """The sum over all workers of each tensor, which has the same shape on each."""
         shapes = [tensor.shape for tensor in tensors]
-        if self._name in REDUCED:
-            flat = torch.cat([tensor.reshape(-1).to(REDUCED[self._name]) for tensor in tensors])
-            return _Cut(self.collective.all_reduce(flat), shapes)
-        W = self.collective.size
+        if not isinstance(self._codec, Scaled):  # then rows need not stay together
+            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+            return _Cut(self._sum([flat]), shapes)
+        return self._sum(tensors)
+
+    def _sum(self, tensors: Sequence[Tensor]) -> Pending[list[Tensor]]:
+        shapes, W = [tensor.shape for tensor in tensors], self.collective.size
         pieces = [_pieces(tensor, W) for tensor in tensors]
         parts = [self.encode(part) for part in zip(*pieces, strict=True)]
         shapes_of = [piece_shapes(shapes, W, rank) for rank in range(W)]
@@ -75,6 +77,10 @@ class CodedCollective:
         """Some tensors as bytes, one after the other; `decode` takes them."""
         return encoded(self._codec, tensors, self._next_seed())
 
+    def num_bytes(self, shapes: Sequence[Size]) -> int:
+        """The bytes of encoded tensors of these shapes."""
+        return coded_bytes(self._codec, shapes)
+
     def decode(self, message: Tensor, shapes: Sequence[Size]) -> list[Tensor]:
         """The tensors that these bytes are, fp32.
 
@@ -90,8 +96,9 @@ class CodedCollective:
 
     def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
         """The sum of each number over all workers, in float64 whatever the codec."""
-        reduced = self.collective.all_reduce(torch.tensor(list(numbers), dtype=torch.float64))
-        return _Numbers(reduced, self)
+        message = torch.tensor(list(numbers), dtype=torch.float64).view(torch.uint8)
+        lengths = [len(message)] * self.collective.size
+        return _Numbers(self.collective.all_gather(message, lambda: lengths), self)
 
     def record(self, dense_bytes: float) -> dict[str, float]:
         """This worker's account of the wire so far; `dense_bytes` is what it would have sent."""
@@ -114,7 +121,9 @@ class CodedCollective:
 
 def encoded(codec: Codec, tensors: Sequence[Tensor], seed: int) -> Tensor:
     """Some tensors as bytes, one after the other; what is rounded by chance, by this seed."""
-    generator = torch.Generator(tensors[0].device).manual_seed(seed) if tensors else None
+    generator = None
+    if tensors and isinstance(codec, Scaled):
+        generator = torch.Generator(tensors[0].device).manual_seed(seed)
     return joined([codec.encode(tensor, generator) for tensor in tensors])
 
 
@@ -128,6 +137,11 @@ def decoded(codec: Codec, message: Tensor, shapes: Sequence[Size]) -> list[Tenso
     if sum(sizes) != len(message):
         raise ValueError(f"{sum(sizes)} bytes are expected, and {len(message)} have come")
     return [codec.decode(p, shape) for p, shape in zip(message.split(sizes), shapes, strict=True)]
+
+
+def sums_codec(codec: str) -> Codec:
+    """In which the sums travel of what this codec has carried."""
+    return make_codec(SUMS_CODECS.get(codec, codec))
 
 
 def coded_bytes(codec: Codec, shapes: Sequence[Sequence[int]]) -> int:
@@ -158,21 +172,24 @@ def joined(messages: Sequence[Tensor]) -> Tensor:
 
 
 class _Numbers(Pending[list[float]]):
-    def __init__(self, reduced: Pending[Tensor], coded: CodedCollective) -> None:
-        self._reduced, self._coded = reduced, coded
+    def __init__(self, gathered: Pending[list[Tensor]], coded: CodedCollective) -> None:
+        self._gathered, self._coded = gathered, coded
 
     def wait(self) -> list[float]:
-        return [float(number) for number in self._coded.wait(self._reduced)]
+        messages = self._coded.wait(self._gathered)
+        numbers_of = [message.view(torch.float64).tolist() for message in messages]
+        return [sum(numbers) for numbers in zip(*numbers_of, strict=True)]
 
 
 class _Cut(Pending[list[Tensor]]):
     """A flat sum, cut into tensors of the shapes that went into it."""
 
-    def __init__(self, flat: Pending[Tensor], shapes: Sequence[Size]) -> None:
+    def __init__(self, flat: Pending[list[Tensor]], shapes: Sequence[Size]) -> None:
         self._flat, self._shapes = flat, shapes
 
     def wait(self) -> list[Tensor]:
-        pieces = self._flat.wait().float().split([shape.numel() for shape in self._shapes])
+        (flat,) = self._flat.wait()
+        pieces = flat.split([shape.numel() for shape in self._shapes])
         return [piece.view(shape) for piece, shape in zip(pieces, self._shapes, strict=True)]
 
 

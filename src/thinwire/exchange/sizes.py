@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 
-from thinwire.exchange.coded import REDUCED, SUMS_CODEC, coded_bytes, piece_shapes
+from thinwire.exchange.coded import coded_bytes, piece_shapes, sums_codec
 from thinwire.exchange.hidden import num_selected
-from thinwire.transport.collective import all_gather_bytes, all_reduce_bytes
-from thinwire.wire.codecs import make_codec
+from thinwire.transport.collective import all_gather_bytes
+from thinwire.wire.codecs import Scaled, make_codec
 from thinwire.wire.indices import encoded_bytes
 
 Shape = Sequence[int]
@@ -76,7 +77,8 @@ def sync_bytes(
         own = [t for t in group if t.num_own is not None]
         if own and not everything:
             values = [shape for t in own for shape in t.shapes(t.num_own or 0)]
-            sent += all_gather_bytes(num_workers, _coded_bytes(codec, values))
+            own_bytes = coded_bytes(make_codec(codec), values)
+            sent += all_gather_bytes(num_workers, own_bytes, lengths_known=True)
     return sent
 
 
@@ -108,28 +110,25 @@ def periodic_bytes(
         assert t.num_own is not None, "changed rows are counted"
         values += t.shapes(t.num_rows if everything else t.num_own)
         piles += [(t.num_own,) for _ in t.row_shapes if accumulators]
-    row_bytes = _coded_bytes(codec, values) + _coded_bytes("fp32", piles)
+    row_bytes = coded_bytes(make_codec(codec), values) + coded_bytes(make_codec("fp32"), piles)
     sent = all_gather_bytes(num_workers, _ids_bytes(tables) + row_bytes)
     return sent + (sum_bytes(num_workers, codec, blocks, rank) if blocks else 0)
 
 
 def sum_bytes(num_workers: int, codec: str, shapes: Sequence[Shape], rank: int = 0) -> int:
     """What worker `rank` sends when tensors of these shapes are added up over all workers."""
-    if codec in REDUCED:
-        return all_reduce_bytes(num_workers, _coded_bytes(codec, shapes))
+    given_in, summed_in = make_codec(codec), sums_codec(codec)
+    if not isinstance(given_in, Scaled):
+        shapes = [(sum(map(prod, shapes)),)]
     pieces = [piece_shapes(shapes, num_workers, r) for r in range(num_workers)]
-    given = sum(_coded_bytes(codec, piece) for r, piece in enumerate(pieces) if r != rank)
-    return given + (num_workers - 1) * _coded_bytes(SUMS_CODEC, pieces[rank])
+    given = sum(coded_bytes(given_in, piece) for r, piece in enumerate(pieces) if r != rank)
+    return given + (num_workers - 1) * coded_bytes(summed_in, pieces[rank])
 
 
 def total_bytes(num_workers: int, num_numbers: int) -> int:
     """What a worker sends when so many numbers (float64) are added up over all workers."""
-    return all_reduce_bytes(num_workers, 8 * num_numbers)
+    return all_gather_bytes(num_workers, 8 * num_numbers, lengths_known=True)
 
 
 def _ids_bytes(tables: Sequence[TouchedTables]) -> int:
     return sum(encoded_bytes(t.num_own, t.largest_gap) for t in tables if t.num_own is not None)
-
-
-def _coded_bytes(codec: str, shapes: Sequence[Shape]) -> int:
-    return coded_bytes(make_codec(codec), shapes)

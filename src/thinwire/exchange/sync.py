@@ -24,9 +24,10 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
-from torch import Tensor
+from torch import Size, Tensor
 from torch.utils.hooks import RemovableHandle
 
 from thinwire.exchange.coded import CodedCollective
@@ -100,7 +101,6 @@ class _UnderWay:
     """A part of a step's gradients that has been sent, and is yet to be merged and applied."""
 
     step: _Step
-    rows: Mapping[str, Tensor]
     sent: _Sent
     selection: Selection | None = None
     """Of the blocks, where they are in this part."""
@@ -181,11 +181,11 @@ class Sync(Exchange):
         late = self._send(step, step.late(), rows, selection)
         for block in self.updater.blocks.values():
             block.grad = None
-        self._late.append(_UnderWay(step, rows, late, selection))
+        self._late.append(_UnderWay(step, late, selection))
         self._step_number += 1
         self._count_dense()
         meanwhile()
-        due = [_UnderWay(step, rows, early)]
+        due = [_UnderWay(step, early)]
         if len(self._late) > self._delay:
             due.append(self._late.popleft())
         return self._apply(due)
@@ -222,7 +222,7 @@ class Sync(Exchange):
             self._take_touched(sent.names, merged, merged_ids)
         elif sent.gathering is not None:
             messages = self._coded.wait(sent.gathering)
-            self._add_own(own, messages, part.rows, merged)
+            self._add_own(own, messages, merged)
 
     def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
         """See `Exchange`."""
@@ -263,7 +263,6 @@ class Sync(Exchange):
             summed = [step.shared(name, gradients[name]) for name in names]
         if selection is not None:
             summed += self._block_gradients(selection)
-        summing = self._coded.sum(summed) if summed else None
         chosen = [i for i, group in enumerate(step.groups) if group.names[0] in names]
         gathering = None
         if chosen and not self._everything:
@@ -272,8 +271,24 @@ class Sync(Exchange):
                 for group in (step.groups[i] for i in chosen)
                 for name in group.names
             ]
-            gathering = self.collective.all_gather(self._coded.encode(own))
+            lengths = partial(self._own_bytes, step, chosen)
+            gathering = self.collective.all_gather(self._coded.encode(own), lengths)
+        # Last, for a sum takes two rounds, and what is gathered goes in the time of the first.
+        summing = self._coded.sum(summed) if summed else None
         return _Sent(names, chosen, summing, gathering)
+
+    def _own_bytes(self, step: _Step, chosen: Sequence[int]) -> list[int]:
+        """How many bytes every worker's values of these groups' own rows are."""
+        return [
+            self._coded.num_bytes(
+                [self._shape_of(name, ids[i]) for i in chosen for name in step.groups[i].names]
+            )
+            for ids in step.announced.wait()
+        ]
+
+    def _shape_of(self, name: str, ids_O: Tensor) -> Size:
+        """Of these rows of a table."""
+        return Size((len(ids_O), *self.updater.tables[name].shape[1:]))
 
     def _whole(self, name: str, touched: Touched, gradient: Tensor) -> Tensor:
         """A table's gradient with all its rows, zero where this worker touched nothing."""
@@ -326,17 +341,13 @@ class Sync(Exchange):
         self,
         groups: Sequence[MergedRows],
         messages: Sequence[Tensor],
-        rows: Mapping[str, Tensor],
         merged: dict[str, Tensor],
     ) -> None:
         """Add every worker's own rows to the sums of the shared ones."""
         tables = [(group, name) for group in groups for name in group.group.names]
         values_of = []
         for rank, message in enumerate(messages):
-            shapes = [
-                torch.Size((len(group.ids_of[rank]), *rows[name].shape[1:]))
-                for group, name in tables
-            ]
+            shapes = [self._shape_of(name, group.ids_of[rank]) for group, name in tables]
             values_of.append(self._coded.decode(message, shapes))
         for index, (group, name) in enumerate(tables):
             merged[name] = group.added_up(merged[name], [values[index] for values in values_of])

@@ -26,7 +26,8 @@ from dataclasses import dataclass
 from thinwire.plan.counts import Sent
 from thinwire.plan.machine import LARGE_BYTES, Machine
 
-SYNC_MESSAGES = 6
+SYNC_MESSAGES = 2
+"""What late values take, one after the other: parts, and their sums."""
 MERGING = 2.0
 
 

@@ -180,17 +180,17 @@ def _code_byte(name: str) -> float:
 
 
 def _send_byte() -> float:
-    """Two workers in this process add up numbers: each sends and receives as many bytes."""
+    """Two workers in this process give each other a message: each sends and receives one."""
     members = loopback_group(2)
-    numbers = [torch.zeros(MESSAGE_BYTES // 4) for _ in members]
+    message = torch.zeros(MESSAGE_BYTES, dtype=torch.uint8)
+    lengths = [MESSAGE_BYTES] * len(members)
 
-    def add_up() -> None:
-        pending = [m.all_reduce(own) for m, own in zip(members, numbers, strict=True)]
-        for found in pending:
+    def swap() -> None:
+        for found in [member.all_gather(message, lambda: lengths) for member in members]:
             found.wait()
 
     try:
-        return _time(add_up) / 4 / MESSAGE_BYTES
+        return _time(swap) / 4 / MESSAGE_BYTES
     finally:
         for member in members:
             member.close()

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from thinwire.transport.collective import Collective, Done, Merge, Pending
+from thinwire.transport.collective import Collective, Done, Lengths, Merge, Pending
 
 
 class Alone(Collective):
@@ -15,11 +15,7 @@ class Alone(Collective):
     def __init__(self) -> None:
         super().__init__(rank=0, size=1)
 
-    def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
-        """The tensor itself."""
-        return Done(tensor)
-
-    def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
+    def all_gather(self, message: Tensor, lengths: Lengths | None = None) -> Pending[list[Tensor]]:
         """The message itself."""
         return Done([message])
 

@@ -1,8 +1,10 @@
 """Collectives of `torch.distributed`: Gloo between CPUs, NCCL between GPUs.
 
-One thread of each worker owns communication: calls are queued, and made one after the other in the
-order in which they were queued, so that two workers can never wait for each other crosswise. The
-thread that computes goes on meanwhile.
+A call has up to two rounds: first what must be known before the rest, the lengths of messages or
+the parts to merge, then messages. Each round has a thread and a group of its own, and goes through
+the calls in the order in which they were made, so that two workers can never wait for each other
+crosswise. So a message does not wait for one of another round, and the thread that computes waits
+for none. On GPUs, where two groups must not work at a time, both rounds have the same.
 
 When a call fails, or takes too long, the workers hold a roll-call through the store: whoever does
 not answer is named. Not tried on GPUs.
@@ -17,16 +19,18 @@ import socket
 from collections.abc import Callable, Sequence
 from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from datetime import timedelta
+from functools import partial
+from threading import Lock
 from time import monotonic, sleep
 from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch._C._distributed_c10d import HashStore, Store
+from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from thinwire.errors import UserError
-from thinwire.transport.collective import Collective, Merge, Pending
+from thinwire.transport.collective import Collective, Lengths, Merge, Pending
 from thinwire.transport.patience import MEETING_SECONDS, ROLL_CALL_SECONDS
 
 T = TypeVar("T")
@@ -64,7 +68,9 @@ class C10d(Collective):
         self._timeout_seconds = timeout_seconds
         # What a group needs lies here: NCCL wants the GPU's memory, Gloo the host's.
         self.device = device if device.type == "cuda" else torch.device("cpu")
-        self._owner = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collective")
+        first = _Round()
+        self._first, self._second = first, first if device.type == "cuda" else _Round()
+        self._under_way = _UnderWay(self)
         self._failure: RuntimeError | None = None
         """Of the first call that failed; none is made after it."""
         self._verdict: UserError | None = None
@@ -72,39 +78,38 @@ class C10d(Collective):
         timeout = timedelta(seconds=timeout_seconds)
         store.set_timeout(timeout)
         self._names = self._meet(max(timeout_seconds, meeting_seconds))
-        self._group: Any = self._queue(lambda: self._make_group(timeout, loopback)).wait()
+        for number, turn in enumerate(dict.fromkeys((self._first, self._second))):
+            part = PrefixStore(f"round/{number}", store)
+            made = turn.thread.submit(self._make_group, part, timeout, loopback)
+            turn.group = _Queued(self, made).wait()
 
-    def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
-        """See `Collective`; a tensor that lies where the group needs it is overwritten."""
-        self._count_all_reduce(tensor.nbytes)
+    def all_gather(self, message: Tensor, lengths: Lengths | None = None) -> Pending[list[Tensor]]:
+        """See `Collective`."""
+        self._count_given(message, lengths_known=lengths is not None)
 
-        def call() -> Tensor:
-            summed = tensor.to(self.device)
-            self._group.allreduce([summed]).wait()
-            return summed.to(tensor.device)
-
-        return self._queue(call)
-
-    def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
-        """See `Collective`; the lengths go first."""
-        self._count_given(message)
-
-        def call() -> list[Tensor]:
-            return self._swap([message] * self.size, self._lengths(len(message)))
-
-        return _Gathered(self._queue(call), self._count_gathered)
+        count = partial(self._count_gathered, lengths_known=lengths is not None)
+        to_each = [message] * self.size
+        if lengths is None:
+            own, ones = [torch.tensor([len(message)])] * self.size, [1] * self.size
+            turn = self._first
+            first = self._queue(turn, lambda: torch.cat(self._swap(turn, own, ones)).tolist())
+            lengths = first.result
+        found = lengths
+        second = self._queue(self._second, lambda: self._swap(self._second, to_each, found()))
+        return _Gathered(_Queued(self, second), count)
 
     def merge(
         self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]
     ) -> Pending[list[Tensor]]:
-        """See `Collective`; merges in the thread that owns communication."""
+        """See `Collective`; merges in a thread that owns communication."""
         self._count_merge(parts, sizes)
+        own = [len(parts[self.rank])] * self.size
+        first = self._queue(self._first, lambda: merge(self._swap(self._first, parts, own)))
 
-        def call() -> list[Tensor]:
-            merged = merge(self._swap(parts, [len(parts[self.rank])] * self.size))
-            return self._swap([merged] * self.size, sizes)
+        def give_merged() -> list[Tensor]:
+            return self._swap(self._second, [first.result()] * self.size, sizes)
 
-        return self._queue(call)
+        return _Queued(self, self._queue(self._second, give_merged))
 
     def broadcast(self, tensor: Tensor) -> None:
         """See `Collective`."""
@@ -112,10 +117,10 @@ class C10d(Collective):
 
         def call() -> None:
             sent = tensor.to(self.device)
-            self._group.broadcast([sent]).wait()
+            self._second.group.broadcast([sent]).wait()
             tensor.copy_(sent)
 
-        self._queue(call).wait()
+        _Queued(self, self._queue(self._second, call)).wait()
 
     def name_of(self, rank: int) -> str:
         """Its number, host and process."""
@@ -124,8 +129,9 @@ class C10d(Collective):
     def close(self) -> None:
         """Leave the group: once all calls have been made or, where it is broken, at once."""
         broken = self._abandoned or self._failure is not None
-        self._owner.shutdown(wait=not broken, cancel_futures=broken)
-        self._group = None
+        for turn in (self._first, self._second):
+            turn.thread.shutdown(wait=not broken, cancel_futures=broken)
+            turn.group = None
 
     def leave_word(self, sentence: str) -> None:
         """Let the others know why this worker ends before its time."""
@@ -150,27 +156,23 @@ class C10d(Collective):
             names.append(self._store.get(f"name/{rank}").decode())
         return names
 
-    def _make_group(self, timeout: timedelta, loopback: bool) -> Any:
+    def _make_group(self, store: Store, timeout: timedelta, loopback: bool) -> Any:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
             nccl: Any = dist.ProcessGroupNCCL.Options()
             nccl._timeout = timeout
-            return dist.ProcessGroupNCCL(self._store, self.rank, self.size, nccl)
+            return dist.ProcessGroupNCCL(store, self.rank, self.size, nccl)
         gloo: Any = dist.ProcessGroupGloo
         options = gloo._Options()
         options._timeout = timeout
         options._devices = [gloo.create_device(hostname="127.0.0.1") if loopback else _device(gloo)]
-        return gloo(self._store, self.rank, self.size, options)
+        return gloo(store, self.rank, self.size, options)
 
     # Calling
 
-    def _lengths(self, length: int) -> list[int]:
-        own = torch.tensor([length], device=self.device)
-        found = [torch.empty_like(own) for _ in range(self.size)]
-        self._group.allgather([found], [own]).wait()
-        return [int(n) for n in found]
-
-    def _swap(self, to_each: Sequence[Tensor], of_each: Sequence[int]) -> list[Tensor]:
+    def _swap(
+        self, turn: _Round, to_each: Sequence[Tensor], of_each: Sequence[int]
+    ) -> list[Tensor]:
         """What every worker has for this one, of these lengths, for what this one has for each.
 
         Where nobody has anything, which all of them can tell, no call is made.
@@ -182,14 +184,14 @@ class C10d(Collective):
             others = [p.to(self.device) for r, p in enumerate(to_each) if r != self.rank]
             sent = others[0] if len(others) == 1 else torch.cat(others)
             received = sent.new_empty(sum(taken))
-            self._group.alltoall_base(received, sent, taken, given).wait()
+            turn.group.alltoall_base(received, sent, taken, given).wait()
             pieces = list(received.to(own.device).split(taken))
         else:
             pieces = [own[:0]] * self.size
         pieces[self.rank] = own
         return pieces
 
-    def _queue(self, call: Callable[[], T]) -> Pending[T]:
+    def _queue(self, turn: _Round, call: Callable[[], T]) -> Future[T]:
         ready = None
         if self.device.type == "cuda":
             ready = torch.cuda.current_stream(self.device).record_event()
@@ -199,18 +201,17 @@ class C10d(Collective):
                 torch.cuda.current_stream(self.device).wait_event(ready)
             if self._failure is not None:
                 raise self._failure
-            began = monotonic()
             try:
-                found = call()
+                with self._under_way:
+                    found = call()
             except RuntimeError as error:
                 self._failure = error
                 raise
-            self.busy_seconds += monotonic() - began
             if ready is not None:
                 torch.cuda.current_stream(self.device).synchronize()
             return found
 
-        return _Queued(self, self._owner.submit(run))
+        return turn.thread.submit(run)
 
     # Roll-call
 
@@ -271,6 +272,34 @@ def loopback_group(size: int, timeout_seconds: float = 30.0) -> list[C10d]:
         return list(together.map(member, range(size)))
 
 
+class _Round:
+    """A process group, and the thread that alone uses it."""
+
+    def __init__(self) -> None:
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collective")
+        self.group: Any = None
+
+
+class _UnderWay:
+    """Counts the time in which any round is under way."""
+
+    def __init__(self, collective: Collective) -> None:
+        self._collective, self._lock = collective, Lock()
+        self._num_rounds, self._began = 0, 0.0
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._num_rounds:
+                self._began = monotonic()
+            self._num_rounds += 1
+
+    def __exit__(self, *exception: object) -> None:
+        with self._lock:
+            self._num_rounds -= 1
+            if not self._num_rounds:
+                self._collective.busy_seconds += monotonic() - self._began
+
+
 class _Queued(Pending[T]):
     def __init__(self, collective: C10d, future: Future[T]) -> None:
         self._collective, self._future = collective, future
@@ -292,12 +321,14 @@ class _Gathered(Pending[list[Tensor]]):
     ) -> None:
         self._queued, self._count = queued, count
         self._found: list[Tensor] | None = None
+        self._lock = Lock()
 
     def wait(self) -> list[Tensor]:
-        if self._found is None:
-            self._found = self._queued.wait()
-            self._count(self._found)
-        return self._found
+        with self._lock:  # a thread of the group may wait, too, for the lengths of others
+            if self._found is None:
+                self._found = self._queued.wait()
+                self._count(self._found)
+            return self._found
 
 
 def _device(gloo: Any) -> Any:

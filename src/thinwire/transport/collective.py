@@ -1,10 +1,13 @@
 """The contract of collectives: calls that every worker of a run makes, in the same order.
 
-Bytes are counted here, as they leave and arrive: a ring all-reduce of n bytes sends 2 (W - 1) n / W
-a worker; an all-gather (W - 1) n, and 8 (W - 1) more for the length, which goes first; a merge what
-goes to the others and W - 1 times what this worker has merged. What is sent counts when a call is
-made, what is received when its result has been waited for or, where its size is known, with what is
-sent; so that both follow from the calls alone.
+Every worker sends to every other one at once, and never along a ring: a message waits until the
+worker that it reaches is scheduled, and a ring of W workers has 2 (W - 1) such waits in a row.
+
+Bytes are counted here, as they leave and arrive: an all-gather of n bytes sends (W - 1) n a worker,
+and 8 (W - 1) more for the length, which goes first unless all know it; a merge what goes to the
+others and W - 1 times what this worker has merged. What is sent counts when a call is made, what is
+received when its result has been waited for or, where its size is known, with what is sent; so that
+both follow from the calls alone.
 
 W workers.
 """
@@ -25,14 +28,12 @@ LENGTH_BYTES = 8
 Merge = Callable[[Sequence[Tensor]], Tensor]
 
 
-def all_reduce_bytes(num_workers: int, num_bytes: int) -> int:
-    """What each worker sends, and receives, when `num_bytes` are added up over all."""
-    return 2 * (num_workers - 1) * num_bytes // num_workers
+Lengths = Callable[[], Sequence[int]]
 
 
-def all_gather_bytes(num_workers: int, num_bytes: int) -> int:
+def all_gather_bytes(num_workers: int, num_bytes: int, *, lengths_known: bool = False) -> int:
     """What a worker sends when it gives `num_bytes` to each of the others."""
-    return (num_workers - 1) * (LENGTH_BYTES + num_bytes)
+    return (num_workers - 1) * (num_bytes + (0 if lengths_known else LENGTH_BYTES))
 
 
 class Pending(ABC, Generic[T_co]):
@@ -71,15 +72,14 @@ class Collective(ABC):
         """How long calls were under way, hidden behind arithmetic or not."""
 
     @abstractmethod
-    def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
-        """The sum over all workers, of any numeric type, of the same shape on each.
+    def all_gather(self, message: Tensor, lengths: Lengths | None = None) -> Pending[list[Tensor]]:
+        """Every worker's bytes, uint8, by rank; their lengths may differ.
 
-        It may be `tensor` itself, overwritten.
+        Args:
+            message: this worker's.
+            lengths: the lengths, by rank, where every worker can tell them from what earlier calls
+                have found; it is called after these, and may be in another thread.
         """
-
-    @abstractmethod
-    def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
-        """Every worker's bytes, uint8, by rank; their lengths may differ."""
 
     @abstractmethod
     def merge(
@@ -106,16 +106,14 @@ class Collective(ABC):
     def close(self) -> None:
         """Leave the others."""
 
-    def _count_all_reduce(self, num_bytes: int) -> None:
-        share = all_reduce_bytes(self.size, num_bytes)
-        self.meter.count(sent=share, received=share)
+    def _count_given(self, message: Tensor, *, lengths_known: bool) -> None:
+        sent = all_gather_bytes(self.size, message.nbytes, lengths_known=lengths_known)
+        self.meter.count(sent=sent)
 
-    def _count_given(self, message: Tensor) -> None:
-        self.meter.count(sent=all_gather_bytes(self.size, message.nbytes))
-
-    def _count_gathered(self, messages: Sequence[Tensor]) -> None:
+    def _count_gathered(self, messages: Sequence[Tensor], *, lengths_known: bool) -> None:
         others = [m.nbytes for rank, m in enumerate(messages) if rank != self.rank]
-        self.meter.count(received=LENGTH_BYTES * len(others) + sum(others))
+        first = 0 if lengths_known else LENGTH_BYTES * len(others)
+        self.meter.count(received=first + sum(others))
 
     def _count_merge(self, parts: Sequence[Tensor], sizes: Sequence[int]) -> None:
         others = [rank for rank in range(self.size) if rank != self.rank]

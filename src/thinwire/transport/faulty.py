@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from thinwire.errors import UserError
-from thinwire.transport.collective import Collective, Merge, Pending
+from thinwire.transport.collective import Collective, Lengths, Merge, Pending
 
 
 class Faulty(Collective):
@@ -24,15 +24,10 @@ class Faulty(Collective):
         self._inner, self._failing_call = inner, failing_call
         self._num_calls = 0
 
-    def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
+    def all_gather(self, message: Tensor, lengths: Lengths | None = None) -> Pending[list[Tensor]]:
         """See `Collective`."""
         self._fail_if_due()
-        return self._inner.all_reduce(tensor)
-
-    def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
-        """See `Collective`."""
-        self._fail_if_due()
-        return self._inner.all_gather(message)
+        return self._inner.all_gather(message, lengths)
 
     def merge(
         self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from threading import Condition
 from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from thinwire.errors import UserError
-from thinwire.transport.collective import Collective, Merge, Pending
+from thinwire.transport.collective import Collective, Lengths, Merge, Pending
 
 T = TypeVar("T")
 
@@ -70,19 +69,14 @@ class InProcess(Collective):
         self._room = room
         self._num_calls = 0
 
-    def all_reduce(self, tensor: Tensor) -> Pending[Tensor]:
-        """See `Collective`; added up in the order of the ranks."""
-        self._count_all_reduce(tensor.nbytes)
-        return self._call(
-            tensor.clone(), lambda given: torch.stack(given).sum(0, dtype=tensor.dtype)
-        )
-
-    def all_gather(self, message: Tensor) -> Pending[list[Tensor]]:
+    def all_gather(self, message: Tensor, lengths: Lengths | None = None) -> Pending[list[Tensor]]:
         """See `Collective`."""
-        self._count_given(message)
+        self._count_given(message, lengths_known=lengths is not None)
 
         def found(all_given: list[Tensor]) -> list[Tensor]:
-            self._count_gathered(all_given)
+            self._count_gathered(all_given, lengths_known=lengths is not None)
+            if lengths is not None and [len(given) for given in all_given] != list(lengths()):
+                raise ValueError("what the others gave is not as long as it was said to be")
             return all_given
 
         return self._call(message.clone(), found)
