@@ -1,10 +1,10 @@
 """Collectives of `torch.distributed`: Gloo between CPUs, NCCL between GPUs.
 
-A call has up to two rounds: first what must be known before the rest, the lengths of messages or
-the parts to merge, then messages. Each round has a thread and a group of its own, and goes through
+A call has up to two rounds: first what must be there before the rest, the lengths of messages or
+the parts to merge, then messages. Each round has a thread and a group of its own, which goes through
 the calls in the order in which they were made, so that two workers can never wait for each other
-crosswise. So a message does not wait for one of another round, and the thread that computes waits
-for none. On GPUs, where two groups must not work at a time, both rounds have the same.
+crosswise. A message waits only for those before it in its own round, and the thread that computes
+for none. On GPUs, where two groups must not work at a time, both rounds have the same thread.
 
 When a call fails, or takes too long, the workers hold a roll-call through the store: whoever does
 not answer is named. Not tried on GPUs.
