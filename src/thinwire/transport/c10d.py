@@ -70,7 +70,7 @@ class C10d(Collective):
         self.device = device if device.type == "cuda" else torch.device("cpu")
         first = _Round()
         self._first, self._second = first, first if device.type == "cuda" else _Round()
-        self._under_way = _UnderWay(self)
+        self._busy_time = _BusyTime(self)
         self._failure: RuntimeError | None = None
         """Of the first call that failed; none is made after it."""
         self._verdict: UserError | None = None
@@ -202,7 +202,7 @@ class C10d(Collective):
             if self._failure is not None:
                 raise self._failure
             try:
-                with self._under_way:
+                with self._busy_time:
                     found = call()
             except RuntimeError as error:
                 self._failure = error
@@ -280,7 +280,7 @@ class _Round:
         self.group: Any = None
 
 
-class _UnderWay:
+class _BusyTime:
     """Counts the time in which any round is under way."""
 
     def __init__(self, collective: Collective) -> None:
