@@ -11,8 +11,6 @@ PyTorch's default; the faster of the two counts.
 from __future__ import annotations
 
 import argparse
-import shutil
-import tempfile
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -24,7 +22,6 @@ from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.matmul import matmul_nt
 from thinwire.train.loop import Trainer, set_up_device
-from thinwire.train.run_folder import RunFolder
 
 ROUNDS = 7
 STEPS = 40
@@ -63,12 +60,8 @@ def measure(data: Path, width: int, threads: int) -> dict:
     config = RunConfig.from_dict({"run": {"threads": threads}, "model": {"width": width}})
     device = set_up_device(config)
     corpus = Corpus.open(data)
-    out = Path(tempfile.mkdtemp())
-    trainer = Trainer(RunFolder.create(out / "run", config, corpus), config, corpus, device)
-    shutil.rmtree(out)
-    for _ in range(10):
-        trainer.train_step()
-    body_flop = 3 * 2 * sum(p.numel() for p in trainer.blocks.values() if p.dim() == 2)
+    trainer = Trainer(None, config, corpus, device)
+    body_flop = 3 * 2 * sum(p.numel() for p in trainer.job.blocks.values() if p.dim() == 2)
     # The drawn words of a step; the targets' own rows are dot products and are not counted.
     samples = median(
         len(
@@ -80,12 +73,15 @@ def measure(data: Path, width: int, threads: int) -> dict:
     )
     loss_flop = 3 * 2 * samples * width
     rates, speeds = [], []
-    for _ in range(ROUNDS):
-        rates.append(gemm_flop_per_second())
-        began, tokens = perf_counter(), trainer.tokens
-        for _ in range(STEPS):
+    with trainer.job.recording(resumed=False):
+        for _ in range(10):
             trainer.train_step()
-        speeds.append((trainer.tokens - tokens) / (perf_counter() - began))
+        for _ in range(ROUNDS):
+            rates.append(gemm_flop_per_second())
+            began, tokens = perf_counter(), trainer.job.tokens
+            for _ in range(STEPS):
+                trainer.train_step()
+            speeds.append((trainer.job.tokens - tokens) / (perf_counter() - began))
     shares = [
         speed * (body_flop + loss_flop) / rate for speed, rate in zip(speeds, rates, strict=True)
     ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from time import monotonic, sleep
 from typing import Any
 
 import pytest
@@ -14,13 +15,14 @@ from torch import Tensor
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
 from thinwire.exchange.asynchronous.protocol import Position
+from thinwire.exchange.asynchronous.server import Server
 from thinwire.train.checkpoints import Checkpoints
 from thinwire.train.loop import train
 from thinwire.train.metrics import read_metrics
 from thinwire.train.serve import Serving, serve
 from thinwire.train.shards import serve_shard
 from thinwire.train.work import Worker, work
-from thinwire.transport.messages import InProcessDoor
+from thinwire.transport.messages import InProcessDoor, Line
 
 Settings = Callable[..., RunConfig]
 STEP_TOKENS = 28
@@ -218,6 +220,46 @@ def test_more_workers_than_planned(toy_data: Path, tmp_path: Path, tiny: Setting
     config = tiny(run={"tokens": 40 * STEP_TOKENS})
     together(toy_data, tmp_path / "run", config, num_workers=3)
     assert lines(tmp_path / "run", "end")[0]["reason"] == "tokens spent"
+
+
+class Congested(Line):
+    """Once the run has ended, what is on its way arrives late, and not at all from a shut door."""
+
+    def __init__(self, inner: Line, ended: threading.Event, shut: threading.Event) -> None:
+        super().__init__(inner.server)
+        self.inner, self.ended, self.shut = inner, ended, shut
+        self.clear_at: float | None = None
+
+    def send(self, message: Tensor) -> None:
+        self.inner.send(message)
+
+    def receive(self, timeout_seconds: float) -> Tensor | None:
+        if self.ended.is_set() and self.clear_at is None:
+            self.clear_at = monotonic() + 1.5
+        if self.shut.is_set() or monotonic() < (self.clear_at or 0.0):
+            sleep(min(timeout_seconds, 0.01))
+            return None
+        return self.inner.receive(timeout_seconds)
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+def test_who_hears_of_the_end_late_still_hears_of_it(
+    toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Over a slow link an answer of 100 MB takes a minute, and the end comes behind it."""
+    ended, shut = threading.Event(), threading.Event()
+    stop, close = Server.stop, Serving.close
+    monkeypatch.setattr(Server, "stop", lambda self, why: (stop(self, why), ended.set()))
+    monkeypatch.setattr(Serving, "close", lambda self: (shut.set(), close(self)))
+    monkeypatch.setattr("thinwire.train.serve.PARTING_SECONDS", 0.1)
+    config = tiny(run={"tokens": 20 * STEP_TOKENS}, exchange={"timeout_seconds": 4.0})
+    found = Together(toy_data, tmp_path / "run", config)
+    line = found.doors[0].line
+    monkeypatch.setattr(found.doors[0], "line", lambda: Congested(line(), ended, shut))
+    found.run(1)
+    assert found.errors == [] and "budget is spent" in found.why[0]
 
 
 def test_a_loss_that_is_no_number_ends_the_run_for_all(

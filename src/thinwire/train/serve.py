@@ -238,6 +238,7 @@ class Serving(Steward):
             self._helped(lambda: self._save_aloud(best=False))
             if job.checkpoints is not None:
                 self._helped(job.checkpoints.wait)
+            self._see_off()
             if self.others is not None:
                 self.others.end()
         job.stop_asked = asked
@@ -248,6 +249,16 @@ class Serving(Steward):
         """Give the workers the time to hear of the end, and to say goodbye."""
         deadline = monotonic() + PARTING_SECONDS
         while self.server.sessions and monotonic() < deadline:
+            self.turn(HELPER_POLL_SECONDS)
+
+    def _see_off(self) -> None:
+        """Stay for those who still ask.
+
+        Over a slow link the end comes behind what was sent before it, which closing the door would
+        throw away; they would wait in vain.
+        """
+        deadline = monotonic() + self.config.exchange.timeout_seconds
+        while self.server.hears_someone() and monotonic() < deadline:
             self.turn(HELPER_POLL_SECONDS)
 
     def close(self) -> None:

@@ -1,7 +1,7 @@
 """Collectives of `torch.distributed`: Gloo between CPUs, NCCL between GPUs.
 
 A call has up to two rounds: first what must be there before the rest, the lengths of messages or
-the parts to merge, then messages. Each round has a thread and a group of its own, which goes through
+the parts to merge, then messages. Each round has a thread and a group of its own, and goes through
 the calls in the order in which they were made, so that two workers can never wait for each other
 crosswise. A message waits only for those before it in its own round, and the thread that computes
 for none. On GPUs, where two groups must not work at a time, both rounds have the same thread.

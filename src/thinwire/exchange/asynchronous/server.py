@@ -39,6 +39,8 @@ from thinwire.wire.frames import Frame
 
 # A worker that waits says ALIVE so often, and is told WAIT so often.
 LIFE_SECONDS = 1.0
+# Who waits asks once a second: whoever has not asked for so long has heard the answer, or has gone.
+NEAR_SECONDS = 3 * LIFE_SECONDS
 # Pushes that are missing in between are waited for so long: until so many more have come.
 PUSHES_REMEMBERED = 100
 
@@ -253,6 +255,8 @@ class Server:
         message: Pull | Push | WireAccount | None,
     ) -> None:
         session = self.sessions.get(incarnation)
+        if session is not None:
+            session.client, session.heard = client, self._lived
         if session is not None and isinstance(message, WireAccount):
             session.wire = message
             self._drop(session, "has said goodbye")
@@ -263,7 +267,6 @@ class Server:
             if kind is not Kind.GOODBYE:
                 self.door.send(client, say(Kind.AGAIN, incarnation))
         else:
-            session.client, session.heard = client, self._lived
             if isinstance(message, Push):
                 if not session.pushes.first(message.number):
                     return
@@ -350,6 +353,10 @@ class Server:
     def stopped(self) -> bool:
         """Whether the run has ended."""
         return self._stopped is not None
+
+    def hears_someone(self) -> bool:
+        """Whether a worker that has not left was heard a moment ago."""
+        return any(self._lived - s.heard < NEAR_SECONDS for s in self.sessions.values())
 
     def stop(self, why: str) -> None:
         """The run has ended: whoever says anything from now on is told why."""
