@@ -86,14 +86,14 @@ def lowered(module: str, *arguments: str, **constants: object) -> str:
 LOSSES_QUICK = lowered(
     "losses",
     ROUNDS=1,
-    SPEED_SECONDS=2.0,
-    CURVE_SECONDS={"stock": 2.0},
-    OTHER_CURVE_SECONDS=2.0,
+    SPEED_SECONDS=1.0,
+    CURVE_SECONDS={"stock": 1.0},
+    OTHER_CURVE_SECONDS=1.0,
     POINTS=2,
 )
 VOCABULARY_QUICK = lowered("vocabulary", "--quick", SIZES=(20_000, 67_000), SECONDS=2.0)
-EXCHANGE_QUALITY_QUICK = "exchange_quality.py --quick --only 'sync int8' 'async fp32'"
-EXCHANGE_QUICK = "exchange.py --rounds 1 --seconds 5 --only 'sync int8' 'async fp32'"
+EXCHANGE_QUALITY_QUICK = "exchange_quality.py --quick --only 'sync int8'"
+EXCHANGE_QUICK = "exchange.py --rounds 1 --seconds 4 --only 'sync int8'"
 # What fits into six hours with the rest. They report whatever they have ever measured, so other
 # seeds can be added by hand.
 BARS = "bars.py --links 300mbit --longest 400"
