@@ -103,7 +103,10 @@ def _print(found: Plan, workers: tuple[int, ...], link: str) -> None:
     for W, forecast in best.items():
         flags = f"--exchange {forecast.exchange} --codec {forecast.codec}"
         out.print(f"{W} workers: {flags}, {forecast.tokens_per_second:,.0f} tokens/s (forecast)")
-    out.print("Named is what changes the numbers least among those within 15% of the fastest.")
+    out.print(
+        "The one named for so many workers is, of those within 15% of the fastest, the one that "
+        "changes the numbers least."
+    )
 
 
 def _as_json(found: Plan, workers: tuple[int, ...]) -> dict[str, object]:
