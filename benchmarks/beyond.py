@@ -335,8 +335,6 @@ def about(core: Machine, flop: float, corpus: Corpus, workers: int) -> str:
     """What the predictions rest on, and what they leave out."""
     rate = flop * core.tokens / (core.forward + core.backward)
     num_steps = len(corpus.ids("train")) / (workers * core.tokens)
-    hops = 2 * (workers - 1)
-    ring_seconds = SYNC_MESSAGES * hops * LATENCY_SECONDS
     latencies = f"{1e3 * LATENCY_SECONDS:g} ms, the default of `thinwire plan`" + "".join(
         f", and between {gpu.name}s {1e3 * gpu.latency_seconds:g} ms, which is assumed"
         for gpu in GPUS
@@ -358,10 +356,9 @@ def about(core: Machine, flop: float, corpus: Corpus, workers: int) -> str:
         f"the arithmetic, and what travels crosses PCIe. {gpus}. A GPU would not reach that with a "
         "model and batches as small as these; the longer its steps really are, the less the wire "
         "weighs.\n\n"
-        f"A message takes {latencies}. Left out: a synchronous step waits for {SYNC_MESSAGES} "
-        f"messages, whatever W, but a ring of {workers} workers has {hops} hops, up to "
-        f"{ring_seconds:.2f} s more a step of a core; what a switch does when all send at once; "
-        "workers of unequal speed. And "
+        f"A message takes {latencies}; a synchronous step waits for {SYNC_MESSAGES} in a row, "
+        f"whatever W. Left out: that each goes to {workers - 1} others, piece by piece; what a "
+        "switch does when all send at once; workers of unequal speed. And "
         f"{workers} workers of such batches pass over this corpus in {num_steps:.0f} steps: this "
         "says how fast, not how well.\n"
     )
