@@ -45,7 +45,7 @@ STEP_TOKENS = DATA.batch * DATA.length
 RACE_BATCH = DATA.batch // WORKERS
 # How long a speed is measured. A step with the full softmax takes 14 seconds; one in which all
 # parameters travel takes minutes over 20 Mbit/s, and is counted in rounds of all workers.
-SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 60.0, 100.0, 12.0
+SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 60.0, 100.0, 9.0
 DENSE_ROUNDS, SLOW_DENSE_ROUNDS, LEAST_ROUNDS = 6, 2, 3
 SNAPSHOTS = 8
 CURVE_EVERY_SECONDS = 40.0
