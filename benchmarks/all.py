@@ -56,7 +56,7 @@ class Benchmark:
         name: of its results or, where it adds to another's, of its own.
         command: the script and its arguments.
         minutes: that it takes on two cores with AVX2.
-        quick: what follows `python` to try the script; none: another one tries it.
+        quick: what follows `python` to try the script; none: it is not tried.
         needs_root: it emulates a cluster.
         resumes: it keeps its own measurements in results/NAME.json.
     """
