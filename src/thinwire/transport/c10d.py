@@ -86,7 +86,6 @@ class C10d(Collective):
     def all_gather(self, message: Tensor, lengths: Lengths | None = None) -> Pending[list[Tensor]]:
         """See `Collective`."""
         self._count_given(message, lengths_known=lengths is not None)
-
         count = partial(self._count_gathered, lengths_known=lengths is not None)
         to_each = [message] * self.size
         if lengths is None:

@@ -26,8 +26,6 @@ T = TypeVar("T")
 T_co = TypeVar("T_co", covariant=True)
 LENGTH_BYTES = 8
 Merge = Callable[[Sequence[Tensor]], Tensor]
-
-
 Lengths = Callable[[], Sequence[int]]
 
 
