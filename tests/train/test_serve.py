@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from time import monotonic, sleep
 from typing import Any
@@ -44,6 +45,8 @@ class Together:
         self.threads: list[threading.Thread] = []
         self.why: list[str] = []
         self.errors: list[BaseException] = []
+        self.line: Callable[[str, Line, int], Line] = lambda name, line, index: line
+        """Makes a worker's line to server `index` another one."""
 
     def start(self, target: Callable[[], object]) -> None:
         def guarded() -> None:
@@ -57,7 +60,7 @@ class Together:
         self.threads.append(thread)
 
     def worker(self, name: str) -> None:
-        lines = [door.line() for door in self.doors]
+        lines = [self.line(name, door.line(), index) for index, door in enumerate(self.doors)]
         self.why.append(work(self.data, lines, name=name, threads=1))
 
     def run(self, num_workers: int = 1, *, resume: bool = False) -> None:
@@ -223,11 +226,20 @@ def test_more_workers_than_planned(toy_data: Path, tmp_path: Path, tiny: Setting
 
 
 class Congested(Line):
-    """Once the run has ended, what is on its way arrives late, and not at all from a shut door."""
+    """What is on its way arrives only a while after the end, and not at all from a shut door.
 
-    def __init__(self, inner: Line, ended: threading.Event, shut: threading.Event) -> None:
+    Args:
+        inner: what messages come from in the end.
+        ended: the server has said that the run has ended.
+        shut: its door is shut.
+        free: how many messages arrive in time before the end.
+    """
+
+    def __init__(
+        self, inner: Line, ended: threading.Event, shut: threading.Event, free: float
+    ) -> None:
         super().__init__(inner.server)
-        self.inner, self.ended, self.shut = inner, ended, shut
+        self.inner, self.ended, self.shut, self.free = inner, ended, shut, free
         self.clear_at: float | None = None
 
     def send(self, message: Tensor) -> None:
@@ -236,30 +248,49 @@ class Congested(Line):
     def receive(self, timeout_seconds: float) -> Tensor | None:
         if self.ended.is_set() and self.clear_at is None:
             self.clear_at = monotonic() + 1.5
-        if self.shut.is_set() or monotonic() < (self.clear_at or 0.0):
+        held = self.free <= 0 if self.clear_at is None else monotonic() < self.clear_at
+        if held or self.shut.is_set():
             sleep(min(timeout_seconds, 0.01))
             return None
-        return self.inner.receive(timeout_seconds)
+        message = self.inner.receive(timeout_seconds)
+        self.free -= message is not None
+        return message
 
     def close(self) -> None:
         self.inner.close()
 
 
+@pytest.mark.parametrize(("last", "free"), [(0, inf), (1, 2)], ids=["the only one", "the second"])
 def test_who_hears_of_the_end_late_still_hears_of_it(
-    toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+    last: int,
+    free: float,
+    toy_data: Path,
+    tmp_path: Path,
+    tiny: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Over a slow link an answer of 100 MB takes a minute, and the end comes behind it."""
     ended, shut = threading.Event(), threading.Event()
-    stop, close = Server.stop, Serving.close
-    monkeypatch.setattr(Server, "stop", lambda self, why: (stop(self, why), ended.set()))
-    monkeypatch.setattr(Serving, "close", lambda self: (shut.set(), close(self)))
-    monkeypatch.setattr("thinwire.train.serve.PARTING_SECONDS", 0.1)
-    config = tiny(run={"tokens": 20 * STEP_TOKENS}, exchange={"timeout_seconds": 4.0})
-    found = Together(toy_data, tmp_path / "run", config)
-    line = found.doors[0].line
-    monkeypatch.setattr(found.doors[0], "line", lambda: Congested(line(), ended, shut))
-    found.run(1)
-    assert found.errors == [] and "budget is spent" in found.why[0]
+    stop = Server.stop
+
+    def stop_and_say(self: Server, why: str) -> None:
+        stop(self, why)
+        if self.door is slow:
+            ended.set()
+
+    monkeypatch.setattr(Server, "stop", stop_and_say)
+    monkeypatch.setattr("thinwire.train.answering.PARTING_SECONDS", 0.1)
+    config = tiny(run={"tokens": 20 * STEP_TOKENS}, exchange={"timeout_seconds": 6.0})
+    found = Together(toy_data, tmp_path / "run", config, num_shards=1 + last)
+    slow = found.doors[last]
+    monkeypatch.setattr(slow, "close", shut.set)
+    # The last worker is the one that hears late; another, if there is one, trains to the end.
+    found.line = lambda name, line, index: (
+        Congested(line, ended, shut, free) if (name, index) == (f"worker {last}", last) else line
+    )
+    found.run(1 + last)
+    assert found.errors == [] and shut.is_set()
+    assert sorted(found.why)[0] == "its budget is spent"
 
 
 def test_a_loss_that_is_no_number_ends_the_run_for_all(

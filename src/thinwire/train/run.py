@@ -365,6 +365,10 @@ class Run:
             self._metrics.write("resume", step=self.step, **self._record())
             place = f"step {self.step}" if self.step else "the start, as no step was saved"
             self._display.note(f"Going on from {place}, in {self.folder.path}")
+            if self.progress() >= 1.0:
+                self._display.note(
+                    "Its budget is spent: a larger --seconds, --tokens or --epochs trains it further."
+                )
         self._metrics.write(
             "start",
             step=self.step,

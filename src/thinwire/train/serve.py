@@ -18,7 +18,6 @@ from math import isfinite
 from pathlib import Path
 from secrets import token_hex
 from threading import Thread
-from time import monotonic
 from typing import Any
 
 import torch
@@ -31,10 +30,11 @@ from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.exchange.asynchronous.places import Places
 from thinwire.exchange.asynchronous.protocol import Push
-from thinwire.exchange.asynchronous.server import Server, Session, Steward
+from thinwire.exchange.asynchronous.server import Server, Session
 from thinwire.exchange.asynchronous.shard import Shard
 from thinwire.exchange.asynchronous.slices import sliced_shard
 from thinwire.exchange.asynchronous.staleness import Lateness, Staleness
+from thinwire.train.answering import SHORT_POLL_SECONDS, Answering
 from thinwire.train.device import find_device, reuse_freed_memory
 from thinwire.train.loop import resumed_folder
 from thinwire.train.metrics import read_metrics
@@ -43,12 +43,6 @@ from thinwire.train.run_folder import RunFolder
 from thinwire.train.shards import Others
 from thinwire.train.signals import stop_on_signals
 from thinwire.transport.messages import Door, Line
-
-# How often the server looks at its clock when nothing comes in, and when it waits for a helper.
-POLL_SECONDS = 0.1
-HELPER_POLL_SECONDS = 0.02
-# How long the server waits for goodbyes when the run has ended.
-PARTING_SECONDS = 3.0
 
 
 def serve(
@@ -112,7 +106,7 @@ def message_bytes(num_parameters: int) -> int:
     return 8 * num_parameters
 
 
-class Serving(Steward):
+class Serving(Answering):
     """A run, the server of its workers, and the loop over what they say.
 
     Args:
@@ -185,7 +179,7 @@ class Serving(Steward):
                 self._loop()
             except Exception as error:
                 self.server.stop(str(error) if isinstance(error, UserError) else "it has failed")
-                self._part()
+                self.part()
                 if self.others is not None:
                     self.others.end()
                 raise
@@ -212,17 +206,9 @@ class Serving(Steward):
         self._end()
 
     def _turn_among_servers(self) -> None:
-        self.turn(POLL_SECONDS)
+        self.turn()
         if self.others is not None:
             self.others.look_after()
-
-    def turn(self, timeout_seconds: float) -> bool:
-        """Answer one message, if one comes; whether one came."""
-        found = self.door.receive(timeout_seconds)
-        self.server.tick(monotonic())
-        if found is not None:
-            self.server.handle(*found)
-        return found is not None
 
     def _end(self) -> None:
         job = self.job
@@ -230,7 +216,7 @@ class Serving(Steward):
         with job.clock.paused():
             if not self.server.stopped:
                 self.server.stop("it was interrupted" if asked else "its budget is spent")
-            self._part()
+            self.part()
             self._report()
             self.shard.settle()
             if not job.evaluated and not asked:
@@ -238,28 +224,12 @@ class Serving(Steward):
             self._helped(lambda: self._save_aloud(best=False))
             if job.checkpoints is not None:
                 self._helped(job.checkpoints.wait)
-            self._see_off()
+            self.see_off()
             if self.others is not None:
                 self.others.end()
         job.stop_asked = asked
         job.wire = self._wire(self._all_staleness)
         job.end()
-
-    def _part(self) -> None:
-        """Give the workers the time to hear of the end, and to say goodbye."""
-        deadline = monotonic() + PARTING_SECONDS
-        while self.server.sessions and monotonic() < deadline:
-            self.turn(HELPER_POLL_SECONDS)
-
-    def _see_off(self) -> None:
-        """Stay for those who still ask.
-
-        Over a slow link the end comes behind what was sent before it, which closing the door would
-        throw away; they would wait in vain.
-        """
-        deadline = monotonic() + self.config.exchange.timeout_seconds
-        while self.server.hears_someone() and monotonic() < deadline:
-            self.turn(HELPER_POLL_SECONDS)
 
     def close(self) -> None:
         """Shut the door."""
@@ -302,7 +272,7 @@ class Serving(Steward):
             if not told and self.server.all_wait:
                 told = True
                 all_wait()
-            self.turn(HELPER_POLL_SECONDS)
+            self.turn(SHORT_POLL_SECONDS)
         helper.join()
         if errors:
             raise errors[0]

@@ -38,7 +38,7 @@ from thinwire.exchange.asynchronous.protocol import (
     say_json,
     text_of,
 )
-from thinwire.exchange.asynchronous.server import LIFE_SECONDS, Server, Session, Steward
+from thinwire.exchange.asynchronous.server import LIFE_SECONDS, Server, Session
 from thinwire.exchange.asynchronous.shard import Shard
 from thinwire.exchange.asynchronous.slices import (
     MODEL,
@@ -54,13 +54,13 @@ from thinwire.exchange.asynchronous.slices import (
 )
 from thinwire.exchange.asynchronous.staleness import Lateness
 from thinwire.language_model import LanguageModel
+from thinwire.train.answering import POLL_SECONDS, Answering
 from thinwire.train.device import find_device, reuse_freed_memory
 from thinwire.train.run import Run
 from thinwire.train.signals import stop_on_signals
 from thinwire.transport.messages import Door, Line
 from thinwire.wire.frames import Frame
 
-POLL_SECONDS = 0.1
 AGAIN_SECONDS = 0.05
 # What servers of one run must have in common.
 SAME = ("model", "loss", "data", "optim", "exchange")
@@ -271,7 +271,7 @@ def serve_shard(
         raise KeyboardInterrupt
 
 
-class Follower(Steward):
+class Follower(Answering):
     """A server that is not the first of its run."""
 
     def __init__(
@@ -313,15 +313,9 @@ class Follower(Steward):
         """Answer until the run ends."""
         with stop_on_signals(self):
             while not (self.stop_asked or self.ended):
-                self.turn(POLL_SECONDS)
-
-    def turn(self, timeout_seconds: float) -> bool:
-        """Answer one message, if one comes; whether one came."""
-        found = self.door.receive(timeout_seconds)
-        self.server.tick(monotonic())
-        if found is not None:
-            self.server.handle(*found)
-        return found is not None
+                self.turn()
+            if self.ended:
+                self.see_off()
 
     def _follow(self, client: bytes, kind: Kind, frame: Frame) -> None:
         """What the first server says; what it does not say is left alone."""
