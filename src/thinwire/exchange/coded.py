@@ -48,18 +48,18 @@ class CodedCollective:
 
     def sum(self, tensors: Sequence[Tensor]) -> Pending[list[Tensor]]:
         """The sum over all workers of each tensor, which has the same shape on each."""
-        shapes = [tensor.shape for tensor in tensors]
-        if not isinstance(self._codec, Scaled):  # then rows need not stay together
-            flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
-            return _Cut(self._sum([flat]), shapes)
-        return self._sum(tensors)
-
-    def _sum(self, tensors: Sequence[Tensor]) -> Pending[list[Tensor]]:
         shapes, W = [tensor.shape for tensor in tensors], self.collective.size
-        pieces = [_pieces(tensor, W) for tensor in tensors]
-        parts = [self.encode(part) for part in zip(*pieces, strict=True)]
+        if isinstance(self._codec, Scaled):  # rows have to stay together
+            pieces = [_pieces(tensor, W) for tensor in tensors]
+            return self._sum([self.encode(part) for part in zip(*pieces, strict=True)], shapes)
+        flat = Size((sum(shape.numel() for shape in shapes),))
+        sizes = [self.num_bytes(piece_shapes([flat], W, rank)) for rank in range(W)]
+        return _Cut(self._sum(self.encode(tensors).split(sizes), [flat]), shapes)
+
+    def _sum(self, parts: Sequence[Tensor], shapes: Sequence[Size]) -> Pending[list[Tensor]]:
+        """Of tensors of these shapes, of which each worker adds up one of the encoded parts."""
+        W, seed = self.collective.size, self._next_seed()
         shapes_of = [piece_shapes(shapes, W, rank) for rank in range(W)]
-        seed = self._next_seed()
 
         def merge(messages: Sequence[Tensor]) -> Tensor:
             own = shapes_of[self.collective.rank]
@@ -167,7 +167,9 @@ def _pieces(tensor: Tensor, num_workers: int) -> Sequence[Tensor]:
 
 
 def joined(messages: Sequence[Tensor]) -> Tensor:
-    """Byte strings one after the other."""
+    """Byte strings one after the other; a single one as it is."""
+    if len(messages) == 1:
+        return messages[0]
     return torch.cat(list(messages)) if messages else torch.empty(0, dtype=torch.uint8)
 
 

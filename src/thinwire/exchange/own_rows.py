@@ -91,7 +91,10 @@ class MergedRows:
 
     def added_up(self, shared_S: Tensor, own_of: Sequence[Tensor]) -> Tensor:
         """Gradients of all rows: the shared ones' sum, and the workers' own, by rank."""
-        own_U = shared_S.new_zeros(len(self.ids_U), *shared_S.shape[1:])
+        S, U = len(shared_S), len(self.ids_U)
+        all_SU = shared_S.new_empty(S + U, *shared_S.shape[1:])
+        all_SU[:S] = shared_S
+        own_U = all_SU[S:].zero_()
         for ids_O, own_O in zip(self.ids_of, own_of, strict=True):
             add(own_U, torch.searchsorted(self.ids_U, ids_O), own_O.to(own_U.device))
-        return torch.cat([shared_S, own_U])
+        return all_SU

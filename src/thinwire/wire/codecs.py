@@ -59,7 +59,8 @@ class Fp32(Codec):
 
     def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Codec`."""
-        return _from_bytes(_whole(data, self.num_bytes(shape)), torch.float32).reshape(tuple(shape))
+        values = _from_bytes(_whole(data, self.num_bytes(shape)), torch.float32)
+        return values.reshape(tuple(shape)).clone()
 
     def num_bytes(self, shape: Sequence[int]) -> int:
         """See `Codec`."""
@@ -244,5 +245,8 @@ def _as_bytes(values: Tensor) -> Tensor:
 
 
 def _from_bytes(data: Tensor, dtype: torch.dtype) -> Tensor:
-    # Copied: a message's parts stand at any place, and numbers want places of their own size.
-    return data.clone().view(dtype)
+    """The numbers that these bytes are, in the same memory if it can be read as such."""
+    # A message's parts stand at any place, and numbers want places of their own size.
+    if data.storage_offset() % dtype.itemsize or data.data_ptr() % dtype.itemsize:
+        data = data.clone()
+    return data.view(dtype)
