@@ -192,7 +192,11 @@ def test_a_runs_settings_are_a_file_of_settings(toy_data: Path) -> None:
 def test_resume_takes_the_runs_own_settings(toy_data: Path, capsys: Capture) -> None:
     assert train(toy_data, "--out", "run", *SMALL, "--tokens", 30) == 0
     assert train(toy_data, "--out", "run", "--resume", "--tokens", 60) == 0
-    assert "Going on from step 2, in run" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "Going on from step 2, in run" in said
+    assert "Its budget is spent" not in said
+    assert train(toy_data, "--out", "run", "--resume") == 0
+    assert "Its budget is spent: a larger --seconds" in capsys.readouterr().err
     config = RunFolder.open(Path("run")).config
     assert (config.model.width, config.loss.samples, config.run.tokens) == (16, 20, 60)
     sentence = refused(capsys, toy_data, "--out", "run", "--resume", "--model.width", 32)

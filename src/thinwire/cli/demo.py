@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 SECONDS = 120.0
 PROMPT = "My lord,"
 EVALUATIONS = 8
+EVAL_SECONDS = 4.0  # not more often, as an evaluation takes a while
 # For a corpus of a million tokens and two minutes on two cores: dropout, as the text is seen
 # several times.
 SETTINGS = {"model.dropout": "0.3"}
@@ -82,7 +83,8 @@ def _training(seconds: float | None, resumed: bool) -> list[str]:
     if resumed:
         return ["--resume", *([] if seconds is None else ["--seconds", f"{seconds:.10g}"])]
     seconds = SECONDS if seconds is None else seconds
-    settings = SETTINGS | {"eval.every_seconds": f"{seconds / EVALUATIONS:.10g}"}
+    every = max(seconds / EVALUATIONS, EVAL_SECONDS)
+    settings = SETTINGS | {"eval.every_seconds": f"{every:.10g}"}
     flags = [word for key, value in settings.items() for word in (f"--{key}", value)]
     return ["--seconds", f"{seconds:.10g}", *flags]
 

@@ -30,6 +30,8 @@ def evaluate(
     """Measure the exact perplexity of a trained model.
 
     One average over all tokens, ends of lines included, each normalised over the whole vocabulary.
+    All words that the vocabulary lacks count as one, which may be easy to guess: without them the
+    perplexity (of known words) may be higher or lower.
 
     Parameters
     ----------
