@@ -18,6 +18,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import tables
+
 HERE = Path(__file__).resolve().parent
 RESULTS = Path(os.environ.get("THINWIRE_RESULTS", HERE / "results"))
 NOVELS = HERE.parent.parent / "shared" / "data" / "novels"
@@ -107,7 +109,8 @@ def commit() -> str:
         done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True)
         return done.stdout.strip()
 
-    changed = git("status", "--porcelain", "--", ":/", ":(top,exclude)benchmarks/results")
+    results = [f":(top,exclude)benchmarks/{name}" for name in ("results", "README.md")]
+    changed = git("status", "--porcelain", "--", ":/", *results)
     return git("describe", "--always") + ("-dirty" if changed else "")
 
 
@@ -126,7 +129,7 @@ def table(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def write(name: str, title: str, body: str, record: Mapping[str, Any]) -> None:
-    """Write results/NAME.json and results/NAME.md, and print the latter."""
+    """Write results/NAME.json and results/NAME.md, and print the latter; it is in README.md, too."""
     where = machine()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": where, **record}, indent=1) + "\n")
@@ -137,4 +140,6 @@ def write(name: str, title: str, body: str, record: Mapping[str, Any]) -> None:
     )
     text = f"# {title}\n\n{body}\n{about}\n"
     (RESULTS / f"{name}.md").write_text(text)
+    if RESULTS == tables.RESULTS:
+        tables.main()
     print(text)

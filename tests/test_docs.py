@@ -20,6 +20,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BENCHMARKS = ROOT / "benchmarks/README.md"
 STEP = re.compile(
     r"<!-- given: (?P<given>.*?) -->"
     r"|<!-- run(?:: (?P<swaps>.*?))? -->\n+```(?P<language>bash|python)\n(?P<code>.*?)^```",
@@ -72,10 +73,22 @@ def test_snippets_run(page: Path, book: Path, toy_data: Path, toy_run: Path) -> 
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, BENCHMARKS], ids=lambda page: page.parent.name + page.name)
 def test_links_lead_somewhere(page: Path) -> None:
     targets = LINK.findall(page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []
+
+
+def test_the_page_of_the_benchmarks_has_their_tables() -> None:
+    page = BENCHMARKS.read_text(encoding="utf-8")
+    names = sorted(set(re.findall(r"\(results/([\w-]+)\.md\)", page)))
+    results = BENCHMARKS.parent / "results"
+    lines = [
+        line for name in names for line in (results / f"{name}.md").read_text("utf-8").splitlines()
+    ]
+    rows = [line for line in lines if line.startswith("|")]
+    assert len(names) > 15
+    assert [row for row in rows if f"\n{row}\n" not in page] == [], "python benchmarks/tables.py"
 
 
 def test_every_page_is_in_the_menu() -> None:

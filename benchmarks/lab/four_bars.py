@@ -119,16 +119,16 @@ DENSE = Bar(
     "--exchange async --select everything --loss.kind full --exchange.timeout_seconds 3600",
     300_000,
 )
-ASYNC = Bar("async", "four, sampled, async", "--exchange async --codec {codec}", 240_000)
+ASYNC = Bar("async", "four, sampled, async", "--exchange async --codec {codec}", 160_000)
 SYNC = Bar("sync", "four, sampled, sync", "--exchange sync --codec {codec}", 140_000)
 LATE = Bar(
     "late",
     "four, sampled, sync a step late",
     "--exchange sync --codec {codec} --exchange.delay 1",
-    240_000,
+    170_000,
 )
 PERIODIC = Bar(
-    "periodic", "four, sampled, periodic", "--exchange periodic --codec {codec}", 240_000
+    "periodic", "four, sampled, periodic", "--exchange periodic --codec {codec}", 150_000
 )
 ALONE = Bar("alone", "four that exchange nothing", "", 0)
 BARS = (NAIVE, ONE, DENSE, ASYNC, SYNC, LATE, PERIODIC, ALONE)
