@@ -129,7 +129,7 @@ def table(rows: Iterable[Mapping[str, object]]) -> str:
 
 
 def write(name: str, title: str, body: str, record: Mapping[str, Any]) -> None:
-    """Write results/NAME.json and results/NAME.md, and print the latter; it is in README.md, too."""
+    """Write results/NAME.json and results/NAME.md, print the latter, and put it into README.md."""
     where = machine()
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / f"{name}.json").write_text(json.dumps({"machine": where, **record}, indent=1) + "\n")

@@ -73,7 +73,9 @@ def test_snippets_run(page: Path, book: Path, toy_data: Path, toy_run: Path) -> 
         assert done.returncode == 0, f"{code}\n{done.stdout}\n{done.stderr}"
 
 
-@pytest.mark.parametrize("page", [*PAGES, BENCHMARKS], ids=lambda page: page.parent.name + page.name)
+@pytest.mark.parametrize(
+    "page", [*PAGES, BENCHMARKS], ids=lambda page: page.parent.name + page.name
+)
 def test_links_lead_somewhere(page: Path) -> None:
     targets = LINK.findall(page.read_text(encoding="utf-8"))
     assert [target for target in targets if not (page.parent / target).exists()] == []

@@ -36,7 +36,7 @@ from thinwire.exchange.coded import CodedCollective, joined
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange, ExchangeState, nothing
 from thinwire.exchange.local import Local
-from thinwire.optim.rows import add, column
+from thinwire.optim.rows import add, column, read, write
 from thinwire.optim.rowwise import RowAdagrad
 from thinwire.touched import Touched
 from thinwire.transport.collective import Collective, Pending
@@ -249,11 +249,10 @@ class Periodic(Exchange):
             self._take(name, None, self._outer_step(name, None, mean))
             parameter += turn.steps[name]
 
-    def _take(self, name: str, ids_R: Tensor | None, step_R: Tensor) -> None:
-        """The outer step, of the anchor and of this copy; `step_R` is used up."""
-        step_R.neg_()
-        add(self._anchor[name], ids_R, step_R)
-        add(self._parameters[name], ids_R, step_R)
+    def _take(self, name: str, ids_R: Tensor | None, change_R: Tensor) -> None:
+        """Change the anchor, and this copy alike."""
+        add(self._anchor[name], ids_R, change_R)
+        add(self._parameters[name], ids_R, change_R)
 
     def _merged(self, group: Group, name: str, ids_R: Tensor, parts: Sequence[_Part]) -> Tensor:
         """One step on these rows of a table out of all workers'."""
@@ -270,7 +269,7 @@ class Periodic(Exchange):
         for place_O, part in zip(places, parts, strict=True):
             add(total_R, place_O, part.deltas[name])
         visits_R = torch.cat(places).bincount(minlength=len(ids_R))
-        return total_R / column(visits_R, total_R)
+        return total_R.div_(column(visits_R, total_R))
 
     def _read(self, message: Tensor, turn: _Turn) -> _Part:
         """What a worker has sent, on the device of the tables."""
@@ -300,14 +299,14 @@ class Periodic(Exchange):
         return _Part(ids, deltas, grown)
 
     def _outer_step(self, name: str, ids_R: Tensor | None, mean_R: Tensor) -> Tensor:
-        """What to take off the anchor. Nesterov: m = mu m + mean; lr (mu m + mean)."""
+        """What changes on the anchor; `mean_R` is used up.
+
+        Nesterov: m = mu m + mean; -lr (mean + mu m).
+        """
         mu, lr = self.config.outer_momentum, self.config.outer_lr
-        if not mu:
-            return lr * mean_R
-        momentum = self._momentum.setdefault(name, torch.zeros_like(self._anchor[name]))
-        if ids_R is None:
-            momentum.mul_(mu).add_(mean_R)
-            return lr * (mean_R + mu * momentum)
-        momentum_R = momentum.index_select(0, ids_R) * mu + mean_R
-        momentum.index_copy_(0, ids_R, momentum_R)
-        return lr * (mean_R + mu * momentum_R)
+        if mu:
+            momentum = self._momentum.setdefault(name, torch.zeros_like(self._anchor[name]))
+            momentum_R = read(momentum, ids_R).mul_(mu).add_(mean_R)
+            write(momentum, ids_R, momentum_R)
+            mean_R.add_(momentum_R, alpha=mu)
+        return mean_R.mul_(-lr)

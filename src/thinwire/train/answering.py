@@ -1,4 +1,4 @@
-"""What all servers of an asynchronous run have in common: they answer, and see their workers off."""
+"""What all servers of an asynchronous run have in common: they answer, and see workers off."""
 
 from __future__ import annotations
 

@@ -367,7 +367,7 @@ class Run:
             self._display.note(f"Going on from {place}, in {self.folder.path}")
             if self.progress() >= 1.0:
                 self._display.note(
-                    "Its budget is spent: a larger --seconds, --tokens or --epochs trains it further."
+                    "Its budget is spent: a larger --seconds, --tokens or --epochs trains it on."
                 )
         self._metrics.write(
             "start",
