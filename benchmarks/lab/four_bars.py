@@ -38,8 +38,8 @@ from thinwire.data.corpus import Corpus
 LINKS = ("300mbit", "1gbit", "20mbit")
 SLOW_LINK = "20mbit"
 CODEC = {"1gbit": "fp32", "300mbit": "bf16", "20mbit": "int4"}
-# All that workers push goes over the one link of a server, so that fewer bytes pay sooner.
-ASYNC_CODEC = CODEC | {"1gbit": "int8", "300mbit": "int8"}
+# Of exchanges that do not hide the wire behind arithmetic.
+PROMPT_CODEC = CODEC | {"300mbit": "int8"}
 NO_LINK = "none"
 DATA = RunConfig().data
 STEP_TOKENS = DATA.batch * DATA.length
@@ -104,13 +104,18 @@ class Bar:
         return "--exchange" in self.flags
 
     @property
+    def hides_the_wire(self) -> bool:
+        """Whether messages travel while the next step computes."""
+        return self.delay == "1" or "--exchange periodic" in self.flags
+
+    @property
     def is_async(self) -> bool:
         """Whether a server, on a device of its own, holds the parameters."""
         return "--exchange async" in self.flags
 
     def settings(self, link: str) -> list[str]:
         """Its flags over this link."""
-        codecs = ASYNC_CODEC if self.is_async else CODEC
+        codecs = CODEC if self.hides_the_wire else PROMPT_CODEC
         return self.flags.format(codec=codecs.get(link, "bf16")).split()
 
 
