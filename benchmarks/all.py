@@ -94,10 +94,10 @@ LOSSES_QUICK = lowered(
 VOCABULARY_QUICK = lowered("vocabulary", "--quick", SIZES=(20_000, 67_000), SECONDS=2.0)
 EXCHANGE_QUALITY_QUICK = "exchange_quality.py --quick --only 'sync int8'"
 EXCHANGE_QUICK = "exchange.py --rounds 1 --seconds 4 --only 'sync int8'"
-# What fits into six hours with the rest. They report whatever they have ever measured, so other
-# seeds can be added by hand.
+# What fits into six hours with the rest. They report whatever they have ever measured, so more can
+# be added by hand.
 BARS = "bars.py --links 300mbit --longest 400"
-BARS_ELSEWHERE = "bars.py --links 1gbit 20mbit --seeds 1 --longest 400"
+BARS_ELSEWHERE = "bars.py --links 1gbit 20mbit --longest 400"
 RIVALS = "rivals.py --longest 120"
 BENCHMARKS = (
     Benchmark("startup", "startup.py", 1, lowered("startup", RUNS=2)),
@@ -117,22 +117,22 @@ BENCHMARKS = (
     ),
     Benchmark(
         "defaults",
-        "defaults.py --tokens 500000",
-        13,
+        "defaults.py --tokens 250000",
+        7,
         "defaults.py --tokens 20000 data.batch=16",
     ),
-    Benchmark("cores", "cores.py", 14, "cores.py --rounds 1 --seconds 3"),
+    Benchmark("cores", "cores.py --rounds 2", 10, "cores.py --rounds 1 --seconds 3"),
     Benchmark(
         "exchange-quality",
         "exchange_quality.py --seeds 1",
-        21,
+        10,
         EXCHANGE_QUALITY_QUICK,
         resumes=True,
     ),
-    Benchmark("faults", "faults.py", 25, "faults.py --quick", resumes=True),
+    Benchmark("faults", "faults.py", 20, "faults.py --quick", resumes=True),
     Benchmark("exchange", "exchange.py --rounds 2", 26, EXCHANGE_QUICK, needs_root=True),
     Benchmark("bars", BARS, 50, "bars.py --quick", needs_root=True, resumes=True),
-    Benchmark("bars-elsewhere", BARS_ELSEWHERE, 38, "", needs_root=True, resumes=True),
+    Benchmark("bars-elsewhere", BARS_ELSEWHERE, 66, "", needs_root=True, resumes=True),
     Benchmark("rivals", RIVALS, 65, "rivals.py --quick --methods ddp", True, True),
     Benchmark("beyond", "beyond.py", 1, "beyond.py --quick"),
 )
