@@ -763,6 +763,19 @@ def test_who_waits_is_told_so_while_the_parameters_stand_still() -> None:
     assert_same(world.values(), alone(1))
 
 
+def test_who_has_pulled_ahead_computes_no_longer_than_to_its_push() -> None:
+    world = World()
+    server, worker = world.servers[0], world.worker()
+    assert server.all_wait
+    worker.fetch(0)
+    worker.client.pull_rows(touched(1))
+    world.settle()
+    assert not server.all_wait
+    worker.push(0)
+    world.settle()
+    assert server.all_wait
+
+
 def test_the_end_is_told_to_everyone() -> None:
     world = World()
     worker = world.worker()

@@ -78,6 +78,7 @@ class Session:
         heard: when it last said anything, on the server's clock.
         held: what it holds of this server's rows.
         pushes: which of its pushes have come.
+        newest_step: its newest pull that it was given all for that a step needs.
         newest_push: the newest pull that a push of its has used.
         waiting: its pull that is kept back.
         wire: its own account of the wire.
@@ -90,14 +91,15 @@ class Session:
     place: int = 0
     held: Held = field(default_factory=Held)
     pushes: Numbers = field(default_factory=Numbers)
+    newest_step: int = 0
     newest_push: int = 0
     waiting: Pull | None = None
     wire: WireAccount = field(default_factory=WireAccount)
 
     @property
     def computes(self) -> bool:
-        """Whether it has been given rows and has not pushed yet."""
-        return self.held.last_answer > self.newest_push
+        """Whether it can compute a step, and has not pushed it yet."""
+        return self.newest_step > self.newest_push
 
 
 class Steward(ABC):
@@ -289,6 +291,8 @@ class Server:
                 return
             if rows is not None:
                 self.door.send(session.client, rows.pack())
+                if self.shard.begins_step(message):
+                    session.newest_step = message.number
             return
         self.steward.expect(session, message)
         try:

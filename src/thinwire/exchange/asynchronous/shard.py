@@ -108,6 +108,10 @@ class Shard:
             pull.incarnation, pull.number, self.version, self.factor, tuple(masks), tuple(values)
         )
 
+    def begins_step(self, pull: Pull) -> bool:
+        """Whether it asks for all that a step needs; one ahead asks for rows of tables alone."""
+        return any(self._names[index] not in self.tables for index, _ in pull.selection.present())
+
     def _newer(self, held: Held, pull: Pull, group: int) -> tuple[Tensor, Tensor | None]:
         """Which of a group's rows this worker does not hold as they are: a mask, and ids."""
         ids_R = pull.selection.ids[group]
