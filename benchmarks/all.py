@@ -85,6 +85,7 @@ def lowered(module: str, *arguments: str, **constants: object) -> str:
 
 LOSSES_QUICK = lowered(
     "losses",
+    LOSSES=("stock", "sampled"),
     ROUNDS=1,
     SPEED_SECONDS=1.0,
     CURVE_SECONDS={"stock": 1.0},
@@ -92,6 +93,7 @@ LOSSES_QUICK = lowered(
     POINTS=2,
 )
 VOCABULARY_QUICK = lowered("vocabulary", "--quick", SIZES=(20_000, 67_000), SECONDS=2.0)
+FAULTS_QUICK = lowered("faults", "--quick", TOKENS=2_000_000)
 EXCHANGE_QUALITY_QUICK = "exchange_quality.py --quick --only 'sync int8'"
 EXCHANGE_QUICK = "exchange.py --rounds 1 --seconds 4 --only 'sync int8'"
 # What fits into six hours with the rest. They report whatever they have ever measured, so more can
@@ -129,7 +131,7 @@ BENCHMARKS = (
         EXCHANGE_QUALITY_QUICK,
         resumes=True,
     ),
-    Benchmark("faults", "faults.py", 20, "faults.py --quick", resumes=True),
+    Benchmark("faults", "faults.py", 20, FAULTS_QUICK, resumes=True),
     Benchmark("exchange", "exchange.py --rounds 2", 26, EXCHANGE_QUICK, needs_root=True),
     Benchmark("bars", BARS, 50, "bars.py --quick", needs_root=True, resumes=True),
     Benchmark("bars-elsewhere", BARS_ELSEWHERE, 66, "", needs_root=True, resumes=True),
