@@ -1,6 +1,8 @@
 """Puts every table of the record into README.md, below its mark, in the order of its questions.
 
-python benchmarks/tables.py
+    python benchmarks/tables.py
+
+Every benchmark does so as it ends.
 """
 
 from __future__ import annotations

@@ -32,6 +32,8 @@ def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
 def clip_gradients(gradients: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale `gradients` in place so that their global norm is at most `max_norm`.
 
+    Those that need no scaling are not touched, for which a GPU's norm is waited for.
+
     Args:
         gradients: dense, or sparse and coalesced (`gradients_of`); a row named once.
         max_norm: the largest norm; 0: only measure.

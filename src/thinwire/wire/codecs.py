@@ -59,8 +59,8 @@ class Fp32(Codec):
 
     def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Codec`."""
-        values = _from_bytes(_whole(data, self.num_bytes(shape)), torch.float32)
-        return values.reshape(tuple(shape)).clone()
+        own = _whole(data, self.num_bytes(shape)).clone()
+        return own.view(torch.float32).reshape(tuple(shape))
 
     def num_bytes(self, shape: Sequence[int]) -> int:
         """See `Codec`."""
