@@ -46,7 +46,7 @@ from thinwire.plan.machine import Machine, measure, parse_rate
 from thinwire.plan.plan import TIE
 from thinwire.report import figures
 from thinwire.report.palette import LIGHT
-from thinwire.train.loop import set_up_device
+from thinwire.train.device import set_up_device
 
 SECONDS = 20.0
 WORKERS = (8, 16, 32, 64, 128, 256)

@@ -90,7 +90,8 @@ def measure(data: Path, loss: str, seconds: float, every: float) -> dict:
     from thinwire.config import RunConfig
     from thinwire.data.corpus import Corpus
     from thinwire.loss.contract import Criterion, Plan
-    from thinwire.train.loop import Trainer, set_up_device
+    from thinwire.train.device import set_up_device
+    from thinwire.train.loop import Trainer
     from thinwire.train.metrics import read_metrics
     from thinwire.train.run_folder import RunFolder
 

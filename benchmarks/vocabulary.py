@@ -73,7 +73,7 @@ def measure(size: int, seconds: float) -> dict:
     from thinwire.seeds import numpy_generator
     from thinwire.train.checkpoints import Checkpoints
     from thinwire.train.clock import Clock
-    from thinwire.train.loop import set_up_device
+    from thinwire.train.device import set_up_device
 
     config = RunConfig.from_dict({"run": {"threads": 1}, "loss": {"samples": 1000}})
     set_up_device(config)

@@ -33,7 +33,7 @@ from thinwire.data.corpus import Corpus
 from thinwire.language_model import LanguageModel
 from thinwire.train.checkpoints import Checkpoints
 from thinwire.train.clock import Clock
-from thinwire.train.loop import set_up_device
+from thinwire.train.device import set_up_device
 from thinwire.train.metrics import MetricsWriter
 from thinwire.train.run_folder import RunFolder
 

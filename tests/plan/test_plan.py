@@ -186,6 +186,11 @@ def test_the_command(thinwire: Run, toy_data: Path) -> None:
     assert found["best"]["2"]["tokens_per_second"] > 0
     shown = thinwire("plan", toy_data, *flags)
     assert "2 workers: --exchange" in shown.stdout
+    tokens = len(Corpus.open(toy_data).ids("train"))
+    assert f"hours to train on {tokens / 1e6:.1f} M tokens" in " ".join(shown.stdout.split())
+    budget = ["--tokens", "5000000", "--epochs", "1e6"]
+    shown = thinwire("plan", toy_data, *flags, *budget)
+    assert "hours to train on 5.0 M tokens" in " ".join(shown.stdout.split())
     refused = thinwire("plan", toy_data, *flags, "--link", "soon")
     assert refused.returncode == 2
     assert "--link is 'soon'" in refused.stderr

@@ -9,58 +9,66 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 
 from thinwire.cli.train import Settings
-from thinwire.config import RunConfig
+from thinwire.config import RunConfig, RunSettings
 
 if TYPE_CHECKING:
     from thinwire.plan.plan import Plan
+
+DEFAULT_LINK = "1gbit"
 
 
 def plan(
     data: Path,
     /,
     *,
-    link: str = "1gbit",
+    link: str | None = None,
     config: Path | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     settings: Settings = RunConfig(),  # noqa: B008 (frozen)
 ) -> None:
     """Forecast what each exchange would send and take here.
 
-    Takes the settings of `thinwire train`; --workers N plans for N workers, without it for 2, 4
-    and 8. Measures this machine for a few seconds and counts in the corpus itself.
+    Trains nothing: it measures this machine for a few seconds and counts in the corpus itself, for
+    the settings of `thinwire train`. --workers N plans for N workers, without it for 2, 4 and 8.
+    Started by torchrun on several machines, it measures them and the link between them.
 
     Parameters
     ----------
     data
         A data folder, made by `thinwire prepare`.
     link
-        The rate of each worker's link: 20mbit, 1gbit, ...
+        The rate of each worker's link: 20mbit, 1gbit, ... Without it, 1gbit or, under torchrun,
+        what is measured.
     config
         Settings from a TOML file; flags go before it.
     as_json
         Print JSON and nothing else.
     """
-    from thinwire.console import console
-    from thinwire.data.corpus import Corpus
+    from thinwire.launch.planning import planned
+    from thinwire.launch.start import under_torchrun
     from thinwire.plan.forecast import Link
     from thinwire.plan.machine import parse_rate
-    from thinwire.plan.plan import make_plan
-    from thinwire.train.loop import set_up_device
 
-    rate = parse_rate(link)
-    corpus = Corpus.open(data)
-    set_up_device(settings)
-    N = settings.run.workers
-    workers = (N,) if N > 1 else (2, 4, 8)
-    with console.status("") as status:
-        found = make_plan(corpus, settings, Link(rate), workers, told=status.update)
+    given, N = Link(parse_rate(link)) if link else None, settings.run.workers
+    if under_torchrun():
+        from thinwire.launch.members import Meeting
+
+        meeting = Meeting(settings)
+        W = N if N > 1 else meeting.config.run.workers
+        with meeting.team("plan") as team:
+            found = planned(data, meeting.config, given, (W,), team)
+        if team.rank:
+            return
+    else:
+        workers = (N,) if N > 1 else (2, 4, 8)
+        found = planned(data, settings, given or Link(parse_rate(DEFAULT_LINK)), workers)
     if as_json:
         print(json.dumps(_as_json(found, workers)))
     else:
-        _print(found, workers, link)
+        _print(found, workers, settings.run)
 
 
-def _print(found: Plan, workers: tuple[int, ...], link: str) -> None:
+def _print(found: Plan, workers: tuple[int, ...], run: RunSettings) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -68,7 +76,8 @@ def _print(found: Plan, workers: tuple[int, ...], link: str) -> None:
     out = Console(highlight=False)
     table = Table(
         title=f"{found.num_parameters / 1e6:.1f} M parameters, {found.train_tokens / 1e6:.1f} M "
-        f"training tokens, {found.machine.tokens:,.0f} tokens a step of a worker, links of {link}",
+        f"training tokens, {found.machine.tokens:,.0f} tokens a step of a worker, links of "
+        f"{8 * found.link.rate / 1e6:,.0f} Mbit/s",
         box=box.SIMPLE_HEAD,
         pad_edge=False,
     )
@@ -76,13 +85,15 @@ def _print(found: Plan, workers: tuple[int, ...], link: str) -> None:
     for head in heads:
         table.add_column(head, justify="left" if head == "exchange" else "right", no_wrap=True)
     best = {W: found.best(W) for W in workers}
+    budgets = [run.tokens, run.epochs and run.epochs * found.train_tokens]
+    num_tokens = min((tokens for tokens in budgets if tokens), default=found.train_tokens)
     workers_above = 1
     for forecast in found.forecasts:
         if forecast.workers != workers_above:
             workers_above = forecast.workers
             table.add_section()
             table.add_row(f"{workers_above} workers", style="bold")
-        hours = found.train_tokens / forecast.tokens_per_second / 3600
+        hours = num_tokens / forecast.tokens_per_second / 3600
         table.add_row(
             "one worker" if forecast.workers == 1 else forecast.name,
             f"{1e3 * forecast.step_seconds:,.0f}",
@@ -97,8 +108,9 @@ def _print(found: Plan, workers: tuple[int, ...], link: str) -> None:
     out.print(table)
     out.print(
         "MB that a worker sends in a step; dense: their part of what all parameters would be; the "
-        "part of the wire's time that is hidden; MB of memory of a worker; hours an epoch. Each "
-        "worker has a machine of its own: those that share one slow each other down."
+        "part of the wire's time that is hidden; MB of memory of a worker; hours to train on "
+        f"{num_tokens / 1e6:,.1f} M tokens. Each worker has a machine of its own: those that share "
+        "one slow each other down."
     )
     for W, forecast in best.items():
         flags = f"--exchange {forecast.exchange} --codec {forecast.codec}"

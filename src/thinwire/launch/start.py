@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 
 from thinwire.config import RunConfig
@@ -22,8 +21,6 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
     Raises:
         UserError: what the user can mend.
     """
-    if config.exchange.kind == "auto":
-        config = _chosen(data, config)
     if under_torchrun():
         if config.run.workers != 1:
             raise UserError(
@@ -33,7 +30,12 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
         from thinwire.launch.members import train_under_torchrun
 
         train_under_torchrun(data, out, config, resume=resume)
-    elif config.run.workers == 1:
+        return
+    if config.exchange.kind == "auto":
+        from thinwire.launch.planning import chosen
+
+        config = chosen(data, config)
+    if config.run.workers == 1:
         from thinwire.train.loop import train
 
         train(data, out, config, resume=resume)
@@ -45,26 +47,3 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
         from thinwire.launch.here import train_here
 
         train_here(data, out, config, resume=resume)
-
-
-def _chosen(data: Path, config: RunConfig) -> RunConfig:
-    """Settings whose exchange is the plan's best for these workers on this machine."""
-    from thinwire.console import console
-    from thinwire.data.corpus import Corpus
-    from thinwire.plan.plan import choose
-    from thinwire.train.loop import set_up_device
-
-    if under_torchrun():
-        raise UserError(
-            "--exchange auto knows the link between workers on one machine only: run thinwire plan "
-            "with the --link of yours, and name the exchange that it finds"
-        )
-    if config.run.workers == 1:
-        return replace(config, exchange=replace(config.exchange, kind="sync"))
-    threads = config.run.threads or max(1, (os.cpu_count() or 1) // config.run.workers)
-    set_up_device(replace(config, run=replace(config.run, threads=threads)))
-    with console.status("planning"):
-        best = choose(Corpus.open(data), config)
-    flags = f"--exchange {best.exchange.kind} --codec {best.exchange.codec}"
-    console.print(f"Planned: {flags}", highlight=False)
-    return best

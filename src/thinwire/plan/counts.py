@@ -200,8 +200,9 @@ class Counter:
             )
             for worker in range(min(num_workers, num_looked_at))
         ]
+        device = next(iter(self.tables.values())).device
         return [
-            [self.model.touch(next(reader), step).touched for reader in readers]
+            [self.model.touch(next(reader).to(device), step).touched for reader in readers]
             for step in range(num_steps)
         ]
 

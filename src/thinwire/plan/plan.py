@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, get_args
+from dataclasses import asdict, dataclass
+from typing import get_args
 
 import torch
 
@@ -22,11 +22,17 @@ from thinwire.plan.forecast import (
     periodic_seconds,
     sync_seconds,
 )
+from thinwire.plan.link import measure_link
 from thinwire.plan.machine import Machine, measure
+from thinwire.train.device import find_device
+from thinwire.transport.alone import Alone
+from thinwire.transport.collective import Collective
 
 Way = tuple[Sent, float, float]
 
 SECONDS = 2.0
+REPLICATED = ("sync", "periodic")
+KINDS = (*REPLICATED, "async")
 # What changes the numbers least is the best, synchronous before periodic before asynchronous and
 # fp32 before int4, unless another exchange is faster by more than this.
 TIE = 0.15
@@ -42,19 +48,12 @@ class Plan:
     train_tokens: int
     forecasts: Sequence[Forecast]
 
-    def best(self, workers: int) -> Forecast:
-        """The exchange to take with so many workers."""
+    def best(self, workers: int, kinds: Sequence[str] = KINDS) -> Forecast:
+        """The exchange to take with so many workers, of these kinds."""
         among = [f for f in self.forecasts if f.workers == workers and f.select == "rows"]
+        among = [f for f in among if f.exchange in kinds]
         fastest = max(f.tokens_per_second for f in among)
         return next(f for f in among if f.tokens_per_second >= (1.0 - TIE) * fastest)
-
-
-def choose(corpus: Corpus, config: RunConfig) -> RunConfig:
-    """Settings with the best exchange for `run.workers` workers on this machine, over loopback."""
-    plan = make_plan(corpus, config, None, (config.run.workers,))
-    best = plan.best(config.run.workers)
-    chosen: dict[str, Any] = {"kind": best.exchange, "codec": best.codec}
-    return replace(config, exchange=replace(config.exchange, **chosen))
 
 
 def make_plan(
@@ -63,7 +62,8 @@ def make_plan(
     link: Link | None,
     workers: Sequence[int],
     *,
-    told: Callable[[str], None] = lambda sentence: None,
+    team: Collective | None = None,
+    told: Callable[[str], None] | None = None,
 ) -> Plan:
     """Measure this machine, count what each exchange sends, and forecast.
 
@@ -71,14 +71,23 @@ def make_plan(
         corpus: a data folder.
         config: model, loss, data, optimiser and exchange settings; `exchange.kind` and `codec` are
             what is varied.
-        link: between the workers; None: loopback.
+        link: between the workers; None: that of the team is measured; without one it is loopback.
         workers: numbers of workers to plan for.
+        team: workers that plan together, each on its own machine: all call this at once, and the
+            slowest of them counts. None: this one alone.
         told: hears what is being done.
     """
     counts_V = torch.from_numpy(corpus.counts_V)
     model = LanguageModel(config.model, config.loss, counts_V, config.run.seed)
+    team = team or Alone()
+    told = told or (lambda sentence: None)
     told("measuring this machine")
-    machine = measure(corpus, config, model, SECONDS)
+    own_machine = measure(corpus, config, model.to(find_device(config.run.device)), SECONDS)
+    machines = [Machine(**said) for said in team.all_gather_json(asdict(own_machine))]
+    machine = max(machines, key=lambda found: found.step)
+    if link is None and team.size > 1:
+        told("measuring the link")
+        link = measure_link(team)
     link = link or Link(1.0 / machine.send_byte)
     counter = Counter(corpus, config, model)
     parameter_bytes = 4 * counter.num_parameters

@@ -7,12 +7,20 @@ import os
 
 import torch
 
+from thinwire.config import RunConfig
 from thinwire.errors import UserError
 
 # Of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 1 << 30
+
+
+def set_up_device(config: RunConfig) -> torch.device:
+    """The device to compute on, with threads and memory set up."""
+    reuse_freed_memory()
+    torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
+    return find_device(config.run.device)
 
 
 def find_device(wanted: str) -> torch.device:

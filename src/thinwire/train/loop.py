@@ -14,7 +14,6 @@ follow what it said after the last step.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -32,7 +31,7 @@ from thinwire.exchange.build import make_exchange
 from thinwire.language_model import Task
 from thinwire.models.contract import State
 from thinwire.models.noise import Noise
-from thinwire.train.device import find_device, reuse_freed_memory
+from thinwire.train.device import set_up_device
 from thinwire.train.replicas import (
     check_replicas,
     gathered_state,
@@ -84,13 +83,6 @@ def train(
         else:
             folder.write(corpus)
     trainer.run(resumed=resume)
-
-
-def set_up_device(config: RunConfig) -> torch.device:
-    """The device to compute on, with threads and memory set up."""
-    reuse_freed_memory()
-    torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
-    return find_device(config.run.device)
 
 
 def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import blake2b
@@ -54,8 +53,7 @@ def introduce(collective: Collective, config: RunConfig, corpus: Corpus) -> None
         "data folder": corpus.meta.fingerprint,
         "settings": replace(config, run=own_machine).fingerprint(),
     }
-    said = collective.all_gather(_as_bytes(json.dumps(own))).wait()
-    first, *others = [json.loads(bytes(message.tolist())) for message in said]
+    first, *others = collective.all_gather_json(own)
     for rank, other in enumerate(others, start=1):
         for what, value in first.items():
             if other[what] != value:
@@ -117,10 +115,6 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def _as_bytes(text: str) -> Tensor:
-    return torch.frombuffer(bytearray(text.encode()), dtype=torch.uint8)
-
-
 def hand_out(
     collective: Collective, run: Run, state: dict[str, Any] | None, carry: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any] | None, Mapping[str, Tensor]]:
@@ -140,8 +134,7 @@ def hand_out(
     leads = collective.rank == 0
     optimizer = run.optimizer_state() if leads and state is not None else {}
     own = {"state": state, "optimizer": _shapes(optimizer), "carry": _shapes(carry)}
-    said = collective.all_gather(_as_bytes(json.dumps(own) if leads else "{}"))
-    found = json.loads(bytes(said.wait()[0].tolist()))
+    found = collective.all_gather_json(own if leads else {})[0]
     if found["state"] is None:
         return None, {}
     for parameter in (*run.tables.values(), *run.blocks.values()):

@@ -14,10 +14,12 @@ W workers.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+import torch
 from torch import Tensor
 
 from thinwire.wire.meter import Meter
@@ -103,6 +105,11 @@ class Collective(ABC):
     @abstractmethod
     def close(self) -> None:
         """Leave the others."""
+
+    def all_gather_json(self, value: object) -> list[Any]:
+        """What every worker says, by rank; for little, and where all may wait."""
+        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+        return [json.loads(bytes(said.tolist())) for said in self.all_gather(own).wait()]
 
     def _count_given(self, message: Tensor, *, lengths_known: bool) -> None:
         sent = all_gather_bytes(self.size, message.nbytes, lengths_known=lengths_known)

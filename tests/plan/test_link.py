@@ -1,0 +1,170 @@
+"""A team measures its link, plans by its slowest worker, and takes what its first one chooses."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread, current_thread
+from typing import Any
+
+import pytest
+from torch import Tensor
+
+from thinwire.config import RunConfig
+from thinwire.data.corpus import Corpus
+from thinwire.launch import planning
+from thinwire.launch.planning import chosen
+from thinwire.plan import link as link_module
+from thinwire.plan import plan as plan_module
+from thinwire.plan.forecast import Link
+from thinwire.plan.link import measure_link
+from thinwire.plan.machine import Machine
+from thinwire.plan.plan import KINDS, REPLICATED, Plan, make_plan
+from thinwire.transport.alone import Alone
+from thinwire.transport.collective import Collective, Done, Lengths, Pending
+from thinwire.transport.in_process import in_process_group
+
+CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9, "int4": 1e-9}
+MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, CODING, 1e-9, 3e-9, 7e-9, 1000.0)
+SMALL = ("--model.width", "16", "--data.batch", "4", "--loss.samples", "50", "--threads", "1")
+
+
+class Emulated(Alone):
+    """One of several workers whose links have a rate and a latency, on a clock of its own."""
+
+    def __init__(self, size: int, rate: float, latency_seconds: float, slowness: float) -> None:
+        super().__init__()
+        self.size, self.now = size, 0.0
+        self._rate, self._latency_seconds, self._slowness = rate, latency_seconds, slowness
+
+    def all_gather(self, message: Tensor, lengths: Lengths | None = None) -> Pending[list[Tensor]]:
+        num_bytes = (self.size - 1) * len(message)
+        self.now += self._latency_seconds + num_bytes / self._rate
+        return Done([message] * self.size)
+
+    def all_gather_json(self, value: Any) -> list[Any]:
+        return [value, *[value * self._slowness] * (self.size - 1)]
+
+
+@pytest.mark.parametrize("rate", [1e4, 2.5e6, 1.25e8, 1e10])
+@pytest.mark.parametrize("slowness", [1.0, 2.0])
+def test_the_slowest_workers_rate_and_latency(
+    monkeypatch: pytest.MonkeyPatch, rate: float, slowness: float
+) -> None:
+    team = Emulated(3, rate, 1e-5, slowness)
+    monkeypatch.setattr(link_module, "perf_counter", lambda: team.now)
+    found = measure_link(team)
+    assert found.rate == pytest.approx(rate / slowness, rel=0.02)
+    assert found.latency_seconds == pytest.approx(slowness * (1e-5 + 2 / rate), rel=1e-3)
+
+
+def together(work: Callable[[Collective], Any], size: int = 2) -> list[Any]:
+    """What each worker of a group of threads, which are named by rank, finds."""
+    found: dict[int, Any] = {}
+
+    def run(team: Collective) -> None:
+        found[team.rank] = work(team)
+
+    group = in_process_group(size)
+    threads = [Thread(target=run, args=(team,), name=str(team.rank)) for team in group]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return [found[rank] for rank in range(size)]
+
+
+def test_all_find_the_same_link() -> None:
+    first, second = together(measure_link)
+    assert first == second
+    assert first.rate > 0 and first.latency_seconds > 0
+
+
+def config_of(*, workers: int) -> RunConfig:
+    return RunConfig.from_dict(
+        {
+            "run": {"threads": 1, "workers": workers, "tokens": 2000},
+            "model": {"width": 16},
+            "loss": {"samples": 50},
+            "data": {"batch": 4},
+            "exchange": {"kind": "auto"},
+        }
+    )
+
+
+def test_the_slowest_machine_counts(toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = replace(MACHINE, backward=3.0)
+    machines: SimpleQueue[Machine] = SimpleQueue()
+    for machine in (MACHINE, slow):
+        machines.put(machine)
+    monkeypatch.setattr(plan_module, "measure", lambda *_: machines.get())
+    corpus, config = Corpus.open(toy_data), config_of(workers=2)
+    plans = together(lambda team: make_plan(corpus, config, Link(1e8), (2,), team=team))
+    assert [plan.machine for plan in plans] == [slow, slow]
+    assert plans[0].forecasts == plans[1].forecasts
+
+
+def test_the_first_worker_chooses(
+    toy_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Whatever the others would take; and never what needs a server."""
+    asked: list[Sequence[str]] = []
+    ways = {"0": ("periodic", "int4"), "1": ("sync", "fp32")}
+
+    def best(plan: Plan, workers: int, kinds: Sequence[str]) -> Any:
+        asked.append(kinds)
+        kind, codec = ways[current_thread().name]
+        return replace(plan.forecasts[0], exchange=kind, codec=codec)
+
+    monkeypatch.setattr(plan_module, "measure", lambda *_: MACHINE)
+    monkeypatch.setattr(Plan, "best", best)
+    taken = together(lambda team: chosen(toy_data, config_of(workers=2), team))
+    assert [(c.exchange.kind, c.exchange.codec) for c in taken] == [("periodic", "int4")] * 2
+    assert asked == [REPLICATED, REPLICATED]
+    assert capsys.readouterr().err.splitlines() == ["Planned: --exchange periodic --codec int4"]
+
+
+def test_one_worker_needs_no_plan(toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "planned", None)
+    assert chosen(toy_data, config_of(workers=1)).exchange.kind == "sync"
+    assert chosen(toy_data, config_of(workers=1), Alone()).exchange.kind == "sync"
+
+
+def test_auto_on_one_machine(
+    thinwire: Callable[..., subprocess.CompletedProcess[str]], toy_data: Path, tmp_path: Path
+) -> None:
+    flags = [*SMALL, "--tokens", "3000", "--eval.tokens", "500", "--workers", "2"]
+    done = thinwire("train", toy_data, "--out", "run", *flags, "--exchange", "auto")
+    assert done.returncode == 0, done.stderr
+    exchange = RunConfig.read(tmp_path / "run" / "config.toml").exchange
+    assert exchange.kind in KINDS
+    assert f"Planned: --exchange {exchange.kind} --codec {exchange.codec}" in done.stderr
+
+
+def torchrun(folder: Path, *args: object) -> subprocess.CompletedProcess[str]:
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [sys.executable, *launcher, "-m", "thinwire", *map(str, args)]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=110)
+
+
+def test_a_plan_under_torchrun(toy_data: Path, tmp_path: Path) -> None:
+    done = torchrun(tmp_path, "plan", toy_data, *SMALL, "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)  # of one of the two
+    assert found["best"].keys() == {"2"}
+    assert found["link_bytes_per_second"] not in (0, 1.25e8)
+
+
+def test_auto_under_torchrun(toy_data: Path, tmp_path: Path) -> None:
+    flags = [*SMALL, "--tokens", "3000", "--eval.tokens", "500", "--exchange", "auto"]
+    done = torchrun(tmp_path, "train", toy_data, "--out", "run", *flags)
+    assert done.returncode == 0, done.stderr
+    exchange = RunConfig.read(tmp_path / "run" / "config.toml").exchange
+    assert exchange.kind in REPLICATED
+    assert done.stderr.count("Planned:") == 1
+    assert f"Planned: --exchange {exchange.kind} --codec {exchange.codec}" in done.stderr
