@@ -25,6 +25,7 @@ from thinwire.plan.forecast import Link
 from thinwire.plan.link import measure_link
 from thinwire.plan.machine import Machine
 from thinwire.plan.plan import KINDS, REPLICATED, Plan, make_plan
+from thinwire.train.run_folder import RunFolder
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective, Done, Lengths, Pending
 from thinwire.transport.in_process import in_process_group
@@ -141,7 +142,7 @@ def test_auto_on_one_machine(
     flags = [*SMALL, "--tokens", "3000", "--eval.tokens", "500", "--workers", "2"]
     done = thinwire("train", toy_data, "--out", "run", *flags, "--exchange", "auto")
     assert done.returncode == 0, done.stderr
-    exchange = RunConfig.read(tmp_path / "run" / "config.toml").exchange
+    exchange = RunFolder.open(tmp_path / "run").config.exchange
     assert exchange.kind in KINDS
     assert f"Planned: --exchange {exchange.kind} --codec {exchange.codec}" in done.stderr
 
@@ -164,7 +165,7 @@ def test_auto_under_torchrun(toy_data: Path, tmp_path: Path) -> None:
     flags = [*SMALL, "--tokens", "3000", "--eval.tokens", "500", "--exchange", "auto"]
     done = torchrun(tmp_path, "train", toy_data, "--out", "run", *flags)
     assert done.returncode == 0, done.stderr
-    exchange = RunConfig.read(tmp_path / "run" / "config.toml").exchange
+    exchange = RunFolder.open(tmp_path / "run").config.exchange
     assert exchange.kind in REPLICATED
     assert done.stderr.count("Planned:") == 1
     assert f"Planned: --exchange {exchange.kind} --codec {exchange.codec}" in done.stderr

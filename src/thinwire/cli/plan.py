@@ -54,9 +54,9 @@ def plan(
         from thinwire.launch.members import Meeting
 
         meeting = Meeting(settings)
-        W = N if N > 1 else meeting.config.run.workers
+        workers: tuple[int, ...] = (N if N > 1 else meeting.config.run.workers,)
         with meeting.team("plan") as team:
-            found = planned(data, meeting.config, given, (W,), team)
+            found = planned(data, meeting.config, given, workers, team)
         if team.rank:
             return
     else:
