@@ -52,7 +52,7 @@ class Emulated(Alone):
         return [value, *[value * self._slowness] * (self.size - 1)]
 
 
-@pytest.mark.parametrize("rate", [1e4, 2.5e6, 1.25e8, 1e10])
+@pytest.mark.parametrize("rate", [1e4, 2.5e6, 1.25e8, 2e9])
 @pytest.mark.parametrize("slowness", [1.0, 2.0])
 def test_the_slowest_workers_rate_and_latency(
     monkeypatch: pytest.MonkeyPatch, rate: float, slowness: float
@@ -60,7 +60,7 @@ def test_the_slowest_workers_rate_and_latency(
     team = Emulated(3, rate, 1e-5, slowness)
     monkeypatch.setattr(link_module, "perf_counter", lambda: team.now)
     found = measure_link(team)
-    assert found.rate == pytest.approx(rate / slowness, rel=0.02)
+    assert found.rate == pytest.approx(rate / slowness, rel=1e-3)
     assert found.latency_seconds == pytest.approx(slowness * (1e-5 + 2 / rate), rel=1e-3)
 
 
