@@ -49,7 +49,8 @@ RACE_BATCH = DATA.batch // WORKERS
 # parameters travel takes minutes over 20 Mbit/s, and is counted in rounds of all workers.
 SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 60.0, 100.0, 9.0
 DENSE_ROUNDS, SLOW_DENSE_ROUNDS, LEAST_ROUNDS = 6, 2, 3
-SNAPSHOTS = 8
+# Of a race. After each an asynchronous run takes a while to be under way again, so it has fewer.
+SNAPSHOTS, ASYNC_SNAPSHOTS = 8, 4
 CURVE_EVERY_SECONDS = 40.0
 LONGEST_RACE_SECONDS = 1800.0
 TIMEOUT_SECONDS = 5400.0
@@ -287,7 +288,8 @@ def measure_race(bar: Bar, link: str, seed: int, data: Path, rate: float) -> dic
     def read(runs: Sequence[Path]) -> dict[str, Any]:
         return {"points": snapshots(runs[0], TARGET), **steady(runs[0])}
 
-    options = race_options(bar, bar.tokens / rate / SNAPSHOTS)
+    every_seconds = bar.tokens / rate / (ASYNC_SNAPSHOTS if bar.is_async else SNAPSHOTS)
+    options = race_options(bar, every_seconds)
     return on_devices(bar, link, seed, data, options, read)
 
 
