@@ -211,7 +211,9 @@ def test_serve_and_work(toy_data: Path, tmp_path: Path, book: Path) -> None:
             until(lambda: has_trained(run, count + 1))
             server.send_signal(signal.SIGTERM)
             finished(server, 130)
-            assert "The run has ended: it was interrupted." in finished(second)
+            said = finished(second)
+            assert f"Waiting for {address}" in said and "Joined; this worker's part" in said
+            assert "The run has ended: it was interrupted." in said
     assert Checkpoints(run).newest == lines(run, "end")[0]["step"]
 
 

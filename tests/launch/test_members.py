@@ -271,10 +271,10 @@ def test_under_torchrun_its_own_number_counts(
     torchrun: None,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """The flag is refused; a file, as that of a run of other workers, may say what it likes."""
-    assert call("train", toy_data, "--out", tmp_path / "run", "--workers", 2) == 2
+    """Another number is refused; a file, as of a run of other workers, may say what it likes."""
+    assert call("train", toy_data, "--out", tmp_path / "run", "--workers", 3) == 2
     said = capsys.readouterr().err
-    assert "torchrun has started 2 workers, so --workers 2 cannot be: leave it out" in said
+    assert "torchrun has started 2 workers, so --workers 3 cannot be: leave it out" in said
     (tmp_path / "a.toml").write_text("[run]\nworkers = 5\nseed = 3\n")
     flags = ["--config", tmp_path / "a.toml"]
     assert call("train", toy_data, "--out", tmp_path / "run", *flags) == 0

@@ -130,10 +130,13 @@ def test_the_first_worker_chooses(
     assert capsys.readouterr().err.splitlines() == ["Planned: --exchange periodic --codec int4"]
 
 
-def test_one_worker_needs_no_plan(toy_data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_one_worker_needs_no_plan(
+    toy_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(planning, "planned", None)
     assert chosen(toy_data, config_of(workers=1)).exchange.kind == "sync"
     assert chosen(toy_data, config_of(workers=1), Alone()).exchange.kind == "sync"
+    assert "one worker has nobody to exchange with" in capsys.readouterr().err
 
 
 def test_auto_on_one_machine(

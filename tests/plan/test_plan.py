@@ -159,7 +159,7 @@ def test_less_travels_as_rows_than_densely(toy_data: Path) -> None:
     plan = make_plan(Corpus.open(toy_data), config, Link(1e8), (2,))
     by_name = {forecast.name: forecast for forecast in plan.forecasts}
     for kind in ("sync", "periodic", "async"):
-        assert by_name[f"{kind} fp32"].step_bytes < by_name[f"{kind} dense"].step_bytes
+        assert by_name[f"{kind} fp32"].step_bytes < by_name[f"{kind} all"].step_bytes
         assert by_name[f"{kind} bf16"].step_bytes < by_name[f"{kind} fp32"].step_bytes
     assert plan.best(2).select == "rows"
 
@@ -187,10 +187,10 @@ def test_the_command(thinwire: Run, toy_data: Path) -> None:
     shown = thinwire("plan", toy_data, *flags)
     assert "2 workers: --exchange" in shown.stdout
     tokens = len(Corpus.open(toy_data).ids("train"))
-    assert f"hours to train on {tokens / 1e6:.1f} M tokens" in " ".join(shown.stdout.split())
+    assert f"to train on {tokens / 1e6:.1f} M tokens" in shown.stdout
     budget = ["--tokens", "5000000", "--epochs", "1e6"]
     shown = thinwire("plan", toy_data, *flags, *budget)
-    assert "hours to train on 5.0 M tokens" in " ".join(shown.stdout.split())
+    assert "to train on 5.0 M tokens" in shown.stdout
     refused = thinwire("plan", toy_data, *flags, "--link", "soon")
     assert refused.returncode == 2
     assert "--link is 'soon'" in refused.stderr

@@ -65,10 +65,10 @@ def plan(
     if as_json:
         print(json.dumps(_as_json(found, workers)))
     else:
-        _print(found, workers, settings.run)
+        _print(found, workers, settings.run, measured=under_torchrun() and given is None)
 
 
-def _print(found: Plan, workers: tuple[int, ...], run: RunSettings) -> None:
+def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured: bool) -> None:
     from rich import box
     from rich.console import Console
     from rich.table import Table
@@ -77,11 +77,12 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings) -> None:
     table = Table(
         title=f"{found.num_parameters / 1e6:.1f} M parameters, {found.train_tokens / 1e6:.1f} M "
         f"training tokens, {found.machine.tokens:,.0f} tokens a step of a worker, links of "
-        f"{8 * found.link.rate / 1e6:,.0f} Mbit/s",
+        f"{8 * found.link.rate / 1e6:,.0f} Mbit/s{' (measured)' if measured else ''}",
         box=box.SIMPLE_HEAD,
+        show_edge=False,
         pad_edge=False,
     )
-    heads = ("exchange", "ms/step", "tokens/s", "MB/step", "dense", "hidden", "MB", "hours")
+    heads = ("exchange", "ms/step", "tokens/s", "MB/step", "of all", "hidden", "MB", "h:mm:ss")
     for head in heads:
         table.add_column(head, justify="left" if head == "exchange" else "right", no_wrap=True)
     best = {W: found.best(W) for W in workers}
@@ -93,7 +94,6 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings) -> None:
             workers_above = forecast.workers
             table.add_section()
             table.add_row(f"{workers_above} workers", style="bold")
-        hours = num_tokens / forecast.tokens_per_second / 3600
         table.add_row(
             "one worker" if forecast.workers == 1 else forecast.name,
             f"{1e3 * forecast.step_seconds:,.0f}",
@@ -102,23 +102,29 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings) -> None:
             f"{forecast.dense_share:.1%}" if forecast.dense_share else "",
             f"{forecast.hidden_share:.0%}" if forecast.workers > 1 else "",
             f"{forecast.memory_bytes / 1e6:,.0f}",
-            f"{hours:,.2f}",
+            _clock(num_tokens / forecast.tokens_per_second),
             style="bold green" if forecast is best.get(forecast.workers) else None,
         )
     out.print(table)
-    out.print(
-        "MB that a worker sends in a step; dense: their part of what all parameters would be; the "
-        "part of the wire's time that is hidden; MB of memory of a worker; hours to train on "
-        f"{num_tokens / 1e6:,.1f} M tokens. Each worker has a machine of its own: those that share "
-        "one slow each other down."
-    )
+    for column, meaning in {
+        "... all": "with --select everything",
+        "MB/step": "what a worker sends in a step",
+        "of all": "bytes over those of all parameters in fp32, summed; async: both ways",
+        "hidden": "the part of the wire's time in which it computes",
+        "MB": "of memory: its parameters, optimiser and copies",
+        "h:mm:ss": f"to train on {num_tokens / 1e6:,.1f} M tokens",
+    }.items():
+        out.print(f"{column:8} {meaning}")
+    out.print("Each worker counts as if on a machine of its own: those that share one are slower.")
     for W, forecast in best.items():
         flags = f"--exchange {forecast.exchange} --codec {forecast.codec}"
         out.print(f"{W} workers: {flags}, {forecast.tokens_per_second:,.0f} tokens/s (forecast)")
-    out.print(
-        "The one named for so many workers is, of those within 15% of the fastest, the one that "
-        "changes the numbers least."
-    )
+    out.print("Named is, of those within 15% of the fastest, what changes the numbers least.")
+
+
+def _clock(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes // 60:,}:{minutes % 60:02d}:{rest:02d}"
 
 
 def _as_json(found: Plan, workers: tuple[int, ...]) -> dict[str, object]:

@@ -52,6 +52,7 @@ def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> Run
     """
     W = config.run.workers
     if W == 1:
+        console.print("Planned: nothing, for one worker has nobody to exchange with")
         return _with(config, "sync", config.exchange.codec)
     threads = config.run.threads or max(1, (os.cpu_count() or 1) // W)
     with_threads = replace(config, run=replace(config.run, threads=threads))

@@ -129,9 +129,7 @@ def serve_here(
     if key_file is not None:
         key, made = read_or_make_key(key_file)
         if made:
-            console.print(
-                f"Wrote the key {key_file}; copy it to the workers.", markup=False, soft_wrap=True
-            )
+            _say(f"Wrote the key {key_file}; copy it to the workers.")
     doors: list[ZeroMQDoor] = []
 
     def door(max_bytes: int) -> ZeroMQDoor:
@@ -139,7 +137,7 @@ def serve_here(
         return doors[0]
 
     def ready() -> None:
-        console.print(f"Serving at {doors[0].address}", markup=False, soft_wrap=True)
+        _say(f"Serving at {doors[0].address}")
 
     if index > 0:
         serve_shard(data, config, index, count, door=door, ready=ready, warn=_warn)
@@ -171,8 +169,8 @@ def work_here(
     key = None if key_file is None else read_key(key_file)
     lines = [ZeroMQLine(address, key) for address in servers.split(",")]
     name = f"worker {socket.gethostname()}:{os.getpid()}"
-    why = work(data, lines, name=name, threads=threads, device=device)
-    console.print(f"The run has ended: {why}.", markup=False, soft_wrap=True)
+    why = work(data, lines, name=name, threads=threads, device=device, told=_say)
+    _say(f"The run has ended: {why}.")
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -180,6 +178,10 @@ def _shard(text: str) -> tuple[int, int]:
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UserError(f"--shard is {text}, and must be I/N with I from 0 to N - 1")
     return int(index), int(count)
+
+
+def _say(sentence: str) -> None:
+    console.print(sentence, markup=False, soft_wrap=True)
 
 
 def _warn(sentence: str) -> None:

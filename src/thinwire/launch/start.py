@@ -22,7 +22,7 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
         UserError: what the user can mend.
     """
     if under_torchrun():
-        if config.run.workers != 1:
+        if config.run.workers not in (1, int(os.environ["WORLD_SIZE"])):
             raise UserError(
                 f"torchrun has started {os.environ['WORLD_SIZE']} workers, so --workers "
                 f"{config.run.workers} cannot be: leave it out"

@@ -52,8 +52,8 @@ class Forecast:
 
     @property
     def name(self) -> str:
-        """Exchange and codec or, for the dense baseline, selection."""
-        return f"{self.exchange} {self.codec if self.select == 'rows' else 'dense'}".strip()
+        """Exchange and codec or, where everything travels, `all`."""
+        return f"{self.exchange} {self.codec if self.select == 'rows' else 'all'}".strip()
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ it joins as a new worker would, and drops what it holds.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,6 +54,7 @@ def work(
     name: str,
     threads: int | None = None,
     device: str | None = None,
+    told: Callable[[str], None] = lambda sentence: None,
 ) -> str:
     """Work for the servers at the other end of the lines until the run ends; returns why it did.
 
@@ -66,11 +67,14 @@ def work(
             name.
         threads: compute threads; None: what the run says.
         device: where to compute; None: what the run says.
+        told: hears whom this worker waits for, and that it has joined.
 
     Raises:
         UserError: what the user can mend.
     """
-    return Worker(Corpus.open(data), lines, name=name, threads=threads, device=device).run()
+    corpus = Corpus.open(data)
+    told(f"Waiting for {' and '.join(line.server for line in lines)}")
+    return Worker(corpus, lines, name=name, threads=threads, device=device, told=told).run()
 
 
 @dataclass(frozen=True)
@@ -94,10 +98,11 @@ class Worker:
         name: str,
         threads: int | None = None,
         device: str | None = None,
+        told: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.corpus = corpus
         self.stop_asked = False
-        self._threads, self._device = threads, device
+        self._threads, self._device, self._told = threads, device, told
         self.servers = Servers(
             lines,
             data=corpus.meta.fingerprint,
@@ -161,6 +166,7 @@ class Worker:
         )
         self.state: State | None = None
         self._next = self._look_ahead()
+        self._told(f"Joined; this worker's part of the text is {place % N + 1} of {N}.")
 
     def _set_up(self, config: RunConfig) -> None:
         reuse_freed_memory()
