@@ -35,6 +35,7 @@ from lab.four_bars import (
     NO_LINK,
     QUICK_WORDS,
     RACE_BATCH,
+    SLOW_LINK,
     STEP_TOKENS,
     Bar,
     Found,
@@ -151,7 +152,13 @@ class Results:
         return [[p._replace(seconds=p.tokens / median(rates)) for p in points_of(curve)]], False
 
     def race_rates(self, bar: Bar, link: str) -> list[float]:
-        """Tokens/s with the batch of a race, of each seed."""
+        """Tokens/s with the batch of a race, of each seed.
+
+        Of standard asynchronous SGD over the slow link, where no pace is measured, as if its steps
+        took as long as with the larger batch: all parameters travel in either.
+        """
+        if bar is DENSE and link == SLOW_LINK:
+            return [rate * RACE_BATCH / DATA.batch for rate in self.rates(bar, link)]
         kind = "pace" if bar is DENSE else "speed" if bar.workers == 1 else "race"
         return [run["tokens_per_second"] for run in self.runs(kind, bar, link).values()]
 
@@ -203,7 +210,8 @@ four workers has {RACE_BATCH} sequences a step:
 
 {table(race_row(results, *case) for case in results.cases if case[0] is not ALONE)}
 \\*: not run to the target. The tokens are those of the same algorithm's curve over tokens without
-links and shares; the seconds are these tokens over the tokens/s measured here.
+links and shares; the seconds are these tokens over the tokens/s measured here (at {SLOW_LINK}:
+of steps as long as with {DATA.batch} sequences a worker, for the wire takes nearly all of them).
 {least_dense(results)}
 The runs of the first table: what the devices did, and what `thinwire plan` had forecast on one.
 
