@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
+from thinwire.cli.app import main
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.launch import planning
@@ -162,6 +163,20 @@ def test_a_plan_under_torchrun(toy_data: Path, tmp_path: Path) -> None:
     found = json.loads(done.stdout)  # of one of the two
     assert found["best"].keys() == {"2"}
     assert found["link_bytes_per_second"] not in (0, 1.25e8)
+
+
+def test_a_plan_of_the_only_worker_of_torchrun(
+    toy_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It plans as without torchrun."""
+    for name in ("MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "nowhere")
+    monkeypatch.setenv("RANK", "0")
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    assert main(["plan", str(toy_data), *SMALL, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found["best"].keys() == {"2", "4", "8"}
+    assert found["link_bytes_per_second"] == 1.25e8
 
 
 def test_auto_under_torchrun(toy_data: Path, tmp_path: Path) -> None:

@@ -45,16 +45,16 @@ def plan(
         Print JSON and nothing else.
     """
     from thinwire.launch.planning import planned
-    from thinwire.launch.start import under_torchrun
+    from thinwire.launch.start import team_size
     from thinwire.plan.forecast import Link
     from thinwire.plan.machine import parse_rate
 
     given, N = Link(parse_rate(link)) if link else None, settings.run.workers
-    if under_torchrun():
+    if team_size() > 1:
         from thinwire.launch.members import Meeting
 
         meeting = Meeting(settings)
-        workers: tuple[int, ...] = (N if N > 1 else meeting.config.run.workers,)
+        workers: tuple[int, ...] = (N if N > 1 else team_size(),)
         with meeting.team("plan") as team:
             found = planned(data, meeting.config, given, workers, team)
         if team.rank:
@@ -65,7 +65,7 @@ def plan(
     if as_json:
         print(json.dumps(_as_json(found, workers)))
     else:
-        _print(found, workers, settings.run, measured=under_torchrun() and given is None)
+        _print(found, workers, settings.run, measured=team_size() > 1 and given is None)
 
 
 def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured: bool) -> None:

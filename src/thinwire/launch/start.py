@@ -15,6 +15,11 @@ def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
     return all(name in environment for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
+def team_size(environment: Mapping[str, str] = os.environ) -> int:
+    """How many workers torchrun has started, this one among them; 1 without it."""
+    return int(environment["WORLD_SIZE"]) if under_torchrun(environment) else 1
+
+
 def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
     """Train with the workers that the settings, or torchrun, ask for.
 
@@ -22,9 +27,9 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
         UserError: what the user can mend.
     """
     if under_torchrun():
-        if config.run.workers not in (1, int(os.environ["WORLD_SIZE"])):
+        if config.run.workers not in (1, team_size()):
             raise UserError(
-                f"torchrun has started {os.environ['WORLD_SIZE']} workers, so --workers "
+                f"torchrun has started {team_size()} workers, so --workers "
                 f"{config.run.workers} cannot be: leave it out"
             )
         from thinwire.launch.members import train_under_torchrun
