@@ -218,6 +218,17 @@ def test_torchrun_restarts_and_the_run_goes_on(toy_data: Path, tmp_path: Path, l
     assert command.all_gone()
 
 
+def test_torchrun_of_one_worker(toy_data: Path, tmp_path: Path, launch: Any) -> None:
+    command = launch(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 1),
+        *("-m", "thinwire", "train", toy_data, "--out", "run"),
+        *(*SMALL, "--tokens", "2000", "--exchange", "auto"),
+    )
+    assert command.end(60) == 0, command.said
+    assert lines(tmp_path / "run", "start")[0]["workers"] == 1
+    assert lines(tmp_path / "run", "end")[0]["reason"] == "tokens spent"
+
+
 # Which way it starts
 
 

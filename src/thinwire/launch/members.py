@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,6 +21,7 @@ from thinwire.errors import UserError, reason_of
 from thinwire.launch.here import SETTINGS_FILE, word_file
 from thinwire.train.device import find_device
 from thinwire.train.loop import train
+from thinwire.transport.alone import Alone
 from thinwire.transport.c10d import C10d
 from thinwire.transport.collective import Collective
 
@@ -95,6 +96,8 @@ class Meeting:
 
     def team(self, purpose: str) -> AbstractContextManager[Collective]:
         """All workers, to do something together; once for each purpose."""
+        if self.config.run.workers == 1:
+            return nullcontext(Alone())
         # Its own for each attempt: a dead one's addresses must not be found (PyTorch issue 135712).
         store = PrefixStore(f"thinwire-{self.attempt}-{purpose}", self._store)
         return _joined(self.config, store, self.rank, loopback=self._alone)
