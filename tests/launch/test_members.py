@@ -229,6 +229,18 @@ def test_torchrun_of_one_worker(toy_data: Path, tmp_path: Path, launch: Any) -> 
     assert lines(tmp_path / "run", "end")[0]["reason"] == "tokens spent"
 
 
+def test_torchruns_report_ends_with_the_sentence(
+    toy_data: Path, tmp_path: Path, launch: Any
+) -> None:
+    command = launch(
+        *("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", 2),
+        *("-m", "thinwire", "train", toy_data, "--out", "run", "--exchange", "async"),
+    )
+    assert command.end(60) == 1
+    _, _, report = command.said.partition("Root Cause")
+    assert "use thinwire serve and thinwire work, not torchrun" in report
+
+
 # Which way it starts
 
 

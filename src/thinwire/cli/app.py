@@ -7,9 +7,13 @@ answers at once. Exit status: 0; 2 for what the user can mend, with one sentence
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
+from pathlib import Path
+from time import time
 from typing import TYPE_CHECKING, NamedTuple
 
 from cyclopts import App, CycloptsError
@@ -130,7 +134,19 @@ def _refuse(sentence: str) -> int:
 
     # A Text, for the sentence may hold file names with square brackets, which rich would interpret.
     console.print(Text.assemble(("thinwire: ", "bold red"), sentence.strip()), soft_wrap=True)
+    _tell_torchrun(sentence.strip())
     return 2
+
+
+def _tell_torchrun(sentence: str) -> None:
+    """Leave the sentence where torchrun, if it started this, looks for what its report says last.
+
+    Otherwise a traceback of its own and "To enable traceback see ..." would bury it.
+    """
+    if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
+        report = {"message": sentence, "timestamp": int(time())}
+        with suppress(OSError):  # interrupted, torchrun has taken its folder away
+            Path(file).write_text(json.dumps(report), encoding="utf-8")
 
 
 def _release_stdout() -> None:
