@@ -16,11 +16,23 @@ _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 1 << 30
 
 
-def set_up_device(config: RunConfig) -> torch.device:
-    """The device to compute on, with threads and memory set up."""
+def set_up_device(
+    config: RunConfig, threads: int | None = None, device: str | None = None
+) -> torch.device:
+    """The device to compute on, with threads and memory set up.
+
+    Args:
+        config: says both in its section `run`.
+        threads: of this process instead; 0: the cores.
+        device: of this process instead.
+
+    Raises:
+        UserError: there is no such device here.
+    """
     reuse_freed_memory()
-    torch.set_num_threads(config.run.threads or os.cpu_count() or 1)
-    return find_device(config.run.device)
+    wanted = config.run.threads if threads is None else threads
+    torch.set_num_threads(wanted or os.cpu_count() or 1)
+    return find_device(device or config.run.device)
 
 
 def find_device(wanted: str) -> torch.device:

@@ -35,7 +35,7 @@ from thinwire.exchange.asynchronous.shard import Shard
 from thinwire.exchange.asynchronous.slices import sliced_shard
 from thinwire.exchange.asynchronous.staleness import Lateness, Staleness
 from thinwire.train.answering import SHORT_POLL_SECONDS, Answering
-from thinwire.train.device import find_device, reuse_freed_memory
+from thinwire.train.device import set_up_device
 from thinwire.train.loop import resumed_folder
 from thinwire.train.metrics import read_metrics
 from thinwire.train.run import Run
@@ -79,9 +79,7 @@ def serve(
             f"{data} has no validation text: prepare it again with --valid FILE or --valid 0.01"
         )
     config = replace(config, exchange=replace(config.exchange, kind="async"))
-    reuse_freed_memory()
-    torch.set_num_threads(threads or config.run.threads or os.cpu_count() or 1)
-    device = find_device(config.run.device)
+    device = set_up_device(config, threads)
     folder = (resumed_folder if resume else RunFolder.planned)(out, config, corpus)
     job = Run(folder, config, corpus, device, config.run.workers)
     saved: Mapping[str, Any] = {}

@@ -12,7 +12,6 @@ Learning rates follow the workers' pushes, which carry the factor that the first
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
@@ -55,7 +54,7 @@ from thinwire.exchange.asynchronous.slices import (
 from thinwire.exchange.asynchronous.staleness import Lateness
 from thinwire.language_model import LanguageModel
 from thinwire.train.answering import POLL_SECONDS, Answering
-from thinwire.train.device import find_device, reuse_freed_memory
+from thinwire.train.device import set_up_device
 from thinwire.train.run import Run
 from thinwire.train.signals import stop_on_signals
 from thinwire.transport.messages import Door, Line
@@ -259,9 +258,8 @@ def serve_shard(
     """
     corpus = Corpus.open(data)
     config = replace(config, exchange=replace(config.exchange, kind="async"))
-    reuse_freed_memory()
-    torch.set_num_threads(threads or config.run.threads or os.cpu_count() or 1)
-    follower = Follower(corpus, config, index, count, door, warn)
+    device = set_up_device(config, threads)
+    follower = Follower(corpus, config, index, count, door, warn, device)
     ready()
     try:
         follower.run()
@@ -282,6 +280,7 @@ class Follower(Answering):
         count: int,
         door: Callable[[int], Door],
         warn: Callable[[str], None],
+        device: torch.device,
     ) -> None:
         self.config, self.index, self.num_shards = config, index, count
         self.stop_asked = self.ended = False
@@ -291,7 +290,7 @@ class Follower(Answering):
         counts_V = torch.from_numpy(corpus.counts_V)
         model = LanguageModel(
             config.model, config.loss, counts_V, config.run.seed, initialise=False
-        ).to(find_device(config.run.device))
+        ).to(device)
         num_parameters = sum(p.numel() for p in model.parameters())
         self.door = door(8 * num_parameters)
         exchange = config.exchange.for_workers(config.run.workers)

@@ -15,7 +15,6 @@ it joins as a new worker would, and drops what it holds.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,7 +38,7 @@ from thinwire.language_model import LanguageModel, Task
 from thinwire.models.contract import State
 from thinwire.models.noise import Noise
 from thinwire.seeds import derive
-from thinwire.train.device import find_device, reuse_freed_memory
+from thinwire.train.device import set_up_device
 from thinwire.train.signals import stop_on_signals
 from thinwire.transport.messages import Line
 
@@ -169,10 +168,7 @@ class Worker:
         self._told(f"Joined; this worker's part of the text is {place % N + 1} of {N}.")
 
     def _set_up(self, config: RunConfig) -> None:
-        reuse_freed_memory()
-        threads = config.run.threads if self._threads is None else self._threads
-        torch.set_num_threads(threads or os.cpu_count() or 1)
-        device = find_device(self._device or config.run.device)
+        device = set_up_device(config, self._threads, self._device)
         counts_V = torch.from_numpy(self.corpus.counts_V)
         # Not initialised: every row that is read is pulled first.
         seed = config.run.seed
