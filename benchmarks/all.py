@@ -55,7 +55,7 @@ class Benchmark:
     Attributes:
         name: of its results or, where it adds to another's, of its own.
         command: the script and its arguments.
-        minutes: that it takes on two cores with AVX2.
+        minutes: that it takes on two cores with AVX-512.
         quick: what follows `python` to try the script; none: it is not tried.
         needs_root: it emulates a cluster.
         resumes: it keeps its own measurements in results/NAME.json.
@@ -102,37 +102,37 @@ BARS = "bars.py --links 300mbit --longest 400"
 BARS_ELSEWHERE = "bars.py --links 1gbit 20mbit --longest 400"
 RIVALS = "rivals.py --longest 120"
 BENCHMARKS = (
-    Benchmark("startup", "startup.py", 1, lowered("startup", RUNS=2)),
-    Benchmark("prepare", "prepare.py", 3, lowered("prepare", "--rounds", "1", MANY_WORDS=50_000)),
-    Benchmark("limit", "limit.py", 6, lowered("limit", ROUNDS=1, STEPS=3)),
+    Benchmark("startup", "startup.py", 0.5, lowered("startup", RUNS=2)),
+    Benchmark("prepare", "prepare.py", 2, lowered("prepare", "--rounds", "1", MANY_WORDS=50_000)),
+    Benchmark("limit", "limit.py", 4, lowered("limit", ROUNDS=1, STEPS=3)),
     Benchmark("evaluation", "evaluation.py", 4, "evaluation.py --quick"),
-    Benchmark("losses", "losses.py", 38, LOSSES_QUICK),
+    Benchmark("losses", "losses.py", 35, LOSSES_QUICK),
     Benchmark("curve", "curve.py", 0.1, ""),
-    Benchmark("quality", "quality.py", 10, lowered("quality", SEEDS=(1,), TOKENS=20_000)),
-    Benchmark("vocabulary", "vocabulary.py", 7, VOCABULARY_QUICK),
+    Benchmark("quality", "quality.py", 12, lowered("quality", SEEDS=(1,), TOKENS=20_000)),
+    Benchmark("vocabulary", "vocabulary.py", 6, VOCABULARY_QUICK),
     Benchmark("ngram-novels", "ngram.py --seconds 120 600", 23, ""),
     Benchmark(
         "ngram-poetry",
         "ngram.py --corpus poetry --seconds 120",
-        12,
+        8,
         "ngram.py --corpus poetry --seconds 4",
     ),
     Benchmark(
         "defaults",
         "defaults.py --tokens 250000",
-        7,
+        8,
         "defaults.py --tokens 20000 data.batch=16",
     ),
-    Benchmark("cores", "cores.py --rounds 2", 10, "cores.py --rounds 1 --seconds 3"),
+    Benchmark("cores", "cores.py --rounds 2", 7, "cores.py --rounds 1 --seconds 3"),
     Benchmark(
         "exchange-quality",
         "exchange_quality.py --seeds 1",
-        10,
+        15,
         EXCHANGE_QUALITY_QUICK,
         resumes=True,
     ),
-    Benchmark("faults", "faults.py", 20, FAULTS_QUICK, resumes=True),
-    Benchmark("exchange", "exchange.py --rounds 2", 26, EXCHANGE_QUICK, needs_root=True),
+    Benchmark("faults", "faults.py", 9, FAULTS_QUICK, resumes=True),
+    Benchmark("exchange", "exchange.py --rounds 2", 24, EXCHANGE_QUICK, needs_root=True),
     Benchmark("bars", BARS, 50, "bars.py --quick", needs_root=True, resumes=True),
     Benchmark("bars-elsewhere", BARS_ELSEWHERE, 66, "", needs_root=True, resumes=True),
     Benchmark("rivals", RIVALS, 65, "rivals.py --quick --methods ddp", True, True),
@@ -154,6 +154,7 @@ def main() -> None:
         return
     if arguments.again and not arguments.quick:
         forget(chosen)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
         sys.exit((try_all if arguments.quick else make_all)(chosen))
     except KeyboardInterrupt:

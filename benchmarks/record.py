@@ -109,8 +109,8 @@ def commit() -> str:
         done = subprocess.run(["git", *arguments], cwd=HERE, capture_output=True, text=True)
         return done.stdout.strip()
 
-    results = [f":(top,exclude)benchmarks/{name}" for name in ("results", "README.md")]
-    changed = git("status", "--porcelain", "--", ":/", *results)
+    results = ("benchmarks/results", "benchmarks/README.md", "docs/images")
+    changed = git("status", "--porcelain", "--", ":/", *(f":(top,exclude){p}" for p in results))
     return git("describe", "--always") + ("-dirty" if changed else "")
 
 
