@@ -42,7 +42,7 @@ QUICK_LINES = {"train": 16_000, "valid": 200, "test": 200}
 QUICK_TIMEOUT_SECONDS = 300.0
 # A hang is a failure: several times what is expected, and a while to fetch and prepare text.
 TIMES_EXPECTED, WHILE_SECONDS = 3, 900.0
-DONE = "done"
+DONE, STOPPED = "done", "stopped"
 Entry = dict[str, Any]
 
 console = Console(highlight=False)
@@ -98,9 +98,7 @@ EXCHANGE_QUALITY_QUICK = "exchange_quality.py --quick --only 'sync int8'"
 EXCHANGE_QUICK = "exchange.py --rounds 1 --seconds 4 --only 'sync int8'"
 # What fits into six hours with the rest. They report whatever they have ever measured, so more can
 # be added by hand.
-BARS = "bars.py --links 300mbit --longest 400"
-BARS_ELSEWHERE = "bars.py --links 1gbit 20mbit --longest 400"
-RIVALS = "rivals.py --longest 120"
+BARS, RIVALS = "bars.py --longest 400", "rivals.py --longest 120"
 BENCHMARKS = (
     Benchmark("startup", "startup.py", 0.5, lowered("startup", RUNS=2)),
     Benchmark("prepare", "prepare.py", 2, lowered("prepare", "--rounds", "1", MANY_WORDS=50_000)),
@@ -133,8 +131,7 @@ BENCHMARKS = (
     ),
     Benchmark("faults", "faults.py", 9, FAULTS_QUICK, resumes=True),
     Benchmark("exchange", "exchange.py --rounds 2", 24, EXCHANGE_QUICK, needs_root=True),
-    Benchmark("bars", BARS, 50, "bars.py --quick", needs_root=True, resumes=True),
-    Benchmark("bars-elsewhere", BARS_ELSEWHERE, 66, "", needs_root=True, resumes=True),
+    Benchmark("bars", BARS, 127, "bars.py --quick", needs_root=True, resumes=True),
     Benchmark("rivals", RIVALS, 65, "rivals.py --quick --methods ddp", True, True),
     Benchmark("beyond", "beyond.py", 1, "beyond.py --quick"),
 )
@@ -198,10 +195,14 @@ def make_all(chosen: Sequence[Benchmark]) -> int:
             progress.update(task, description=benchmark.name)
             commit, date = commit_of(benchmark), f"{datetime.now(timezone.utc):%Y-%m-%d}"
             timeout_seconds = TIMES_EXPECTED * 60 * benchmark.minutes + WHILE_SECONDS
-            status, seconds = run(benchmark, benchmark.command, {}, timeout_seconds)
+            began, status = perf_counter() - seconds_before(benchmark, ledger), STOPPED
+            try:
+                status = run(benchmark, benchmark.command, {}, timeout_seconds)
+            finally:
+                seconds = round(perf_counter() - began)
+                entry = {"commit": commit, "date": date, "seconds": seconds, "status": status}
+                write_ledger(read_ledger() | {benchmark.name: entry})
             failures += status != DONE
-            entry = {"commit": commit, "date": date, "seconds": round(seconds), "status": status}
-            write_ledger(read_ledger() | {benchmark.name: entry})
             progress.advance(task, benchmark.minutes)
     return int(failures > 0)
 
@@ -218,7 +219,7 @@ def try_all(chosen: Sequence[Benchmark]) -> int:
         task = progress.add_task("", total=len(tried))
         for benchmark in tried:
             progress.update(task, description=benchmark.name)
-            status, _ = run(benchmark, benchmark.quick, environment, QUICK_TIMEOUT_SECONDS)
+            status = run(benchmark, benchmark.quick, environment, QUICK_TIMEOUT_SECONDS)
             failures += status != DONE
             progress.advance(task)
     return int(failures > 0)
@@ -237,19 +238,18 @@ def shorten_text(cache: Path) -> None:
 
 def run(
     benchmark: Benchmark, command: str, environment: Mapping[str, str], timeout_seconds: float
-) -> tuple[str, float]:
-    """Run a script, say how it ended, and return that with the seconds it took."""
+) -> str:
+    """Run a script, say how it ended and how long that took, and return the former."""
     log = CACHE / "logs" / f"{benchmark.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     began = perf_counter()
     reason = cannot() if benchmark.needs_root else None
     status = reason or ended(command, environment, log, timeout_seconds)
-    seconds = perf_counter() - began
-    console.print(f"{benchmark.name}: {status}, {duration(seconds)}")
+    console.print(f"{benchmark.name}: {status}, {duration(perf_counter() - began)}")
     if status != DONE and not reason:
         last_lines = log.read_text(errors="replace").splitlines()[-15:]
         console.print("\n".join([*last_lines, f"({log})"]), markup=False)
-    return status, seconds
+    return status
 
 
 def ended(command: str, environment: Mapping[str, str], log: Path, timeout_seconds: float) -> str:
@@ -295,6 +295,13 @@ def is_made(benchmark: Benchmark, ledger: Mapping[str, Entry]) -> bool:
 def is_unchanged(benchmark: Benchmark, commit: str) -> bool:
     """Whether a benchmark's code is that of the commit."""
     return not commit.endswith("-dirty") and not git("diff", commit, "--", *benchmark.code)
+
+
+def seconds_before(benchmark: Benchmark, ledger: Mapping[str, Entry]) -> float:
+    """What runs that were stopped have already spent on measurements that this one goes on from."""
+    entry = ledger.get(benchmark.name, {})
+    goes_on = benchmark.resumes and entry.get("status") == STOPPED
+    return entry["seconds"] if goes_on and is_unchanged(benchmark, entry["commit"]) else 0.0
 
 
 def commit_of(benchmark: Benchmark) -> str:

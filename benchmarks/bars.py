@@ -373,7 +373,7 @@ def draw_row(axes: Axes, values: Sequence[Sequence[float]], alphas: Sequence[flo
             axes.barh(place, median(found), color=LIGHT[place], alpha=alpha)
             axes.text(median(found), place, f" {median(found):,.0f}", va="center", fontsize=8)
     axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+    axes.xaxis.set_major_locator(LogLocator())
     axes.set_yticks(range(len(BARS)), [bar.title for bar in BARS])
     axes.set_ylim(len(BARS) - 0.5, -0.5)
     axes.margins(x=0.2)
