@@ -169,7 +169,8 @@ def measure(case: Case, data: Path, seconds: float) -> dict[str, Any]:
             else:
                 processes = start_together(cluster, WORKERS, data, folder, flags)
             watch = CpuWatch(processes, folder)
-            wait(processes, folder, seconds + 300.0, watch.look)
+            num_runs = WORKERS if case.rate is None else 1
+            wait(processes, folder, seconds + 300.0, watch.look, num_runs)
         # A step is one of all workers together, but of each its own where nobody waits.
         runs = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
         found = [read(run, data, case) for run in runs]
@@ -183,7 +184,7 @@ def measure(case: Case, data: Path, seconds: float) -> dict[str, Any]:
 
 def settings(seconds: float) -> list[str]:
     """Flags of every run: one thread, and nothing but training."""
-    flags = {"seconds": seconds, "threads": 1, "eval.every_seconds": 1e9, "eval.tokens": 2000}
+    flags = {"seconds": seconds, "threads": 1, "eval.every_seconds": 1e9, "eval.tokens": 500}
     flags |= {"checkpoint.every_seconds": 1e9, "metrics.every_seconds": 1.0}
     return [str(part) for name, value in flags.items() for part in (f"--{name}", value)]
 

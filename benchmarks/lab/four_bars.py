@@ -47,7 +47,7 @@ STEP_TOKENS = DATA.batch * DATA.length
 RACE_BATCH = DATA.batch // WORKERS
 # How long a speed is measured. A step with the full softmax takes 14 seconds; one in which all
 # parameters travel takes minutes over 20 Mbit/s, and is counted in rounds of all workers.
-SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 60.0, 100.0, 9.0
+SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 40.0, 100.0, 9.0
 DENSE_ROUNDS, SLOW_DENSE_ROUNDS, LEAST_ROUNDS = 6, 2, 3
 # Of a race. After each an asynchronous run takes a while to be under way again, so it has fewer.
 SNAPSHOTS, ASYNC_SNAPSHOTS = 8, 4
@@ -57,7 +57,7 @@ TIMEOUT_SECONDS = 5400.0
 # Of every run: nothing but training, at rates that do not depend on how long it was planned.
 COMMON = (
     *("--optim.schedule", "constant", "--metrics.every_seconds", "1"),
-    *("--eval.every_seconds", "1e9", "--eval.tokens", "2000"),
+    *("--eval.every_seconds", "1e9", "--eval.tokens", "500"),
 )
 
 
@@ -228,13 +228,13 @@ def race_batch(bar: Bar) -> list[str]:
 def race_rate(found: Found, bar: Bar, link: str, seed: int) -> float:
     """Tokens/s to be expected in a race; where workers have a smaller batch there, about half.
 
-    0: unknown.
+    Over the slow link a third; 0: unknown.
     """
     if bar is DENSE:
         pace = found.get(key("pace", bar, link, seed), {"tokens_per_second": 0.0})
         return float(pace["tokens_per_second"])
     rate = found[key("speed", bar, link, seed)]["tokens_per_second"]
-    return float(rate / 2 if bar.workers > 1 else rate)
+    return float(rate / (3 if link == SLOW_LINK else 2) if bar.workers > 1 else rate)
 
 
 def seconds_by_curve(found: Found, bar: Bar, rate: float) -> float:
@@ -326,7 +326,8 @@ def on_devices(
             measured = cluster.measured_rate() if bar.on_wire else None
             processes = start(bar, cluster, data, folder, flags, seed)
             watch = CpuWatch(processes, folder)
-            wait(processes, folder, TIMEOUT_SECONDS, watch.look)
+            num_runs = 1 if bar.on_wire else bar.workers
+            wait(processes, folder, TIMEOUT_SECONDS, watch.look, num_runs)
         runs = sorted(path.parent for path in folder.glob("*/metrics.jsonl"))
         found = read(runs)
     finally:

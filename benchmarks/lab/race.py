@@ -13,12 +13,14 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from math import log
 from pathlib import Path
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import record
 import torch
 
 from thinwire.data.corpus import Corpus
+from thinwire.report.figures import duration
 from thinwire.train.checkpoints import Checkpoints
 from thinwire.train.evaluation import evaluate
 from thinwire.train.metrics import read_metrics
@@ -136,6 +138,7 @@ class Kept:
         if key in self.found and not self.again:
             return
         print(f"{key} ...", file=sys.stderr, flush=True)
+        began = perf_counter()
         where = record.machine()
         machine = f"{where['cpu']}, {where['vector_instructions']}"
         origin = {"commit": where["commit"], "date": where["date"], "where": machine}
@@ -144,6 +147,7 @@ class Kept:
         temporary = self.file.with_suffix(".tmp")
         temporary.write_text(json.dumps({"machine": where, "measurements": self.found}) + "\n")
         os.replace(temporary, self.file)
+        print(f"... {duration(perf_counter() - began)}", file=sys.stderr, flush=True)
 
     def origins(self, part: str = "") -> str:
         """With which code, when and where it was measured: all with this part in their names."""

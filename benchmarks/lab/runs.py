@@ -129,23 +129,28 @@ def wait(
     folder: Path,
     timeout_seconds: float,
     meanwhile: Callable[[], object] = lambda: None,
-) -> list[float]:
-    """Until all have ended well; the CPU seconds that each has used."""
+    num_runs: int = 0,
+) -> None:
+    """Until all have ended well or, what comes sooner, all of the runs in `folder` are over.
+
+    A device of half a core needs seconds to leave, and over a slow link minutes to hear of the end.
+    """
     deadline = time.monotonic() + timeout_seconds
-    cpu_seconds = []
-    for process in processes:
-        pid = 0
-        while not pid:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if time.monotonic() > deadline:
-                sys.exit(f"{process.args} did not end{_logs(folder)}")
-            meanwhile()
-            time.sleep(0.02)
-        process.returncode = os.waitstatus_to_exitcode(status)
-        if process.returncode:
-            sys.exit(f"{process.args} ended with status {process.returncode}{_logs(folder)}")
-        cpu_seconds.append(usage.ru_utime + usage.ru_stime)
-    return cpu_seconds
+    left = processes
+    while left and not (num_runs and _num_over(folder) == num_runs):
+        if time.monotonic() > deadline:
+            sys.exit(f"{left[0].args} did not end{_logs(folder)}")
+        meanwhile()
+        time.sleep(0.1)
+        for process in left:
+            if process.poll():
+                sys.exit(f"{process.args} ended with status {process.returncode}{_logs(folder)}")
+        left = [process for process in left if process.returncode is None]
+
+
+def _num_over(folder: Path) -> int:
+    """How many runs have written their last line, before which all is saved."""
+    return sum('"event": "end"' in file.read_text() for file in folder.glob("*/metrics.jsonl"))
 
 
 def _cpu_seconds(pid: int) -> float:

@@ -38,6 +38,8 @@ from thinwire.train.metrics import MetricsWriter
 from thinwire.train.run_folder import RunFolder
 
 METHODS = ("ddp", "ddp-bf16", "powersgd", "diloco", "sparta")
+# With `--seconds`, at least so many steps are made.
+LEAST_STEPS = 3
 # A slow link needs minutes for what a step sends.
 TIMEOUT = timedelta(hours=1)
 
@@ -51,7 +53,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--tokens", type=int, required=True, help="of all devices together")
-    parser.add_argument("--seconds", type=float, help="stop then, if the tokens are not read yet")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help=f"stop then, but not before {LEAST_STEPS} steps; dense ones do not count",
+    )
     parser.add_argument(
         "--snapshots", type=int, nargs="*", default=[], help="save at so many tokens"
     )
@@ -139,6 +145,7 @@ class Training:
         self.state: State | None = None
         self.clock = Clock()
         self.step = self.tokens = 0
+        self.dense_seconds = 0.0
         if self.rank == 0:
             RunFolder.planned(arguments.out, config, corpus).write(corpus)
             self.checkpoints = Checkpoints(arguments.out, config.checkpoint.keep)
@@ -155,8 +162,8 @@ class Training:
                 if self.snapshots and self.tokens >= self.snapshots[0]:
                     self.snapshots = [n for n in self.snapshots if n > self.tokens]
                     self.save()
-        self.write("end", **self.record())
         self.save()
+        self.write("end", **self.record())
 
     def train_step(self) -> None:
         """One step of this device, and a line about it."""
@@ -173,15 +180,18 @@ class Training:
         self.tokens += batch.num_targets
         rate = batch.num_targets / (self.clock.seconds - began)
         event = "train" if self.step > self.method.dense_steps else "dense"
+        if event == "dense":
+            self.dense_seconds = self.clock.seconds
         self.write(event, **self.record(), loss=float(loss.detach()), tokens_per_second=rate)
 
     def spent(self) -> bool:
         """Whether to stop; where seconds count, those of the first device."""
         if self.arguments.seconds is None or self.tokens >= self.arguments.tokens:
             return self.tokens >= self.arguments.tokens
-        seconds = torch.tensor(self.clock.seconds)
+        seconds = torch.tensor(self.clock.seconds - self.dense_seconds)
         dist.broadcast(seconds, src=0)
-        return float(seconds) >= self.arguments.seconds
+        enough = self.step >= self.method.dense_steps + LEAST_STEPS
+        return enough and float(seconds) >= self.arguments.seconds
 
     def save(self) -> None:
         """Save the weights, or their mean where the devices' differ, while the clock stands still.
