@@ -108,7 +108,7 @@ BENCHMARKS = (
     Benchmark("curve", "curve.py", 0.1, ""),
     Benchmark("quality", "quality.py", 12, lowered("quality", SEEDS=(1,), TOKENS=20_000)),
     Benchmark("vocabulary", "vocabulary.py", 6, VOCABULARY_QUICK),
-    Benchmark("ngram-novels", "ngram.py --seconds 120 600", 23, ""),
+    Benchmark("ngram-novels", "ngram.py --seconds 120 600", 20, ""),
     Benchmark(
         "ngram-poetry",
         "ngram.py --corpus poetry --seconds 120",
@@ -130,9 +130,9 @@ BENCHMARKS = (
         resumes=True,
     ),
     Benchmark("faults", "faults.py", 9, FAULTS_QUICK, resumes=True),
-    Benchmark("exchange", "exchange.py --rounds 2", 24, EXCHANGE_QUICK, needs_root=True),
-    Benchmark("bars", BARS, 127, "bars.py --quick", needs_root=True, resumes=True),
-    Benchmark("rivals", RIVALS, 65, "rivals.py --quick --methods ddp", True, True),
+    Benchmark("exchange", "exchange.py --rounds 2", 23, EXCHANGE_QUICK, needs_root=True),
+    Benchmark("bars", BARS, 115, "bars.py --quick", needs_root=True, resumes=True),
+    Benchmark("rivals", RIVALS, 83, "rivals.py --quick --methods ddp", True, True),
     Benchmark("beyond", "beyond.py", 1, "beyond.py --quick"),
 )
 
