@@ -47,7 +47,7 @@ STEP_TOKENS = DATA.batch * DATA.length
 RACE_BATCH = DATA.batch // WORKERS
 # How long a speed is measured. A step with the full softmax takes 14 seconds; one in which all
 # parameters travel takes minutes over 20 Mbit/s, and is counted in rounds of all workers, of which
-# it takes many elsewhere: workers come to push together and apart again, in 18 to 34 seconds each.
+# it takes many elsewhere: pushes come in bursts that gather and break up, over many steps.
 SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 40.0, 100.0, 9.0
 DENSE_ROUNDS, SLOW_DENSE_ROUNDS, LEAST_ROUNDS = 12, 2, 3
 # Of a race. After each an asynchronous run takes a while to be under way again, so it has fewer.
