@@ -45,7 +45,7 @@ DATA = RunConfig().data
 STEP_TOKENS = DATA.batch * DATA.length
 # A race is run with one batch in all, for so early larger ones are worth few steps less.
 RACE_BATCH = DATA.batch // WORKERS
-# How long a speed is measured. A step with the full softmax takes 14 seconds; one in which all
+# How long a speed is measured. A step with the full softmax takes 8 seconds; one in which all
 # parameters travel takes minutes over 20 Mbit/s, and is counted in rounds of all workers, of which
 # it takes many elsewhere: pushes come in bursts that gather and break up, over many steps.
 SPEED_SECONDS, SLOW_LINK_SECONDS, NAIVE_SECONDS, QUICK_SECONDS = 20.0, 40.0, 100.0, 9.0

@@ -133,7 +133,7 @@ def wait(
 ) -> None:
     """Until all have ended well or, what comes sooner, all of the runs in `folder` are over.
 
-    A device of half a core needs seconds to leave, and over a slow link minutes to hear of the end.
+    A device of half a core needs seconds to leave, and over a slow link may hear late of the end.
     """
     deadline = time.monotonic() + timeout_seconds
     left = processes
