@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from thinwire.seeds import derive
 from thinwire.wire.codecs import Codec, make_codec
 
 torch.set_num_threads(1)
@@ -75,8 +76,8 @@ def test_what_is_not_finite_does_not_arrive_as_if_it_were(bad: float) -> None:
     values = torch.ones(3, 4)
     values[1, 2] = bad
     for codec in CODECS:
-        for generator in (None, torch.Generator().manual_seed(0)):
-            found = codec.decode(codec.encode(values, generator), values.shape)
+        for seed in (None, 0):
+            found = codec.decode(codec.encode(values, seed), values.shape)
             assert not bool(found[1].isfinite().all())
             assert torch.equal(found[[0, 2]], torch.ones(2, 4))  # its neighbours are as they were
 
@@ -84,7 +85,7 @@ def test_what_is_not_finite_does_not_arrive_as_if_it_were(bad: float) -> None:
 @each
 def test_zeros_stay_zeros_beside_large_numbers(codec: Codec) -> None:
     values = torch.tensor([[0.0, 0.0, 0.0], [1e30, 0.0, -1e30]])
-    found = codec.decode(codec.encode(values, torch.Generator().manual_seed(3)), values.shape)
+    found = codec.decode(codec.encode(values, 3), values.shape)
     assert not found[0].any() and found[1, 1] == 0
     torch.testing.assert_close(found[1], values[1], rtol=2**-8, atol=0)
 
@@ -148,10 +149,9 @@ def test_rounding_by_chance_keeps_the_mean(codec: Codec) -> None:
     """The mean of n decoded draws lies within 5 standard errors of the number, at every number."""
     n = 4000
     values = torch.linspace(-1.0, 1.0, 41)[None]
-    step, generator = 1.0 / steps_of(codec, values), torch.Generator().manual_seed(0)
-    draws = torch.stack(
-        [codec.decode(codec.encode(values, generator), values.shape) for _ in range(n)]
-    )
+    step = 1.0 / steps_of(codec, values)
+    seeds = [derive(0, "test", step=number) for number in range(n)]
+    draws = torch.stack([codec.decode(codec.encode(values, s), values.shape) for s in seeds])
     assert bool(((draws - values).abs() <= step * 1.0001).all())
     # A draw is one of two neighbours a step apart: its deviation is half a step at most.
     error = (draws.double().mean(0) - values.double()).abs()
@@ -161,11 +161,9 @@ def test_rounding_by_chance_keeps_the_mean(codec: Codec) -> None:
 
 
 @scaled
-def test_rounding_by_chance_follows_its_generator(codec: Codec) -> None:
+def test_rounding_by_chance_follows_its_seed(codec: Codec) -> None:
     values = torch.randn(9, 9)
-    one, same, other = (
-        codec.encode(values, torch.Generator().manual_seed(seed)) for seed in (1, 1, 2)
-    )
+    one, same, other = (codec.encode(values, seed) for seed in (1, 1, 2))
     assert torch.equal(one, same) and not torch.equal(one, other)
 
 
@@ -181,10 +179,37 @@ def test_no_number_is_off_by_more_than_a_step_of_its_row(
     codec: Codec, rows: list[list[float]]
 ) -> None:
     values = torch.tensor(rows)
-    found = codec.decode(codec.encode(values, torch.Generator().manual_seed(1)), values.shape)
+    found = codec.decode(codec.encode(values, 1), values.shape)
     step = values.abs().amax(1, keepdim=True) / steps_of(codec, values)
     # Where a scale is too small to be a number of full precision, a step may be a little more.
     assert bool(((found - values).abs() <= step * 1.001 + 1e-36).all())
+
+
+@scaled
+@pytest.mark.parametrize(
+    "shape", [(), (2,), (7,), (0,), (0, 4), (3, 7), (8, 2, 5), (300, 256)], ids=str
+)
+@pytest.mark.parametrize("num_pieces", [1, 4])
+def test_pieces_are_rounded_as_one(codec: Codec, shape: tuple[int, ...], num_pieces: int) -> None:
+    values = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+    cut = (values if values.dim() > 1 else values.reshape(-1)).tensor_split(num_pieces)
+    messages = codec.encode_pieces(values, num_pieces, seed=3)
+    assert len(messages) == num_pieces
+    decoded = [codec.decode(m, piece.shape) for m, piece in zip(messages, cut, strict=True)]
+    whole = codec.decode(codec.encode(values, 3), values.shape)
+    assert torch.equal(torch.cat(decoded).reshape(values.shape), whole)
+
+
+@scaled
+def test_a_long_row_is_rounded_fairly_too(codec: Codec) -> None:
+    """A row of more numbers than there is noise: the mean error of all is that of chance."""
+    values = torch.full((1, 200_001), 0.3)
+    values[0, 0] = 1.0
+    found = codec.decode(codec.encode(values, 5), values.shape)
+    step = 1.0 / steps_of(codec, values)
+    assert float((found - values).abs().max()) <= step * 1.0001
+    # All but the first lie equally far from a step: 5 deviations of the mean of so many draws.
+    assert abs(float((found - values)[0, 1:].double().mean())) <= 5 * 0.5 * step / 32_768**0.5
 
 
 def test_unknown_codecs_have_no_name() -> None:

@@ -50,8 +50,9 @@ class CodedCollective:
         """The sum over all workers of each tensor, which has the same shape on each."""
         shapes, W = [tensor.shape for tensor in tensors], self.collective.size
         if isinstance(self._codec, Scaled):  # rows have to stay together
-            pieces = [_pieces(tensor, W) for tensor in tensors]
-            return self._sum([self.encode(part) for part in zip(*pieces, strict=True)], shapes)
+            seed = self._next_seed()
+            pieces = [self._codec.encode_pieces(tensor, W, seed) for tensor in tensors]
+            return self._sum([joined(part) for part in zip(*pieces, strict=True)], shapes)
         flat = Size((sum(shape.numel() for shape in shapes),))
         sizes = [self.num_bytes(piece_shapes([flat], W, rank)) for rank in range(W)]
         return _Cut(self._sum(self.encode(tensors).split(sizes), [flat]), shapes)
@@ -121,10 +122,7 @@ class CodedCollective:
 
 def encoded(codec: Codec, tensors: Sequence[Tensor], seed: int) -> Tensor:
     """Some tensors as bytes, one after the other; what is rounded by chance, by this seed."""
-    generator = None
-    if tensors and isinstance(codec, Scaled):
-        generator = torch.Generator(tensors[0].device).manual_seed(seed)
-    return joined([codec.encode(tensor, generator) for tensor in tensors])
+    return joined([codec.encode(tensor, seed) for tensor in tensors])
 
 
 def decoded(codec: Codec, message: Tensor, shapes: Sequence[Size]) -> list[Tensor]:
@@ -159,11 +157,6 @@ def piece_shapes(shapes: Sequence[Sequence[int]], num_workers: int, rank: int) -
         num_rows, *row = shape if len(shape) > 1 else (Size(shape).numel(),)
         found.append(Size((num_rows // num_workers + (rank < num_rows % num_workers), *row)))
     return found
-
-
-def _pieces(tensor: Tensor, num_workers: int) -> Sequence[Tensor]:
-    """A tensor in pieces as `piece_shapes` has them."""
-    return (tensor if tensor.dim() > 1 else tensor.reshape(-1)).tensor_split(num_workers)
 
 
 def joined(messages: Sequence[Tensor]) -> Tensor:

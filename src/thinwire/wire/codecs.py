@@ -11,14 +11,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from functools import cache
 from typing import ClassVar
 
 import torch
-from torch import Generator, Tensor
+from torch import Tensor
+
+from thinwire.seeds import torch_generator
 
 SCALE_BYTES = 4
 # Rounding takes several passes, over so many numbers at a time that they stay in the cache.
 PIECE_NUMBERS = 1 << 15
+# Of the chances with which a number goes up. So few that the largest never reaches a step more.
+NOISE_LEVELS = 1 << 12
 
 
 class Codec(ABC):
@@ -27,12 +32,12 @@ class Codec(ABC):
     name: ClassVar[str]
 
     @abstractmethod
-    def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
+    def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
         """The bytes of `values`, uint8 `[num_bytes(values.shape)]`.
 
         Args:
             values: fp32, of any shape.
-            generator: of stochastic rounding, on the device of `values`; None: to the nearest.
+            seed: of stochastic rounding; None: to the nearest.
         """
 
     @abstractmethod
@@ -53,7 +58,7 @@ class Fp32(Codec):
 
     name = "fp32"
 
-    def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
+    def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
         """See `Codec`."""
         return _as_bytes(values.float())
 
@@ -72,7 +77,7 @@ class Bf16(Codec):
 
     name = "bf16"
 
-    def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
+    def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
         """See `Codec`."""
         return _as_bytes(values.to(torch.bfloat16))
 
@@ -89,15 +94,15 @@ class Bf16(Codec):
 class Scaled(Codec):
     """Small whole numbers and one fp32 scale a row: all scales first, then all numbers.
 
-    A row's scale is its largest magnitude over `largest`. With a generator a number between two
-    steps goes up with the probability of its distance from the lower one, so that the mean is kept.
+    A row's scale is its largest magnitude over `largest`. With a seed a number between two steps
+     goes up with the probability of its distance from the lower one, so that the mean is kept.
     A row with a number that is not finite arrives as NaN.
     """
 
     largest: ClassVar[int]
 
     @abstractmethod
-    def _pack(self, steps_RD: Tensor) -> Tensor:
+    def _pack(self, steps: Tensor) -> Tensor:
         """Whole numbers from -largest to largest, int8, as bytes."""
 
     @abstractmethod
@@ -108,24 +113,53 @@ class Scaled(Codec):
     def _packed_bytes(self, count: int) -> int:
         """The bytes of so many numbers."""
 
-    def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
+    def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
         """See `Codec`."""
         if not values.numel():
-            return torch.empty(0, dtype=torch.uint8, device=values.device)
+            return _nothing(values)
+        return self._message(*self._quantised(values, seed))
+
+    def encode_pieces(
+        self, values: Tensor, num_pieces: int, seed: int | None = None
+    ) -> list[Tensor]:
+        """The bytes of each piece of `values`, which `Tensor.tensor_split` cuts by rows.
+
+        Of a vector it cuts numbers; they share one scale. For the rest see `Codec.encode`.
+        """
+        if not values.numel():
+            return [_nothing(values)] * num_pieces
+        scale_R, steps_RD = self._quantised(values, seed)
+        if values.dim() > 1:
+            pieces = zip(
+                scale_R.tensor_split(num_pieces), steps_RD.tensor_split(num_pieces), strict=True
+            )
+            return [self._message(*piece) for piece in pieces]
+        return [
+            self._message(scale_R, piece) if len(piece) else _nothing(values)
+            for piece in steps_RD[0].tensor_split(num_pieces)
+        ]
+
+    def _quantised(self, values: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
+        """The scale of each row, `[R]`, and how many times that every number is, int8 `[R, D]`."""
         rows_RD = _as_rows(values.float())
-        R, D = rows_RD.shape
-        scale_R = rows_RD.new_empty(R)
-        steps_RD = torch.empty(R, D, dtype=torch.int8, device=values.device)
-        num_rows = max(1, PIECE_NUMBERS // D)
-        noise_PD = None
-        if generator is not None:
-            # The same for each piece, for drawing it takes longer than all else: what is rounded
-            # alike is still as likely to go up as it should be.
-            noise_PD = rows_RD.new_empty(min(R, num_rows), D).uniform_(generator=generator)
-        for start in range(0, R, num_rows):
-            piece = slice(start, start + num_rows)
-            scale_R[piece] = _quantise(rows_RD[piece], self.largest, noise_PD, steps_RD[piece])
-        return torch.cat([_as_bytes(scale_R), self._pack(steps_RD)])
+        pieces = rows_RD.split(max(1, PIECE_NUMBERS // rows_RD.shape[1]))
+        largest = [piece_PD.abs().amax(1) for piece_PD in pieces]
+        scale_R = (torch.cat(largest) if len(largest) > 1 else largest[0]).div_(self.largest)
+        # A row of zeros has scale 0, and a tiny one nearly: in steps of infinity both are zeros.
+        inverse_R1 = scale_R.reciprocal().nan_to_num_(0.0, posinf=0.0)[:, None]
+        noise_PD = _noise(pieces[0].shape, seed, values.device)
+        found_PD = torch.empty_like(pieces[0])
+        steps_RD = torch.empty(rows_RD.shape, dtype=torch.int8, device=values.device)
+        start = 0
+        for piece_PD in pieces:
+            here = slice(start, start := start + len(piece_PD))
+            found, noise = found_PD[: len(piece_PD)], noise_PD[: len(piece_PD)]
+            torch.addcmul(noise, piece_PD, inverse_R1[here], out=found)
+            steps_RD[here] = found.floor_().nan_to_num_(0.0)
+        return scale_R.nan_to_num_(torch.nan, posinf=torch.nan), steps_RD
+
+    def _message(self, scale_R: Tensor, steps: Tensor) -> Tensor:
+        return torch.cat([_as_bytes(scale_R), self._pack(steps)])
 
     def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Codec`."""
@@ -148,8 +182,8 @@ class Int8(Scaled):
     name = "int8"
     largest = 127
 
-    def _pack(self, steps_RD: Tensor) -> Tensor:
-        return _as_bytes(steps_RD)
+    def _pack(self, steps: Tensor) -> Tensor:
+        return _as_bytes(steps)
 
     def _unpack(self, data: Tensor, count: int) -> Tensor:
         return data.view(torch.int8)
@@ -168,12 +202,20 @@ class Int4(Scaled):
     name = "int4"
     largest = 7
 
-    def encode(self, values: Tensor, generator: Generator | None = None) -> Tensor:
+    def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
         """See `Codec`."""
         # All biases share one scale, which is too coarse for most of them in 15 steps.
         if values.dim() < 2:
-            return Int8().encode(values, generator)
-        return super().encode(values, generator)
+            return Int8().encode(values, seed)
+        return super().encode(values, seed)
+
+    def encode_pieces(
+        self, values: Tensor, num_pieces: int, seed: int | None = None
+    ) -> list[Tensor]:
+        """See `Scaled`."""
+        if values.dim() < 2:
+            return Int8().encode_pieces(values, num_pieces, seed)
+        return super().encode_pieces(values, num_pieces, seed)
 
     def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Codec`."""
@@ -183,8 +225,8 @@ class Int4(Scaled):
         """See `Codec`."""
         return Int8().num_bytes(shape) if len(shape) < 2 else super().num_bytes(shape)
 
-    def _pack(self, steps_RD: Tensor) -> Tensor:
-        halves = steps_RD.view(-1).add(8).view(torch.uint8)
+    def _pack(self, steps: Tensor) -> Tensor:
+        halves = steps.view(-1).add(8).view(torch.uint8)
         upper = halves[1::2] << 4
         packed = halves[::2].clone()
         packed[: len(upper)] |= upper
@@ -203,20 +245,30 @@ def make_codec(name: str) -> Codec:
     return {codec.name: codec for codec in (Fp32(), Bf16(), Int8(), Int4())}[name]
 
 
-def _quantise(rows_PD: Tensor, largest: int, noise_PD: Tensor | None, steps_PD: Tensor) -> Tensor:
-    """Write each number's steps of its row's scale into `steps_PD`; the scales `[P]`."""
-    # Ten times as fast as the norm that it is.
-    scale_P = rows_PD.abs().amax(1) / largest
-    scale_P = torch.where(scale_P.isfinite(), scale_P, torch.nan)
-    # A row of zeros has scale 0, and a tiny one may: dividing by 1 leaves them zeros.
-    divisor_P = torch.where(scale_P > 0, scale_P, 1.0)
-    found_PD = rows_PD / divisor_P[:, None]
-    if noise_PD is None:
-        found_PD.round_()
-    else:
-        found_PD.add_(noise_PD[: len(found_PD)]).floor_()
-    steps_PD.copy_(found_PD.nan_to_num_(0.0).clamp_(-largest, largest))
-    return scale_P
+def _noise(shape: Sequence[int], seed: int | None, device: torch.device) -> Tensor:
+    """What is added to numbers of this shape before they are rounded down."""
+    if seed is None:
+        return torch.full((1, 1), 0.5, device=device).expand(*shape)
+    start, count = seed % PIECE_NUMBERS, _product(shape)
+    noise = _two_rounds_of_noise(device)[start:][:PIECE_NUMBERS]
+    if count > PIECE_NUMBERS:
+        noise = noise.repeat(-(-count // PIECE_NUMBERS))
+    return noise[:count].view(*shape)
+
+
+@cache
+def _two_rounds_of_noise(device: torch.device) -> Tensor:
+    """Every level equally often, in an order drawn once: drawing takes longer than all else.
+
+    Numbers that meet the same noise are still as likely to go up as they should be.
+    """
+    order = torch.randperm(PIECE_NUMBERS, generator=torch_generator(0, "rounding", "noise"))
+    levels = (order % NOISE_LEVELS + 0.5) / NOISE_LEVELS
+    return levels.repeat(2).to(device)
+
+
+def _nothing(values: Tensor) -> Tensor:
+    return torch.empty(0, dtype=torch.uint8, device=values.device)
 
 
 def _as_rows(values: Tensor) -> Tensor:

@@ -37,7 +37,7 @@ from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.hidden import HiddenBlocks
 from thinwire.optim.clipping import clip_gradients
 from thinwire.optim.rows import write
-from thinwire.seeds import derive, torch_generator
+from thinwire.seeds import derive
 from thinwire.touched import Touched
 from thinwire.wire.codecs import make_codec
 from thinwire.wire.frames import Frame
@@ -246,7 +246,7 @@ class Client:
             for name, group in zip(self._names, selection.group_of, strict=True)
         )
         selection = Selection(group_of, selection.ids)
-        generator = torch_generator(self._seed, "rounding", str(index), self._num_pushes)
+        seed = derive(self._seed, "rounding", str(index), self._num_pushes)
         values = []
         for parameter, group in selection.present():
             name = self._names[parameter]
@@ -260,7 +260,7 @@ class Client:
                 gradient = every(whole.index_copy_(0, touched_ids.cpu(), gradient), index, M)
             else:
                 gradient = gradient.index_select(0, places_N)
-            values.append(self._codec.encode(gradient, generator))
+            values.append(self._codec.encode(gradient, seed))
         return Push(
             self.servers.incarnation,
             self._num_pushes,
