@@ -16,7 +16,13 @@ import torch
 
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
-from thinwire.exchange.sizes import TouchedTables, periodic_bytes, sync_bytes, total_bytes
+from thinwire.exchange.sizes import (
+    TouchedTables,
+    fragment_shapes,
+    periodic_bytes,
+    sync_bytes,
+    total_bytes,
+)
 from thinwire.language_model import LanguageModel
 from thinwire.plan.counts import ACCOUNT_NUMBERS, Counter
 from thinwire.touched import Touched
@@ -94,7 +100,7 @@ def _periodic(
                     workers,
                     exchange.codec,
                     tables,
-                    counter.block_shapes[fragment::F],
+                    fragment_shapes(counter.block_shapes, fragment, F),
                     everything=exchange.select == "everything",
                     accumulators=counter.config.optim.rows == "adagrad",
                     rank=rank,

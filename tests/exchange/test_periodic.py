@@ -15,7 +15,7 @@ from torch import Tensor
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
 from thinwire.exchange.periodic import Periodic
-from thinwire.exchange.sizes import TouchedTables, periodic_bytes, total_bytes
+from thinwire.exchange.sizes import TouchedTables, fragment_shapes, periodic_bytes, total_bytes
 from thinwire.transport.collective import Collective
 from thinwire.transport.faulty import Faulty
 
@@ -357,9 +357,9 @@ def test_goes_on_from_a_saved_state(
 
 
 def test_the_bytes_of_a_turn_written_out(small: Any, together: Together) -> None:
-    """Two workers and two fragments. After two steps rows 0, 2, 4, ... and the first block have
-    been sent, after four the others. Worker 0 has changed 2, 4, 5 of the embedding and 1, 6 of the
-    output; worker 1 row 4 and none, but all of them count once."""
+    """Two workers and two fragments. After two steps rows 0, 2, 4, ... of tables and blocks
+    have been sent, after four the others. Worker 0 has changed 2, 4, 5 of the embedding and 1, 6
+    of the output; worker 1 row 4 and none, but all of them count once."""
 
     def work(member: Collective, codec: str, select: str) -> list[int]:
         mine = small(Periodic, member, local_steps=4, fragments=2, codec=codec, select=select)
@@ -374,7 +374,7 @@ def test_the_bytes_of_a_turn_written_out(small: Any, together: Together) -> None
     ids = [[8 + (8 + 8 + 1) + (8 + 8), 8 + (8 + 8) + 8], [8 + (8 + 8) + (8 + 8), 8 + 8 + 8]]
     for codec, num_bytes in (("fp32", 4), ("bf16", 2)):
         rows = [[2 * 2 + 1 * 3, 1 * 2], [1 * 2 + 1 * 3, 0]]
-        blocks = [6 * 2, 3]
+        blocks = [3 * 2 + 2, 3 * 2 + 1]
         found = together(2, partial(work, codec=codec, select="rows"))
         for rank in (0, 1):
             assert found[rank] == [
@@ -387,7 +387,8 @@ def test_the_bytes_of_a_turn_written_out(small: Any, together: Together) -> None
             ]
     found = together(2, partial(work, codec="int8", select="rows"))
     rows = [[2 * 6 + 1 * 6 + 5, 6], [6 + 6 + 5, 0]]
-    blocks = [3 * 6 + 3 * 6, 6 + 5]  # a half for the other worker, and the sums of the own one
+    # A part for the other worker, and the sums of the own one: one of a single number has none.
+    blocks = [6 + 5 + 2 * 6 + 5, 6 + 2 * 6 + 5]
     for rank in (0, 1):
         assert found[rank] == [ids[turn][rank] + rows[turn][rank] + blocks[turn] for turn in (0, 1)]
 
@@ -440,7 +441,7 @@ def test_bytes_equal_the_formula(
                             max(gaps, default=0),
                         )
                     )
-                shapes = [block.shape for block in blocks[fragment::F]]
+                shapes = fragment_shapes([block.shape for block in blocks], fragment, F)
                 expected += periodic_bytes(
                     W, codec, travelling, shapes, everything=select == "everything", rank=rank
                 )

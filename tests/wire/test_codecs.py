@@ -136,11 +136,11 @@ def test_bytes_of_another_size_are_refused(
 
 
 def test_two_numbers_share_a_byte_of_int4() -> None:
-    """Scale 0.5; the steps are 1, -7, 7 and 0, 3 in halves with 8 added."""
+    """Scale 0.5; the steps are 1, -7, 7 in the lower halves and 0, 3 in the upper, with 8 added."""
     values = torch.tensor([[0.5, -3.5, 3.5, 0.0, 1.5]])
     data = INT4.encode(values)
     assert data[:4].view(torch.float32).tolist() == [0.5]
-    assert data[4:].tolist() == [0x19, 0x8F, 0x0B]
+    assert data[4:].tolist() == [0x89, 0xB1, 0x0F]
     assert torch.equal(INT4.decode(data, values.shape), values)
 
 

@@ -1,11 +1,11 @@
 """The periodic exchange: local steps, then an outer step on the rows and blocks that changed.
 
 Each worker updates its own copy as if it were alone. The values that all last agreed on are the
-anchor. The model is cut in fragments, rows by id and blocks by place, which take turns over an
+anchor. Rows of tables and of blocks are cut in fragments, by their number, which take turns over an
 interval of `local_steps` steps, so that the link is used evenly. A fragment's turn:
 
-1. **Send.** Each worker takes note of its rows that have changed since they were last sent, and of
-   its blocks, and sends how far they are from the anchor. The local steps go on meanwhile.
+1. **Send.** Each worker takes note of the tables' rows that have changed since they were last sent,
+   and of the blocks', and sends how far they are from the anchor. The local steps go on meanwhile.
 2. **Outer step**, when the next fragment's turn comes. The workers' steps on a row become one as
    `accumulators.py` says, where rows are Adagrad's; with other optimisers the mean is taken over
    the workers that changed the row. Of a block it is the mean, times sqrt(W) where its optimiser
@@ -20,7 +20,7 @@ Source: local steps and the outer optimiser are DiLoCo's (arXiv 2311.08105), fra
 while the steps go on are Streaming DiLoCo's (arXiv 2501.18512). Sending only changed rows, and
 merging them by their accumulators, is ours.
 
-O rows of one worker that have changed, R rows that any worker changed.
+O rows of one worker that have changed, R rows that any worker changed, B rows of a block.
 """
 
 from __future__ import annotations
@@ -53,10 +53,9 @@ class _Turn:
     fragment: int
     ids: dict[Group, Tensor]
     steps: dict[str, Tensor]
-    """Of its rows `[O, ...]` and its blocks."""
-    blocks: list[str]
+    """Of rows of tables `[O, ...]` and of blocks `[B, ...]`."""
     gathering: Pending[list[Tensor]]
-    summing: Pending[list[Tensor]] | None
+    summing: Pending[list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -194,30 +193,27 @@ class Periodic(Exchange):
     def _send(self, fragment: int) -> None:
         self._coded.at_step(self._step)
         ids = {group: self._own_ids(group, fragment) for group in self._changed}
-        blocks = list(self.updater.blocks)[fragment :: self.config.fragments]
         steps: dict[str, Tensor] = {}
         deltas, grown = [], []
         for group, ids_O in ids.items():
             self._changed[group].index_fill_(0, ids_O, False)
             for name in group:
-                anchor, parameter = self._anchor[name], self._parameters[name]
-                at = ids_O.to(parameter.device)
-                steps[name] = anchor.index_select(0, at).sub_(parameter.index_select(0, at))
+                at = ids_O.to(self._parameters[name].device)
+                steps[name] = self._moved(name, at)
                 if self._accumulators is not None:
                     grown.append(self._accumulators.growth(name, at))
                 if self._everything:
-                    part = slice(fragment, None, self.config.fragments)
-                    deltas.append(anchor[part] - parameter[part])
+                    deltas.append(self._moved(name, self._all_ids(name, fragment)))
                 else:
                     deltas.append(steps[name])
         values = [self._coded.encode(deltas), *map(self._exact.encode, grown)]
         message = joined([*map(encode_ids, ids.values()), *(value.cpu() for value in values)])
         gathering = self.collective.all_gather(message)
-        summing = None
-        if blocks:
-            steps.update({name: self._anchor[name] - self._parameters[name] for name in blocks})
-            summing = self._coded.sum([steps[name] for name in blocks])
-        self._turn = _Turn(fragment, ids, steps, blocks, gathering, summing)
+        blocks = {
+            name: self._moved(name, self._all_ids(name, fragment)) for name in self.updater.blocks
+        }
+        summing = self._coded.sum(list(blocks.values()))
+        self._turn = _Turn(fragment, ids, steps | blocks, gathering, summing)
         W, F = self.collective.size, self.config.fragments
         num_bytes = sum(4 * p.numel() for p in self._parameters.values())
         self._dense_bytes += 2 * (W - 1) / W * num_bytes / F
@@ -225,6 +221,16 @@ class Periodic(Exchange):
     def _own_ids(self, group: Group, fragment: int) -> Tensor:
         F = self.config.fragments
         return self._changed[group][fragment::F].nonzero().squeeze(1) * F + fragment
+
+    def _all_ids(self, name: str, fragment: int) -> Tensor:
+        parameter = self._parameters[name]
+        ids = torch.arange(len(parameter), device=parameter.device)
+        return ids[fragment :: self.config.fragments]
+
+    def _moved(self, name: str, ids_R: Tensor) -> Tensor:
+        """How far these rows are from the anchor."""
+        anchor_R = self._anchor[name].index_select(0, ids_R)
+        return anchor_R.sub_(self._parameters[name].index_select(0, ids_R))
 
     # 2. Outer step, and 3. catch up
 
@@ -234,7 +240,7 @@ class Periodic(Exchange):
         if turn is None:
             return
         messages = self._coded.wait(turn.gathering)
-        summed = [] if turn.summing is None else self._coded.wait(turn.summing)
+        summed = self._coded.wait(turn.summing)
         parts = [self._read(message, turn) for message in messages]
         for group, own_O in turn.ids.items():
             ids_R = torch.cat([part.ids[group] for part in parts]).unique()
@@ -243,13 +249,13 @@ class Periodic(Exchange):
                 merged_R = self._merged(group, name, at, parts)
                 self._take(name, at, self._outer_step(name, at, merged_R))
                 add(self._parameters[name], own_O.to(at.device), turn.steps[name])
-        for name, delta in zip(turn.blocks, summed, strict=True):
-            parameter = self._parameters[name]
-            mean = delta.to(parameter.device) * (self._block_rate / self.collective.size)
-            self._take(name, None, self._outer_step(name, None, mean))
-            parameter += turn.steps[name]
+        for name, delta_B in zip(self.updater.blocks, summed, strict=True):
+            parameter, at = self._parameters[name], self._all_ids(name, turn.fragment)
+            mean_B = delta_B.to(parameter.device) * (self._block_rate / self.collective.size)
+            self._take(name, at, self._outer_step(name, at, mean_B))
+            add(parameter, at, turn.steps[name])
 
-    def _take(self, name: str, ids_R: Tensor | None, change_R: Tensor) -> None:
+    def _take(self, name: str, ids_R: Tensor, change_R: Tensor) -> None:
         """Change the anchor, and this copy alike."""
         add(self._anchor[name], ids_R, change_R)
         add(self._parameters[name], ids_R, change_R)
@@ -298,7 +304,7 @@ class Periodic(Exchange):
                 grown[name] = self._exact.decode(pile, (len(ids[group]),)).to(device)
         return _Part(ids, deltas, grown)
 
-    def _outer_step(self, name: str, ids_R: Tensor | None, mean_R: Tensor) -> Tensor:
+    def _outer_step(self, name: str, ids_R: Tensor, mean_R: Tensor) -> Tensor:
         """What changes on the anchor; `mean_R` is used up.
 
         Nesterov: m = mu m + mean; -lr (mean + mu m).

@@ -99,7 +99,7 @@ def periodic_bytes(
         codec: by its name.
         tables: the fragment's rows of the tables: all of them in `num_rows`, those that this worker
             has changed in `num_own`.
-        blocks: shapes of the fragment's hidden blocks.
+        blocks: shapes of the fragment's rows of the hidden blocks.
         everything: all rows of the fragment travel.
         accumulators: rows are Adagrad's, and each changed one comes with the growth of its pile.
         rank: as in `sync_bytes`.
@@ -113,6 +113,11 @@ def periodic_bytes(
     row_bytes = coded_bytes(make_codec(codec), values) + coded_bytes(make_codec("fp32"), piles)
     sent = all_gather_bytes(num_workers, _ids_bytes(tables) + row_bytes)
     return sent + (sum_bytes(num_workers, codec, blocks, rank) if blocks else 0)
+
+
+def fragment_shapes(shapes: Sequence[Shape], fragment: int, num_fragments: int) -> list[Shape]:
+    """Of tensors of these shapes, the rows that belong to a fragment of the periodic exchange."""
+    return [(len(range(fragment, rows, num_fragments)), *row) for rows, *row in shapes]
 
 
 def sum_bytes(num_workers: int, codec: str, shapes: Sequence[Shape], rank: int = 0) -> int:

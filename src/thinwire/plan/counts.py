@@ -21,7 +21,13 @@ from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.exchange.asynchronous.protocol import pull_bytes, push_bytes, rows_bytes
 from thinwire.exchange.own_rows import own_rows
-from thinwire.exchange.sizes import TouchedTables, periodic_bytes, sync_bytes, total_bytes
+from thinwire.exchange.sizes import (
+    TouchedTables,
+    fragment_shapes,
+    periodic_bytes,
+    sync_bytes,
+    total_bytes,
+)
 from thinwire.language_model import LanguageModel
 from thinwire.touched import Touched
 from thinwire.wire.codecs import make_codec
@@ -129,7 +135,7 @@ class Counter:
                 gap = F if everything else int(ids.diff().max()) if len(ids) > 1 else 0
                 shape = tuple(self.tables[name].shape[1:])
                 tables.append(TouchedTables([shape], num_rows, own, gap))
-            blocks = self.block_shapes[fragment::F]
+            blocks = fragment_shapes(self.block_shapes, fragment, F)
             sent += periodic_bytes(
                 num_workers,
                 codec,

@@ -195,8 +195,8 @@ class Int8(Scaled):
 class Int4(Scaled):
     """Half a byte a number: 15 steps; vectors and single numbers go as int8.
 
-    A byte holds two neighbours, the first in its lower half, each with 8 added to it. Of an odd
-    number of them the last one's upper half is empty.
+    A byte holds a number of the first half of them all and, in its upper half, one of the second,
+    each with 8 added to it. Of an odd number of them the last byte's upper half is empty.
     """
 
     name = "int4"
@@ -226,15 +226,14 @@ class Int4(Scaled):
         return Int8().num_bytes(shape) if len(shape) < 2 else super().num_bytes(shape)
 
     def _pack(self, steps: Tensor) -> Tensor:
-        halves = steps.view(-1).add(8).view(torch.uint8)
-        upper = halves[1::2] << 4
-        packed = halves[::2].clone()
-        packed[: len(upper)] |= upper
+        halves = steps.reshape(-1).add(8).view(torch.uint8)
+        packed, upper = halves.tensor_split([self._packed_bytes(len(halves))])
+        packed[: len(upper)] |= upper << 4
         return packed
 
     def _unpack(self, data: Tensor, count: int) -> Tensor:
-        halves = torch.stack([data & 15, data >> 4], 1).view(-1)
-        return halves[:count].view(torch.int8).sub_(8)
+        halves = torch.cat([data & 15, data >> 4])[:count]
+        return halves.view(torch.int8).sub_(8)
 
     def _packed_bytes(self, count: int) -> int:
         return (count + 1) // 2
