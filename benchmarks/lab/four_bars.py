@@ -37,9 +37,9 @@ from thinwire.data.corpus import Corpus
 # The first is the paper's balance of arithmetic to wire, about 900 FLOP a byte.
 LINKS = ("300mbit", "1gbit", "20mbit")
 SLOW_LINK = "20mbit"
-CODEC = {"1gbit": "fp32", "300mbit": "bf16", "20mbit": "int4"}
+CODEC = {"300mbit": "bf16", "1gbit": "bf16", "20mbit": "int4"}
 # Of exchanges that do not hide the wire behind arithmetic.
-PROMPT_CODEC = CODEC | {"300mbit": "int8"}
+PROMPT_CODEC = {"300mbit": "int8", "1gbit": "int8", "20mbit": "int4"}
 NO_LINK = "none"
 DATA = RunConfig().data
 STEP_TOKENS = DATA.batch * DATA.length
