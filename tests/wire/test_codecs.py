@@ -109,6 +109,13 @@ def test_memory_is_its_own(codec: Codec) -> None:
 
 
 @each
+def test_parameters_are_values_too(codec: Codec) -> None:
+    values = torch.randn(3, 4)
+    parameter = torch.nn.Parameter(values.clone())
+    assert torch.equal(codec.encode(parameter, 1), codec.encode(values, 1))
+
+
+@each
 def test_what_is_not_contiguous(codec: Codec) -> None:
     values = torch.arange(12.0).view(3, 4).t()
     assert torch.equal(codec.encode(values), codec.encode(values.contiguous()))

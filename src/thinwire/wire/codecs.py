@@ -141,7 +141,7 @@ class Scaled(Codec):
 
     def _quantised(self, values: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
         """The scale of each row, `[R]`, and how many times that every number is, int8 `[R, D]`."""
-        rows_RD = _as_rows(values.float())
+        rows_RD = _as_rows(values.detach().float())
         pieces = rows_RD.split(max(1, PIECE_NUMBERS // rows_RD.shape[1]))
         largest = [piece_PD.abs().amax(1) for piece_PD in pieces]
         scale_R = (torch.cat(largest) if len(largest) > 1 else largest[0]).div_(self.largest)
