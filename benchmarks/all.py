@@ -2,9 +2,9 @@
 
 A benchmark whose record was made by the code as it stands is skipped, so this can be stopped and
 started again; what ran, at which commit, how long and how it ended is kept in results/all.json.
-`bars.py` and `rivals.py` besides keep each of their measurements, and go on where they stopped. One
-that fails is reported and the rest goes on; the exit status is then 1. What each of them prints
-goes to a log in the cache.
+The long ones besides keep each of their measurements, and go on where they stopped; what older code
+has measured is made anew. One that fails is reported and the rest goes on; the exit status is then
+1. What each of them prints goes to a log in the cache.
 
     python benchmarks/all.py [--only NAME ...] [--again] [--list] [--quick]
 
@@ -149,11 +149,13 @@ def main() -> None:
     if arguments.list:
         show(chosen)
         return
+    here = possible(chosen)
     if arguments.again and not arguments.quick:
-        forget(chosen)
+        forget(here)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
     try:
-        sys.exit((try_all if arguments.quick else make_all)(chosen))
+        failures = (try_all if arguments.quick else make_all)(here)
+        sys.exit(int(failures > 0 or len(here) < len(chosen)))
     except KeyboardInterrupt:
         console.print("stopped; a run without --again goes on with what is missing")
         sys.exit(130)
@@ -183,8 +185,17 @@ def about(benchmarks: Sequence[Benchmark]) -> str:
     return f"{len(benchmarks)} benchmarks, expected to take {duration(seconds)}"
 
 
+def possible(benchmarks: Sequence[Benchmark]) -> list[Benchmark]:
+    """Those that can be made on this machine; about the others it says why they cannot."""
+    reason = cannot()
+    for benchmark in benchmarks:
+        if benchmark.needs_root and reason:
+            console.print(f"{benchmark.name}: {reason}")
+    return [benchmark for benchmark in benchmarks if not (benchmark.needs_root and reason)]
+
+
 def make_all(chosen: Sequence[Benchmark]) -> int:
-    """Make what is missing of the record; the exit status."""
+    """Make what is missing of the record; how many failed."""
     ledger = read_ledger()
     missing = [benchmark for benchmark in chosen if not is_made(benchmark, ledger)]
     console.print(about(missing) if missing else "the present code has made all of this")
@@ -195,6 +206,8 @@ def make_all(chosen: Sequence[Benchmark]) -> int:
             progress.update(task, description=benchmark.name)
             commit, date = commit_of(benchmark), f"{datetime.now(timezone.utc):%Y-%m-%d}"
             timeout_seconds = TIMES_EXPECTED * 60 * benchmark.minutes + WHILE_SECONDS
+            if is_outdated(benchmark, ledger):
+                forget([benchmark])
             began, status = perf_counter() - seconds_before(benchmark, ledger), STOPPED
             try:
                 status = run(benchmark, benchmark.command, {}, timeout_seconds)
@@ -204,11 +217,11 @@ def make_all(chosen: Sequence[Benchmark]) -> int:
                 write_ledger(read_ledger() | {benchmark.name: entry})
             failures += status != DONE
             progress.advance(task, benchmark.minutes)
-    return int(failures > 0)
+    return failures
 
 
 def try_all(chosen: Sequence[Benchmark]) -> int:
-    """Run every script for a short while, on little text, and keep nothing; the exit status."""
+    """Run every script for a short while, on little text, and keep nothing; how many failed."""
     tried = [benchmark for benchmark in chosen if benchmark.quick]
     failures = 0
     with tempfile.TemporaryDirectory() as folder, progress_bar() as progress:
@@ -222,7 +235,7 @@ def try_all(chosen: Sequence[Benchmark]) -> int:
             status = run(benchmark, benchmark.quick, environment, QUICK_TIMEOUT_SECONDS)
             failures += status != DONE
             progress.advance(task)
-    return int(failures > 0)
+    return failures
 
 
 def shorten_text(cache: Path) -> None:
@@ -243,10 +256,9 @@ def run(
     log = CACHE / "logs" / f"{benchmark.name}.log"
     log.parent.mkdir(parents=True, exist_ok=True)
     began = perf_counter()
-    reason = cannot() if benchmark.needs_root else None
-    status = reason or ended(command, environment, log, timeout_seconds)
+    status = ended(command, environment, log, timeout_seconds)
     console.print(f"{benchmark.name}: {status}, {duration(perf_counter() - began)}")
-    if status != DONE and not reason:
+    if status != DONE:
         last_lines = log.read_text(errors="replace").splitlines()[-15:]
         console.print("\n".join([*last_lines, f"({log})"]), markup=False)
     return status
@@ -297,11 +309,17 @@ def is_unchanged(benchmark: Benchmark, commit: str) -> bool:
     return not commit.endswith("-dirty") and not git("diff", commit, "--", *benchmark.code)
 
 
-def seconds_before(benchmark: Benchmark, ledger: Mapping[str, Entry]) -> float:
-    """What runs that were stopped have already spent on measurements that this one goes on from."""
+def is_outdated(benchmark: Benchmark, ledger: Mapping[str, Entry]) -> bool:
+    """Whether older code has made its measurements, so that a run must not go on from them."""
     entry = ledger.get(benchmark.name, {})
-    goes_on = benchmark.resumes and entry.get("status") == STOPPED
-    return entry["seconds"] if goes_on and is_unchanged(benchmark, entry["commit"]) else 0.0
+    return "commit" in entry and not is_unchanged(benchmark, entry["commit"])
+
+
+def seconds_before(benchmark: Benchmark, ledger: Mapping[str, Entry]) -> float:
+    """What runs that did not end have spent on measurements that this one goes on from."""
+    entry = ledger.get(benchmark.name, {})
+    goes_on = benchmark.resumes and not is_outdated(benchmark, ledger)
+    return entry.get("seconds", 0.0) if goes_on else 0.0
 
 
 def commit_of(benchmark: Benchmark) -> str:
