@@ -104,7 +104,7 @@ BENCHMARKS = (
     Benchmark("prepare", "prepare.py", 2, lowered("prepare", "--rounds", "1", MANY_WORDS=50_000)),
     Benchmark("limit", "limit.py", 4, lowered("limit", ROUNDS=1, STEPS=3)),
     Benchmark("evaluation", "evaluation.py", 4, "evaluation.py --quick"),
-    Benchmark("losses", "losses.py --stock-seconds 600", 25, LOSSES_QUICK),
+    Benchmark("losses", "losses.py --stock-seconds 600", 23, LOSSES_QUICK),
     Benchmark("curve", "curve.py", 0.1, ""),
     Benchmark("quality", "quality.py", 12, lowered("quality", SEEDS=(1,), TOKENS=20_000)),
     Benchmark("vocabulary", "vocabulary.py", 6, VOCABULARY_QUICK),
@@ -131,7 +131,7 @@ BENCHMARKS = (
     ),
     Benchmark("faults", "faults.py", 9, FAULTS_QUICK, resumes=True),
     Benchmark("exchange", "exchange.py --rounds 2", 23, EXCHANGE_QUICK, needs_root=True),
-    Benchmark("bars", BARS, 115, "bars.py --quick", needs_root=True, resumes=True),
+    Benchmark("bars", BARS, 118, "bars.py --quick", needs_root=True, resumes=True),
     Benchmark("rivals", RIVALS, 83, "rivals.py --quick --methods ddp", True, True),
     Benchmark("beyond", "beyond.py", 1, "beyond.py --quick"),
 )
