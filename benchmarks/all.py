@@ -132,6 +132,7 @@ BENCHMARKS = (
     Benchmark("faults", "faults.py", 8, FAULTS_QUICK, resumes=True),
     Benchmark("exchange", "exchange.py --rounds 2", 23, EXCHANGE_QUICK, needs_root=True),
     Benchmark("bars", BARS, 118, "bars.py --quick", needs_root=True, resumes=True),
+    Benchmark("processor", "processor.py", 13, "processor.py --quick", True, True),
     Benchmark("rivals", RIVALS, 77, "rivals.py --quick --methods ddp", True, True),
     Benchmark("beyond", "beyond.py", 1, "beyond.py --quick"),
 )
