@@ -132,7 +132,7 @@ BENCHMARKS = (
     Benchmark("faults", "faults.py", 8, FAULTS_QUICK, resumes=True),
     Benchmark("exchange", "exchange.py --rounds 2", 23, EXCHANGE_QUICK, needs_root=True),
     Benchmark("bars", BARS, 118, "bars.py --quick", needs_root=True, resumes=True),
-    Benchmark("processor", "processor.py", 13, "processor.py --quick", True, True),
+    Benchmark("processor", "processor.py", 15, "processor.py --quick", True, True),
     Benchmark("rivals", RIVALS, 77, "rivals.py --quick --methods ddp", True, True),
     Benchmark("beyond", "beyond.py", 1, "beyond.py --quick"),
 )
@@ -183,7 +183,8 @@ def show(chosen: Sequence[Benchmark]) -> None:
 def about(benchmarks: Sequence[Benchmark]) -> str:
     """How many they are, and how long they take."""
     seconds = 60 * sum(benchmark.minutes for benchmark in benchmarks)
-    return f"{len(benchmarks)} benchmarks, expected to take {duration(seconds)}"
+    number = "1 benchmark" if len(benchmarks) == 1 else f"{len(benchmarks)} benchmarks"
+    return f"{number}, expected to take {duration(seconds)}"
 
 
 def possible(benchmarks: Sequence[Benchmark]) -> list[Benchmark]:

@@ -1,8 +1,8 @@
 """What does a worker's processor time go into, and what of it would one alone not need?
 
-Four emulated devices of 0.4 of a core train as in the four bars. Meanwhile the kernel says how long
-each thread was on a core, and `py-spy` looks a few times a second at what the main thread is at.
-Needs root, for the devices, and py-spy, which `scripts/setup dev` installs.
+Four emulated devices of 0.4 of a core train as in the four bars. Every worker counts how long its
+main thread is on a core for each part of a step, and the kernel how long the other threads are.
+Needs root, for the devices.
 
     python benchmarks/processor.py [--seeds N ...] [--quick]
 
@@ -12,19 +12,22 @@ What is measured already is not measured again, but with `--again`.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import shutil
-import subprocess
 import sys
 import tempfile
-from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, wraps
 from pathlib import Path
-from statistics import median
-from time import monotonic
+from statistics import mean, median
+from time import monotonic, thread_time
 from typing import Any
+from unittest.mock import patch
 
+import lab.runs
 from lab.cluster import Cluster
 from lab.four_bars import (
     ALONE,
@@ -42,16 +45,18 @@ from lab.four_bars import (
     start,
 )
 from lab.race import SHARE, WORKERS, Kept, steady
-from lab.runs import Processes, wait
-from record import novels, table, write
+from record import novels, spread, table, write
+from torch import Tensor
 
-# Seconds of training, and of looking at it.
-TIMES, QUICK_TIMES = (40, 20), (15, 4)
-LOOKS_PER_SECOND = 50
-# Lines of metrics, one a second, before it counts: caches fill.
-LINES_BEFORE = 6
+from thinwire.cli import app
+from thinwire.exchange.local import Local
+from thinwire.exchange.periodic import Periodic
+from thinwire.exchange.sync import Sync
+from thinwire.language_model import LanguageModel
+from thinwire.train.loop import Trainer
+
+TRAINING_SECONDS, QUICK_SECONDS = 30.0, 10.0
 TIMEOUT_SECONDS = 300.0
-
 ARITHMETIC, UPDATE, BATCH, EXCHANGE, REST = (
     "forward, backward",
     "rows and update",
@@ -59,17 +64,9 @@ ARITHMETIC, UPDATE, BATCH, EXCHANGE, REST = (
     "exchange",
     "rest",
 )
+WORKER = "--as-worker"
 ROUNDS, GLOO = "threads of the rounds", "Gloo's threads"
 PARTS = (ARITHMETIC, UPDATE, BATCH, EXCHANGE, REST, ROUNDS, GLOO)
-# What the main thread is at, by the innermost function that one of these is a part of.
-MARKS = {
-    "_touch (thinwire/train/loop.py": BATCH,
-    "thinwire/exchange/local.py": UPDATE,
-    "thinwire/exchange/": EXCHANGE,
-    "thinwire/transport/": EXCHANGE,
-    "loss (thinwire/language_model.py": ARITHMETIC,
-    "backward (torch/_tensor.py": ARITHMETIC,
-}
 
 
 @dataclass(frozen=True)
@@ -100,26 +97,23 @@ CASES = (
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path)
-    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2], metavar="N")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
     parser.add_argument("--quick", action="store_true", help="one case, some seconds, 10 k words")
     parser.add_argument("--again", action="store_true", help="also what is measured already")
     arguments = parser.parse_args()
-    if py_spy() is None:
-        sys.exit("this benchmark needs py-spy: scripts/setup dev, or pip install py-spy")
-    name, cases, seeds, times = "processor", list(CASES), arguments.seeds, TIMES
+    name, cases, seeds, seconds = "processor", list(CASES), arguments.seeds, TRAINING_SECONDS
     if arguments.quick:
-        name, cases, seeds, times = "processor-quick", [CASES[-1]], [1], QUICK_TIMES
+        name, cases, seeds, seconds = "processor-quick", [CASES[-1]], [1], QUICK_SECONDS
     data = arguments.data or novels(*([f"--vocab-size={QUICK_WORDS}"] if arguments.quick else []))
     kept = Kept(name, again=arguments.again)
     for seed in seeds:
         for case in cases:
-            kept.measure(f"{case.name}/{seed}", partial(measure, case, seed, data, times))
+            kept.measure(f"{case.name}/{seed}", partial(measure, case, seed, data, seconds))
     body = (
         f"Four devices of {SHARE} of a core and one thread each, settings of the four bars. "
-        "Milliseconds of a\ncore that a step of a worker takes: threads as the kernel counts them, "
-        "the main thread's divided\nby what py-spy found it at, "
-        f"{LOOKS_PER_SECOND} times a second. Medians of the seeds {', '.join(map(str, seeds))}.\n\n"
-        f"{table(row(case, kept.found) for case in cases)}\n"
+        "Milliseconds of a\ncore that a step of a worker takes: the main thread's by what it was "
+        "at, and those of the other threads.\nMedians of the seeds "
+        f"{', '.join(map(str, seeds))}.\n\n{table(row(case, kept.found) for case in cases)}\n"
         f"Measured at {kept.origins()}.\n"
     )
     write(name, "What processor time goes into", body, {"measurements": kept.found})
@@ -128,147 +122,135 @@ def main() -> None:
 def row(case: Case, found: dict[str, dict[str, Any]]) -> dict[str, str]:
     """A case's medians."""
     runs = [run for name, run in found.items() if name.startswith(f"{case.name}/")]
-    shares = {part: median(run["milliseconds"][part] for run in runs) for part in PARTS}
-    totals = [sum(run["milliseconds"].values()) for run in runs]
     return {
         "bar": case.bar.title,
         "link": case.link,
         "sequences": str(case.batch),
         "s a step": f"{median(run['step_seconds'] for run in runs):.3f}",
         "wait, of the time": f"{median(run['waiting'] for run in runs):.2f}",
-        "ms of a core": f"{median(totals):.1f} ({min(totals):.1f} to {max(totals):.1f})",
-        **{part: f"{ms:.1f}" for part, ms in shares.items()},
+        "ms of a core": spread([sum(run["milliseconds"].values()) for run in runs], 1),
+        **{part: f"{median(run['milliseconds'][part] for run in runs):.1f}" for part in PARTS},
     }
 
 
-def measure(case: Case, seed: int, data: Path, times: tuple[int, int]) -> dict[str, Any]:
-    """Train, look at the workers meanwhile, and tell what of a core a step of one of them took."""
+def measure(case: Case, seed: int, data: Path, seconds: float) -> dict[str, Any]:
+    """Train, and tell what of a core a step of the average worker took."""
     folder = Path(tempfile.mkdtemp())
     flags = [*COMMON, "--threads", "1", "--data.batch", str(case.batch)]
-    flags += [*seconds_budget(times[0]), "--checkpoint.every_seconds", "1e9"]
+    flags += [*seconds_budget(seconds), "--checkpoint.every_seconds", "1e9"]
+    flags += case.bar.settings(case.link)
     num_runs = 1 if case.bar.on_wire else case.bar.workers
     try:
-        with Cluster(WORKERS, rate_of(case.link), SHARE) as cluster:
-            flags += case.bar.settings(case.link)
+        with (
+            Cluster(WORKERS, rate_of(case.link), SHARE) as cluster,
+            patch.object(lab.runs, "thinwire", partial(worker, folder)),
+        ):
             processes = start(case.bar, cluster, data, folder, flags, seed)
-            look = Look(processes, folder, num_runs, times[1])
-            wait(processes, folder, TIMEOUT_SECONDS, look.look, num_runs)
+            lab.runs.wait(processes, folder, TIMEOUT_SECONDS, num_runs=num_runs)
         runs = [steady(path.parent) for path in sorted(folder.glob("*/metrics.jsonl"))]
-        shares = look.shares()
+        accounts = [a_step(file) for file in folder.glob("*.account")]
     finally:
         shutil.rmtree(folder)
+    assert len(accounts) == WORKERS
     rate = sum(run["tokens_per_second"] for run in runs)
-    step_seconds = WORKERS * case.batch * DATA.length / rate
     return {
-        "step_seconds": step_seconds,
+        "step_seconds": WORKERS * case.batch * DATA.length / rate,
         "waiting": sum(run["waiting"] for run in runs),
-        "milliseconds": {part: 1000 * share * step_seconds for part, share in shares.items()},
+        "milliseconds": {part: mean(account[part] for account in accounts) for part in PARTS},
     }
 
 
-class Look:
-    """A look at what workers are at, for so many seconds in the midst of their training.
-
-    `look` is to be called now and then.
-    """
-
-    def __init__(
-        self, processes: Processes, folder: Path, num_runs: int, looking_seconds: int
-    ) -> None:
-        self._processes, self._folder = processes, folder
-        self._num_runs, self._looking_seconds = num_runs, looking_seconds
-        self._spies: Processes = []
-        self._began = self._seconds = 0.0
-        self._before: list[dict[str, float]] = []
-        self._after: list[dict[str, float]] = []
-
-    def look(self) -> None:
-        """Begin, once all are under way; end, once py-spy has."""
-        if not self._spies and self._under_way():
-            self._before, self._began = self._thread_seconds(), monotonic()
-            self._spies = [
-                spy(process.pid, self._looking_seconds, self._file(process.pid))
-                for process in self._processes
-            ]
-        elif self._spies and not self._after and all(s.poll() is not None for s in self._spies):
-            self._after, self._seconds = self._thread_seconds(), monotonic() - self._began
-
-    def shares(self) -> dict[str, float]:
-        """Of a core, for each of `PARTS`: of the average worker."""
-        if not self._after:
-            sys.exit("the workers ended before py-spy did")
-        total: dict[str, float] = defaultdict(float)
-        for process, before, after in zip(self._processes, self._before, self._after, strict=True):
-            found = main_thread(self._file(process.pid).read_text().splitlines())
-            for kind, seconds in after.items():
-                share = (seconds - before.get(kind, 0.0)) / self._seconds / len(self._processes)
-                if kind:
-                    total[kind] += share
-                else:
-                    for part, times in found.items():
-                        total[part] += share * times / found.total()
-        return {part: total[part] for part in PARTS}
-
-    def _under_way(self) -> bool:
-        files = list(self._folder.glob("*/metrics.jsonl"))
-        lines = [file.read_text().count('"event": "train"') for file in files]
-        return len(lines) == self._num_runs and min(lines) >= LINES_BEFORE
-
-    def _thread_seconds(self) -> list[dict[str, float]]:
-        return [thread_seconds(process.pid) for process in self._processes]
-
-    def _file(self, pid: int) -> Path:
-        return self._folder / f"{pid}.stacks"
+def a_step(account: Path) -> dict[str, float]:
+    """Milliseconds of each part in a step; without the first fifth, as in `steady`."""
+    lines = [json.loads(line) for line in account.read_text().splitlines()]
+    first, last = lines[len(lines) // 5], lines[-1]
+    steps = last["steps"] - first["steps"]
+    return {
+        part: 1000 * (last["seconds"].get(part, 0.0) - first["seconds"].get(part, 0.0)) / steps
+        for part in PARTS
+    }
 
 
-def py_spy() -> str | None:
-    """The command, of this environment or of the machine."""
-    return shutil.which("py-spy", path=str(Path(sys.executable).parent)) or shutil.which("py-spy")
+# In a worker
 
 
-def spy(pid: int, seconds: int, file: Path) -> subprocess.Popen[bytes]:
-    """Have py-spy write how often it found which functions at work, by thread."""
-    command = [str(py_spy()), "record", "--pid", str(pid), "--duration", str(seconds)]
-    command += ["--rate", str(LOOKS_PER_SECOND), "--nonblocking", "--threads"]
-    return subprocess.Popen(
-        [*command, "--format", "raw", "--output", str(file)],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+def worker(folder: Path, *arguments: object) -> list[str]:
+    """A command line of `thinwire` that leaves its account in the folder."""
+    return [sys.executable, __file__, WORKER, str(folder), *map(str, arguments)]
 
 
-def main_thread(stacks: Iterable[str]) -> Counter[str]:
-    """How often the main thread was at what, out of py-spy's lines: functions, `;`, and a count."""
-    found: Counter[str] = Counter()
-    for line in stacks:
-        stack, _, times = line.rpartition(" ")
-        thread, *functions = stack.split(";")
-        if thread.endswith("MainThread"):
-            found[at(functions)] += int(times)
-    return found
+class Account:
+    """Seconds that the main thread was on a core, by what it was at: the innermost timed call."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._parts, self._since = [REST], thread_time()
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """The same function, the time of which counts for this part."""
+
+        @wraps(function)
+        def call(*args: Any, **kwargs: Any) -> Any:
+            self._settle()
+            self._parts.append(part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self._settle()
+                self._parts.pop()
+
+        return call
+
+    def _settle(self) -> None:
+        now = thread_time()
+        self.seconds[self._parts[-1]] += now - self._since
+        self._since = now
 
 
-def at(functions: Iterable[str]) -> str:
-    """What these functions, the innermost last, are for."""
-    for function in reversed(list(functions)):
-        for mark, part in MARKS.items():
-            if mark in function:
-                return part
-    return REST
+def work(folder: Path, arguments: Sequence[str]) -> None:
+    """`thinwire` with these arguments, which adds a line to its account every second."""
+    account, file = Account(), folder / f"{os.getpid()}.account"
+    parts: list[tuple[str, type, tuple[str, ...]]] = [
+        (ARITHMETIC, LanguageModel, ("loss",)),
+        (ARITHMETIC, Tensor, ("backward",)),
+        (UPDATE, Local, ("fetch", "push", "apply")),
+        (EXCHANGE, Sync, ("announce", "fetch", "push", "total", "_send")),
+        (EXCHANGE, Periodic, ("fetch", "push", "total")),
+        (BATCH, Trainer, ("_touch",)),
+    ]
+    for part, kind, names in parts:
+        for name in names:
+            setattr(kind, name, account.timed(part, getattr(kind, name)))
+    train_step, num_steps, wrote = Trainer.train_step, 0, monotonic()
+
+    def counted(trainer: Trainer) -> Any:
+        nonlocal num_steps, wrote
+        agreed = train_step(trainer)
+        num_steps += 1
+        if monotonic() - wrote > 1.0:
+            wrote = monotonic()
+            line = {"steps": num_steps, "seconds": account.seconds | other_threads()}
+            with file.open("a") as lines:
+                lines.write(json.dumps(line) + "\n")
+        return agreed
+
+    Trainer.train_step = counted  # type: ignore[assignment, method-assign]
+    sys.argv = ["thinwire", *arguments]
+    app.main()
 
 
-def thread_seconds(pid: int) -> dict[str, float]:
-    """On a core so far: of the threads of rounds and Gloo's, and, under "", of the main thread."""
-    seconds: dict[str, float] = defaultdict(float)
-    for thread in Path(f"/proc/{pid}/task").iterdir():
-        kind = ROUNDS
-        if thread.name == str(pid):
-            kind = ""
-        elif "gloo" in (thread / "comm").read_text():
-            kind = GLOO
-        seconds[kind] += int((thread / "schedstat").read_text().split()[0]) / 1e9
+def other_threads() -> dict[str, float]:
+    """Seconds that the other threads of this process were on a core so far: Gloo's, and ours."""
+    seconds = dict.fromkeys((ROUNDS, GLOO), 0.0)
+    for thread in Path("/proc/self/task").iterdir():
+        if thread.name != str(os.getpid()):
+            kind = GLOO if "gloo" in (thread / "comm").read_text() else ROUNDS
+            seconds[kind] += int((thread / "schedstat").read_text().split()[0]) / 1e9
     return seconds
 
 
 if __name__ == "__main__":
-    main()
+    if sys.argv[1:2] == [WORKER]:
+        work(Path(sys.argv[2]), sys.argv[3:])
+    else:
+        main()
