@@ -19,6 +19,7 @@ import sys
 import tempfile
 from collections import defaultdict
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial, wraps
 from pathlib import Path
@@ -113,15 +114,16 @@ def main() -> None:
         f"Four devices of {SHARE} of a core and one thread each, settings of the four bars. "
         "Milliseconds of a\ncore that a step of a worker takes: the main thread's by what it was "
         "at, and those of the other threads.\nMedians of the seeds "
-        f"{', '.join(map(str, seeds))}.\n\n{table(row(case, kept.found) for case in cases)}\n"
+        f"{', '.join(map(str, seeds))}.\n\n"
+        f"{table(row(case, kept.found, seeds) for case in cases)}\n"
         f"Measured at {kept.origins()}.\n"
     )
     write(name, "What processor time goes into", body, {"measurements": kept.found})
 
 
-def row(case: Case, found: dict[str, dict[str, Any]]) -> dict[str, str]:
+def row(case: Case, found: dict[str, dict[str, Any]], seeds: Sequence[int]) -> dict[str, str]:
     """A case's medians."""
-    runs = [run for name, run in found.items() if name.startswith(f"{case.name}/")]
+    runs = [found[f"{case.name}/{seed}"] for seed in seeds]
     return {
         "bar": case.bar.title,
         "link": case.link,
@@ -216,6 +218,7 @@ def work(folder: Path, arguments: Sequence[str]) -> None:
         (UPDATE, Local, ("fetch", "push", "apply")),
         (EXCHANGE, Sync, ("announce", "fetch", "push", "total", "_send")),
         (EXCHANGE, Periodic, ("fetch", "push", "total")),
+        (EXCHANGE, Trainer, ("_tell", "_hear")),
         (BATCH, Trainer, ("_touch",)),
     ]
     for part, kind, names in parts:
@@ -240,12 +243,16 @@ def work(folder: Path, arguments: Sequence[str]) -> None:
 
 
 def other_threads() -> dict[str, float]:
-    """Seconds that the other threads of this process were on a core so far: Gloo's, and ours."""
+    """Seconds that the other threads of this process were on a core so far.
+
+    Gloo's have its name; with one thread for arithmetic, what is left are those of the rounds.
+    """
     seconds = dict.fromkeys((ROUNDS, GLOO), 0.0)
     for thread in Path("/proc/self/task").iterdir():
-        if thread.name != str(os.getpid()):
-            kind = GLOO if "gloo" in (thread / "comm").read_text() else ROUNDS
-            seconds[kind] += int((thread / "schedstat").read_text().split()[0]) / 1e9
+        with suppress(FileNotFoundError, ProcessLookupError):  # it has just ended
+            if thread.name != str(os.getpid()):
+                kind = GLOO if "gloo" in (thread / "comm").read_text() else ROUNDS
+                seconds[kind] += int((thread / "schedstat").read_text().split()[0]) / 1e9
     return seconds
 
 
