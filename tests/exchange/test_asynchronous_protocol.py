@@ -84,8 +84,8 @@ def test_pulls(
     assert_same(found.selection, selection)
 
 
-@given(selections(), CODECS, st.integers(0, 5), st.data())
-def test_rows(selection: Selection, codec: Any, width: int, data: Any) -> None:
+@given(selections(), CODECS, st.integers(0, 5), st.booleans(), st.data())
+def test_rows(selection: Selection, codec: Any, width: int, whole: bool, data: Any) -> None:
     masked, masks, sent = [], [], []
     for group in range(len(selection.ids)):
         n = count(selection, group)
@@ -96,11 +96,12 @@ def test_rows(selection: Selection, codec: Any, width: int, data: Any) -> None:
         assert torch.equal(unpacked_mask(masks[-1], n), mask)
     shapes = [Size((sent[group], width)) for _, group in selection.present()]
     values = tuple(codec.encode(torch.ones(shape)) for shape in shapes)
-    packed = Rows(5, 6, 7, 0.25, tuple(masks), values).pack()
+    packed = Rows(5, 6, 7, 0.25, whole, tuple(masks), values).pack()
     assert len(packed) == rows_bytes(codec, masked, shapes)
     _, frame = read_message(packed)
     found = Rows.read(frame, len(selection.ids))
     assert (found.incarnation, found.number, found.version, found.factor) == (5, 6, 7, 0.25)
+    assert found.whole == whole
     assert [v.tolist() for v in found.values] == [v.tolist() for v in values]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
+from thinwire.exchange.asynchronous.parameters import ParameterCodec
 from thinwire.exchange.asynchronous.protocol import pull_bytes, push_bytes, rows_bytes
 from thinwire.exchange.own_rows import own_rows
 from thinwire.exchange.sizes import (
@@ -151,9 +152,10 @@ class Counter:
     def asynchronous(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of one worker of the asynchronous exchange, every row it needs being newer."""
         gradients = make_codec(codec)
-        parameters = make_codec("fp32" if codec == "fp32" else "bf16")
+        parameters = ParameterCodec(codec)
+        block_codec = parameters.of_blocks(whole=False)
         names = [*self.tables, *self.blocks]
-        block_bytes = sum(parameters.num_bytes(shape) for shape in self.block_shapes)
+        block_bytes = sum(block_codec.num_bytes(shape) for shape in self.block_shapes)
         up, down, awaited, rows = [], [], [], []
         steps = [touched_by[0] for touched_by in self._steps(num_workers, num_looked_at=1)]
         for number, touched in enumerate(steps):
@@ -170,13 +172,15 @@ class Counter:
             # The tables' rows are asked for ahead, and once more with the blocks when the step
             # begins, which brings those that have changed meanwhile.
             asked = 0 if everything else pull_bytes(len(names), groups)
-            answered = 0 if everything else rows_bytes(parameters, masked, [(0,)] * len(shapes))
-            shapes += self.block_shapes
+            none = [(0,)] * len(shapes)
+            answered = 0 if everything else rows_bytes(parameters.whole, masked, none)
             groups.append(None)
             masked.append(None)
             asked += pull_bytes(len(names), groups)
-            up.append(asked + push_bytes(gradients, len(names), groups, shapes))
-            down.append(answered + rows_bytes(parameters, masked, shapes))
+            pushed = push_bytes(gradients, len(names), groups, [*shapes, *self.block_shapes])
+            up.append(asked + pushed)
+            blocks = block_codec, self.block_shapes
+            down.append(answered + rows_bytes(parameters.whole, masked, shapes, *blocks))
             rows.append(_num_rows(touched, self.tables))
             ahead = down[-1] - block_bytes
             changed = 1.0 if everything else _changed(touched, steps, number, num_workers)

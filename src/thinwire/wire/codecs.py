@@ -247,7 +247,7 @@ def make_codec(name: str) -> Codec:
 def _noise(shape: Sequence[int], seed: int | None, device: torch.device) -> Tensor:
     """What is added to numbers of this shape before they are rounded down."""
     if seed is None:
-        return torch.full((1, 1), 0.5, device=device).expand(*shape)
+        return torch.full(tuple(shape), 0.5, device=device)
     start, count = seed % PIECE_NUMBERS, _product(shape)
     noise = _two_rounds_of_noise(device)[start:][:PIECE_NUMBERS]
     if count > PIECE_NUMBERS:

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Size, Tensor
 
+from thinwire.exchange.asynchronous.parameters import ParameterCodec
 from thinwire.exchange.asynchronous.protocol import (
     ABSENT,
     Kind,
@@ -30,11 +31,11 @@ from thinwire.exchange.asynchronous.protocol import (
     unpacked_mask,
 )
 from thinwire.exchange.asynchronous.servers import Servers
-from thinwire.exchange.asynchronous.shard import parameter_codec
 from thinwire.exchange.asynchronous.slices import every
 from thinwire.exchange.asynchronous.wanted import Group, Wanted
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.hidden import HiddenBlocks
+from thinwire.exchange.hidden import Selection as HiddenSelection
 from thinwire.optim.clipping import clip_gradients
 from thinwire.optim.rows import write
 from thinwire.seeds import derive
@@ -92,10 +93,12 @@ class Client:
         self._clip, self._seed = clip, seed
         self._parameters = {**tables, **blocks}
         self._names = list(self._parameters)
-        self._codec, self._parameter_codec = make_codec(config.codec), parameter_codec(config.codec)
+        self._codec, self._parameter_codec = make_codec(config.codec), ParameterCodec(config.codec)
         self._everything = config.select == "everything"
         kind = config.hidden_kind
         self._hidden = HiddenBlocks(blocks, config.hidden_fraction, kind, derive(seed, "hidden"))
+        # Of rows that do not travel in a step it needs the values even so.
+        self._lacks_blocks = config.hidden_fraction < 1.0
         self._num_pulls = self._num_pushes = self._held = self._num_steps = 0
         self._wanted_next: Wanted | None = None
         self._awaited: _Awaited | None = None
@@ -108,7 +111,7 @@ class Client:
 
         With `select = everything`, `fetch` asks for all.
         """
-        self._wanted_next = self._wanted(touched)
+        self._wanted_next = self._wanted(touched, self._selected())
         if not self._everything:
             self._ask(self._wanted_next.only(self._names, self.tables))
 
@@ -131,14 +134,20 @@ class Client:
         """The touched rows of each table, `[R, ...]`, as leaves that collect gradients.
 
         What was pulled ahead is waited for; then all is asked for, and what has changed is sent.
+        Where only some rows of the blocks travel in a step, the first one is preceded by all.
         """
         wanted, self._wanted_next = self._wanted_next, None
         if wanted is None or wanted.touched is not touched:
-            wanted = self._wanted(touched)
+            wanted = self._wanted(touched, self._selected())
         for index in range(len(self.servers.lines)):
             while (message := self.servers.arrived(index)) is not None:
                 self._take(index, *message)
         if self._awaited is not None:
+            self._receive()
+        if self._lacks_blocks:
+            self._lacks_blocks = False
+            all_blocks = self._wanted(touched, dict.fromkeys(self.blocks))
+            self._ask(all_blocks.only(self._names, self.blocks))
             self._receive()
         self._ask(wanted)
         self._receive()
@@ -183,18 +192,22 @@ class Client:
             N = self._num_rows(selection, group, index) if ids_N is None else len(ids_N)
             masks.append(unpacked_mask(mask, N) if len(mask) else None)
         for (parameter, group), data in zip(selection.present(), rows.values, strict=True):
-            target = self._parameters[self._names[parameter]].detach()
-            mask_N, ids_N = masks[group], selection.ids[group]
+            name, mask_N, ids_N = self._names[parameter], masks[group], selection.ids[group]
+            target = self._parameters[name].detach()
             if mask_N is not None:
                 all_N = torch.arange(len(mask_N)) if ids_N is None else ids_N
                 ids_H = None if ids_N is None and bool(mask_N.all()) else all_N[mask_N]
             else:
                 ids_H = ids_N
+            if name in self.blocks:
+                self._parameter_codec.change(target[index::M], ids_H, data, whole=rows.whole)
+                continue
+            codec = self._parameter_codec.whole
             if ids_H is None:
                 own = target[index::M]
-                own.copy_(decoded(self._parameter_codec, data, own.shape))
+                own.copy_(decoded(codec, data, own.shape))
                 continue
-            values = decoded(self._parameter_codec, data, Size((len(ids_H), *target.shape[1:])))
+            values = decoded(codec, data, Size((len(ids_H), *target.shape[1:])))
             whole_ids = (ids_H * M + index).to(target.device)
             write(target, whole_ids, on_device(values, target.device))
 
@@ -272,9 +285,12 @@ class Client:
             tuple(values),
         ).pack()
 
-    def _wanted(self, touched: Touched) -> Wanted:
-        blocks = self._hidden.select(self._num_steps)
+    def _selected(self) -> HiddenSelection:
+        """The rows of the blocks that travel in the next step."""
         self._num_steps += 1
+        return self._hidden.select(self._num_steps - 1)
+
+    def _wanted(self, touched: Touched, blocks: HiddenSelection) -> Wanted:
         group_of: list[int] = []
         groups: list[Group | None] = []
         known: dict[int, int] = {}

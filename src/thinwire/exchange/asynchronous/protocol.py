@@ -44,7 +44,7 @@ from thinwire.wire.codecs import Codec
 from thinwire.wire.frames import Frame, frame_bytes, pack, unpack
 from thinwire.wire.indices import decode_ids, encode_ids, encoded_bytes
 
-PROTOCOL = 1
+PROTOCOL = 2
 ABSENT = -1
 LARGEST_WHOLE = 2.0**53
 
@@ -161,7 +161,7 @@ class Report(NamedTuple):
 
 REPORT_NUMBERS = 3 + len(Position._fields) + len(WireAccount._fields)
 PULL_NUMBERS = 4
-ROWS_NUMBERS = 4
+ROWS_NUMBERS = 5
 PUSH_NUMBERS = 5 + REPORT_NUMBERS
 
 
@@ -207,6 +207,7 @@ class Rows:
         number: of the pull.
         version: how many updates the server had made.
         factor: what learning rates are multiplied by at present.
+        whole: whether blocks are sent whole where, else, differences are (`parameters.py`).
         masks: for each group which of its rows are sent, a bit each; no bytes: all.
         values: for each parameter of the selection, the rows sent, encoded.
     """
@@ -215,20 +216,22 @@ class Rows:
     number: int
     version: int
     factor: float
+    whole: bool
     masks: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
 
     def pack(self) -> Tensor:
         """As bytes; `rows_bytes` says how many."""
-        numbers = (self.incarnation, self.number, self.version, self.factor)
+        numbers = (self.incarnation, self.number, self.version, self.factor, self.whole)
         return pack(Frame(Kind.ROWS, numbers, (*self.masks, *self.values)))
 
     @classmethod
     def read(cls, frame: Frame, num_groups: int) -> Rows:
         """The answer that a frame is."""
-        incarnation, number, version, factor = _some(frame, ROWS_NUMBERS)
+        incarnation, number, version, factor, is_whole = _some(frame, ROWS_NUMBERS)
         masks, values = frame.parts[:num_groups], frame.parts[num_groups:]
-        return cls(whole(incarnation), whole(number), whole(version), factor, masks, values)
+        numbers = whole(incarnation), whole(number), whole(version)
+        return cls(*numbers, factor, bool(whole(is_whole)), masks, values)
 
 
 @dataclass(frozen=True)
@@ -294,16 +297,25 @@ def pull_bytes(num_parameters: int, groups: Sequence[tuple[int, int] | None]) ->
     return frame_bytes(PULL_NUMBERS + num_parameters, _ids_bytes(groups))
 
 
-def rows_bytes(codec: Codec, masked: Sequence[int | None], shapes: Sequence[Sequence[int]]) -> int:
-    """The size of a ROWS: 48 bytes, a group 8 and a bit a row, a parameter 8 and its H rows.
+def rows_bytes(
+    codec: Codec,
+    masked: Sequence[int | None],
+    shapes: Sequence[Sequence[int]],
+    block_codec: Codec | None = None,
+    block_shapes: Sequence[Sequence[int]] = (),
+) -> int:
+    """The size of a ROWS: 56 bytes, a group 8 and a bit a row, a parameter 8 and its H rows.
 
     Args:
-        codec: the one that parameters travel in.
+        codec: the one that rows of tables travel in.
         masked: for each group, how many rows the pull has named; None: all are sent, unmasked.
-        shapes: for each parameter of the selection, the shape `[H, ...]` of the rows that are sent.
+        shapes: for each table of the selection, the shape `[H, ...]` of the rows that are sent.
+        block_codec: the one that blocks travel in; None: the same.
+        block_shapes: for each block of the selection, that of its rows.
     """
     masks = [0 if num_rows is None else mask_bytes(num_rows) for num_rows in masked]
-    return frame_bytes(ROWS_NUMBERS, [*masks, *map(codec.num_bytes, shapes)])
+    blocks = map((block_codec or codec).num_bytes, block_shapes)
+    return frame_bytes(ROWS_NUMBERS, [*masks, *map(codec.num_bytes, shapes), *blocks])
 
 
 def push_bytes(

@@ -4,9 +4,6 @@ A server counts the updates it makes, its **version**, and stamps each row with 
 changed it last. What it has sent to a worker carries the version at which it was sent, so that a
 pull is answered with the rows that are newer than that.
 
-Parameters travel in fp32 with codec fp32, and in bf16 with every other: an error in a gradient is
-averaged away, one in a parameter is not.
-
 n rows of a parameter here, R rows named, H of them newer.
 """
 
@@ -18,12 +15,13 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from thinwire.exchange.asynchronous.parameters import ParameterCodec
 from thinwire.exchange.asynchronous.pile import Gradient, Pile
 from thinwire.exchange.asynchronous.protocol import Pull, Push, Rows, decoded, packed_mask
 from thinwire.exchange.asynchronous.staleness import Lateness
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.optim.rows import RowOptimizer
-from thinwire.wire.codecs import Codec, make_codec
+from thinwire.wire.codecs import make_codec
 
 # A worker has the pulls of two steps under way, two each, and more after a push that came too late.
 PULLS_REMEMBERED = 6
@@ -36,11 +34,13 @@ class Held:
 
     Attributes:
         stamps: the version of every row that it holds.
+        blocks: a copy of the blocks that it holds, where differences to them travel.
         answered: the version at which each of its last pulls was answered.
         last_answer: the last of these pulls.
     """
 
     stamps: dict[str, Tensor] = field(default_factory=dict)
+    blocks: dict[str, Tensor] = field(default_factory=dict)
     answered: dict[int, int] = field(default_factory=dict)
     last_answer: int = 0
 
@@ -75,7 +75,7 @@ class Shard:
         """What learning rates are multiplied by; whoever steers the run sets it."""
         self._names = list(self.parameters)
         self._changed = {n: torch.zeros(len(p), dtype=torch.int32) for n, p in _items(self)}
-        self._codec = make_codec(config.codec)
+        self._codec, self._parameter_codec = make_codec(config.codec), ParameterCodec(config.codec)
         self._pile = Pile()
 
     @property
@@ -96,17 +96,47 @@ class Shard:
             held.stamps.clear()  # an answer was lost: who knows what this worker holds
         held.last_answer = pull.number
         self._remember(held, pull)
-        codec, masks, values = parameter_codec(self.config.codec), [], []
+        whole = self._lacks_blocks(held, pull)
+        masks, values = [], []
         newer = [self._newer(held, pull, group) for group in range(len(pull.selection.ids))]
         for (mask_R, _), ids_R in zip(newer, pull.selection.ids, strict=True):
             all_sent = pull.everything and ids_R is None
             masks.append(torch.empty(0).byte() if all_sent else packed_mask(mask_R))
         for index, group in pull.selection.present():
             _, ids_H = newer[group]
-            values.append(codec.encode(_rows(self.parameters[self._names[index]].detach(), ids_H)))
+            values.append(self._encoded(held, self._names[index], ids_H, whole=whole))
         return Rows(
-            pull.incarnation, pull.number, self.version, self.factor, tuple(masks), tuple(values)
+            pull.incarnation,
+            pull.number,
+            self.version,
+            self.factor,
+            whole,
+            tuple(masks),
+            tuple(values),
         )
+
+    def _lacks_blocks(self, held: Held, pull: Pull) -> bool:
+        """Whether there are rows of blocks among those asked for that this worker never had."""
+        for index, group in pull.selection.present():
+            name, ids_R = self._names[index], pull.selection.ids[group]
+            if name in self.blocks and (
+                name not in held.stamps or bool((_rows(held.stamps[name], ids_R) == NEVER).any())
+            ):
+                return True
+        return False
+
+    def _encoded(self, held: Held, name: str, ids_H: Tensor | None, *, whole: bool) -> Tensor:
+        """A parameter's rows as they travel to this worker."""
+        codec, values = self._parameter_codec, _rows(self.parameters[name].detach(), ids_H)
+        if name not in self.blocks or codec.differences is None:
+            return codec.whole.encode(values)
+        if name not in held.blocks:
+            held.blocks[name] = torch.empty_like(self.blocks[name].detach())
+        copy = held.blocks[name]
+        sent = values if whole else values - _rows(copy, ids_H)
+        data = codec.of_blocks(whole=whole).encode(sent)
+        codec.change(copy, ids_H, data, whole=whole)
+        return data
 
     def begins_step(self, pull: Pull) -> bool:
         """Whether it asks for all that a step needs; one ahead asks for rows of tables alone."""
@@ -204,11 +234,6 @@ class Shard:
                 self._changed[name].fill_(self.version)
         self.dense_optimizer.step()
         self.dense_optimizer.zero_grad(set_to_none=True)
-
-
-def parameter_codec(codec: str) -> Codec:
-    """The codec in which parameters travel where gradients travel in this one."""
-    return make_codec("fp32" if codec == "fp32" else "bf16")
 
 
 def _items(shard: Shard) -> list[tuple[str, nn.Parameter]]:
