@@ -128,7 +128,12 @@ def test_the_first_worker_chooses(
     taken = together(lambda team: chosen(toy_data, config_of(workers=2), team))
     assert [(c.exchange.kind, c.exchange.codec) for c in taken] == [("periodic", "int4")] * 2
     assert asked == [REPLICATED, REPLICATED]
-    assert capsys.readouterr().err.splitlines() == ["Planned: --exchange periodic --codec int4"]
+    assert capsys.readouterr().err.splitlines() == [
+        "Measuring this machine",
+        "Measuring the link",
+        "Counting what 2 workers would send",
+        "Planned: --exchange periodic --codec int4",
+    ]
 
 
 def test_one_worker_needs_no_plan(

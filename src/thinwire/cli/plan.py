@@ -109,7 +109,7 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
     for column, meaning in {
         "... all": "with --select everything",
         "MB/step": "what a worker sends in a step",
-        "of all": "bytes over those of all parameters in fp32, summed; async: both ways",
+        "of all": "bytes over those of all parameters in fp32, sent as often; async: both ways",
         "hidden": "the part of the wire's time in which it computes",
         "MB": "of memory: its parameters, optimiser and copies",
         "h:mm:ss": f"to train on {num_tokens / 1e6:,.1f} M tokens",

@@ -36,8 +36,15 @@ def planned(
     corpus = Corpus.open(data)
     introduce(team, config, corpus)
     set_up_device(config)
-    with nullcontext() if team.rank else console.status("") as status:
-        told = status.update if status else None
+    shown = console.status("") if console.is_terminal and not team.rank else nullcontext()
+    with shown as status:
+
+        def told(sentence: str) -> None:
+            if status is not None:
+                status.update(sentence)
+            elif not team.rank:
+                console.print(sentence)
+
         return make_plan(corpus, config, link, workers, team=team, told=told)
 
 

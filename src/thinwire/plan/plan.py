@@ -81,12 +81,12 @@ def make_plan(
     model = LanguageModel(config.model, config.loss, counts_V, config.run.seed)
     team = team or Alone()
     told = told or (lambda sentence: None)
-    told("measuring this machine")
+    told("Measuring this machine")
     own_machine = measure(corpus, config, model.to(find_device(config.run.device)), SECONDS)
     machines = [Machine(**said) for said in team.all_gather_json(asdict(own_machine))]
     machine = max(machines, key=lambda found: found.step)
     if link is None and team.size > 1:
-        told("measuring the link")
+        told("Measuring the link")
         link = measure_link(team)
     link = link or Link(1.0 / machine.send_byte)
     counter = Counter(corpus, config, model)
@@ -96,7 +96,7 @@ def make_plan(
     own = parameter_bytes + state_bytes
     forecasts = [alone(machine, own)]
     for W in workers:
-        told(f"counting what {W} workers would send")
+        told(f"Counting what {W} workers would send")
         for select, codecs in (("rows", get_args(CodecName)), ("everything", ("fp32",))):
             everything = select == "everything"
             for kind, forecast in WAYS.items():
