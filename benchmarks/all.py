@@ -43,6 +43,13 @@ QUICK_TIMEOUT_SECONDS = 300.0
 # A hang is a failure: several times what is expected, and a while to fetch and prepare text.
 TIMES_EXPECTED, WHILE_SECONDS = 3, 900.0
 DONE, STOPPED = "done", "stopped"
+# Code that only runs of several workers execute.
+SEVERAL = (
+    *(f"src/thinwire/{part}" for part in ("exchange/asynchronous", "launch", "plan")),
+    *(f"src/thinwire/{part}" for part in ("transport", "wire")),
+    *(f"src/thinwire/train/{part}.py" for part in ("serve", "shards", "work")),
+    *(f"src/thinwire/cli/{part}.py" for part in ("plan", "serve", "work")),
+)
 Entry = dict[str, Any]
 
 console = Console(highlight=False)
@@ -59,6 +66,7 @@ class Benchmark:
         quick: what follows `python` to try the script; none: it is not tried.
         needs_root: it emulates a cluster.
         resumes: it keeps its own measurements in results/NAME.json.
+        several: it trains with several workers, as whatever needs root does.
     """
 
     name: str
@@ -67,6 +75,7 @@ class Benchmark:
     quick: str
     needs_root: bool = False
     resumes: bool = False
+    several: bool = False
 
     @property
     def code(self) -> list[str]:
@@ -74,6 +83,8 @@ class Benchmark:
         parts = ["src", *(f"benchmarks/{name}" for name in ("record.py", "limit.py"))]
         if self.needs_root:
             parts += ["benchmarks/lab", "benchmarks/rival"]
+        elif not self.several:
+            parts += [f":(exclude){part}" for part in SEVERAL]
         return [*parts, f"benchmarks/{self.command.split()[0]}"]
 
 
@@ -121,20 +132,22 @@ BENCHMARKS = (
         6,
         "defaults.py --tokens 20000 data.batch=16",
     ),
-    Benchmark("cores", "cores.py --rounds 2", 6, "cores.py --rounds 1 --seconds 3"),
+    Benchmark("cores", "cores.py --rounds 2", 6, "cores.py --rounds 1 --seconds 3", several=True),
     Benchmark(
         "exchange-quality",
         "exchange_quality.py --seeds 1",
         13,
         EXCHANGE_QUALITY_QUICK,
         resumes=True,
+        several=True,
     ),
-    Benchmark("faults", "faults.py", 8, FAULTS_QUICK, resumes=True),
+    Benchmark("faults", "faults.py", 8, FAULTS_QUICK, resumes=True, several=True),
     Benchmark("exchange", "exchange.py --rounds 2", 23, EXCHANGE_QUICK, needs_root=True),
     Benchmark("bars", BARS, 118, "bars.py --quick", needs_root=True, resumes=True),
     Benchmark("processor", "processor.py", 15, "processor.py --quick", True, True),
+    Benchmark("round-trip", "round_trip.py", 6, "round_trip.py --quick", True, True),
     Benchmark("rivals", RIVALS, 77, "rivals.py --quick --methods ddp", True, True),
-    Benchmark("beyond", "beyond.py", 1, "beyond.py --quick"),
+    Benchmark("beyond", "beyond.py", 1, "beyond.py --quick", several=True),
 )
 
 
