@@ -38,7 +38,7 @@ from thinwire.data.corpus import Corpus
 LINKS = ("300mbit", "1gbit", "20mbit")
 SLOW_LINK = "20mbit"
 CODEC = {"300mbit": "bf16", "1gbit": "bf16", "20mbit": "int4"}
-# Of exchanges that do not hide the wire behind arithmetic.
+# Of a synchronous exchange that does not hide the wire behind arithmetic.
 PROMPT_CODEC = {"300mbit": "int8", "1gbit": "int8", "20mbit": "int4"}
 NO_LINK = "none"
 DATA = RunConfig().data
@@ -129,7 +129,7 @@ DENSE = Bar(
     "--exchange async --select everything --loss.kind full --exchange.timeout_seconds 3600",
     300_000,
 )
-ASYNC = Bar("async", "four, sampled, async", "--exchange async --codec {codec}", 160_000)
+ASYNC = Bar("async", "four, sampled, async", "--exchange async --codec int4", 160_000)
 SYNC = Bar("sync", "four, sampled, sync", "--exchange sync --codec {codec}", 140_000)
 LATE = Bar(
     "late",

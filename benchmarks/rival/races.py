@@ -29,9 +29,9 @@ from thinwire.train.metrics import read_metrics
 TRAIN = Path(__file__).with_name("train.py")
 # Over each link, the exchanges of thinwire that suit it; `late`: with a delay of one step.
 LINKS = {
-    "1gbit": ("sync int8", "sync bf16 late", "async int8"),
-    "300mbit": ("sync int8", "sync bf16 late", "async int8"),
-    "100mbit": ("sync int8", "sync int8 late", "async int8"),
+    "1gbit": ("sync int8", "sync bf16 late", "async int4"),
+    "300mbit": ("sync int8", "sync bf16 late", "async int4"),
+    "100mbit": ("sync int8", "sync int8 late", "async int4"),
     "20mbit": ("sync int4 late", "periodic int4"),
 }
 TITLES = {
