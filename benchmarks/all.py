@@ -25,6 +25,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from modulefinder import ModuleFinder
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -43,13 +44,15 @@ QUICK_TIMEOUT_SECONDS = 300.0
 # A hang is a failure: several times what is expected, and a while to fetch and prepare text.
 TIMES_EXPECTED, WHILE_SECONDS = 3, 900.0
 DONE, STOPPED = "done", "stopped"
-# Code that only runs of several workers execute.
+# Code that only forecasts execute, and code that only runs of several workers do.
+PLAN = ("src/thinwire/plan", "src/thinwire/cli/plan.py")
 SEVERAL = (
-    *(f"src/thinwire/{part}" for part in ("exchange/asynchronous", "launch", "plan")),
-    *(f"src/thinwire/{part}" for part in ("transport", "wire")),
+    *(f"src/thinwire/{part}" for part in ("exchange/asynchronous", "launch", "transport", "wire")),
     *(f"src/thinwire/train/{part}.py" for part in ("serve", "shards", "work")),
-    *(f"src/thinwire/cli/{part}.py" for part in ("plan", "serve", "work")),
+    *(f"src/thinwire/cli/{part}.py" for part in ("serve", "work")),
 )
+# Scripts that the emulated devices run, which no other file imports.
+DEVICES = ("benchmarks/lab/probe.py", "benchmarks/lab/relay.py", "benchmarks/rival")
 Entry = dict[str, Any]
 
 console = Console(highlight=False)
@@ -67,6 +70,8 @@ class Benchmark:
         needs_root: it emulates a cluster.
         resumes: it keeps its own measurements in results/NAME.json.
         several: it trains with several workers, as whatever needs root does.
+        plans: it forecasts, too.
+        measured_by: the file that decides what it measures; none: the script.
     """
 
     name: str
@@ -76,16 +81,26 @@ class Benchmark:
     needs_root: bool = False
     resumes: bool = False
     several: bool = False
+    plans: bool = False
+    measured_by: str = ""
 
     @property
     def code(self) -> list[str]:
         """Files and folders that decide what it measures."""
-        parts = ["src", *(f"benchmarks/{name}" for name in ("record.py", "limit.py"))]
+        parts = ["src", *imported(HERE / (self.measured_by or self.command.split()[0]))]
         if self.needs_root:
-            parts += ["benchmarks/lab", "benchmarks/rival"]
+            parts += DEVICES
         elif not self.several:
             parts += [f":(exclude){part}" for part in SEVERAL]
-        return [*parts, f"benchmarks/{self.command.split()[0]}"]
+        return parts if self.plans else [*parts, *(f":(exclude){part}" for part in PLAN)]
+
+
+def imported(script: Path) -> list[str]:
+    """A script of these and all of them that it imports, from the root of the project."""
+    finder = ModuleFinder([str(HERE)])
+    finder.run_script(str(script))
+    files = [Path(module.__file__) for module in finder.modules.values() if module.__file__]
+    return sorted(str(file.resolve().relative_to(HERE.parent)) for file in files)
 
 
 def lowered(module: str, *arguments: str, **constants: object) -> str:
@@ -143,11 +158,28 @@ BENCHMARKS = (
     ),
     Benchmark("faults", "faults.py", 8, FAULTS_QUICK, resumes=True, several=True),
     Benchmark("exchange", "exchange.py --rounds 2", 23, EXCHANGE_QUICK, needs_root=True),
-    Benchmark("bars", BARS, 118, "bars.py --quick", needs_root=True, resumes=True),
+    Benchmark(
+        "bars",
+        BARS,
+        112,
+        "bars.py --quick",
+        needs_root=True,
+        resumes=True,
+        measured_by="lab/four_bars.py",
+    ),
+    Benchmark(
+        "forecasts",
+        "bars.py --plans",
+        5,
+        "bars.py --quick --plans",
+        needs_root=True,
+        plans=True,
+        measured_by="lab/four_bars.py",
+    ),
     Benchmark("processor", "processor.py", 15, "processor.py --quick", True, True),
     Benchmark("round-trip", "round_trip.py", 6, "round_trip.py --quick", True, True),
     Benchmark("rivals", RIVALS, 77, "rivals.py --quick --methods ddp", True, True),
-    Benchmark("beyond", "beyond.py", 1, "beyond.py --quick", several=True),
+    Benchmark("beyond", "beyond.py", 1, "beyond.py --quick", several=True, plans=True),
 )
 
 

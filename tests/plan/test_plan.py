@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from threading import Thread
 
@@ -25,6 +26,7 @@ from thinwire.plan.forecast import (
 )
 from thinwire.plan.machine import Machine, _enough, parse_rate
 from thinwire.plan.plan import make_plan
+from thinwire.touched import Touched
 from thinwire.train.loop import train
 from thinwire.train.metrics import read_metrics
 from thinwire.transport.in_process import in_process_group
@@ -48,16 +50,19 @@ def settings(**exchange: object) -> RunConfig:
     )
 
 
+def counter_of(data: Path, config: RunConfig) -> Counter:
+    corpus = Corpus.open(data)
+    model = LanguageModel(config.model, config.loss, torch.from_numpy(corpus.counts_V), 1)
+    return Counter(corpus, config, model)
+
+
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 @pytest.mark.parametrize("select", ["rows", "everything"])
 def test_sync_sends_what_is_counted(
     toy_data: Path, tmp_path: Path, codec: str, select: str
 ) -> None:
     config = settings(codec=codec, select=select)
-    corpus = Corpus.open(toy_data)
-    counts_V = torch.from_numpy(corpus.counts_V)
-    counter = Counter(corpus, config, LanguageModel(config.model, config.loss, counts_V, 1))
-    counted = counter.sync(2, codec, everything=select == "everything")
+    counted = counter_of(toy_data, config).sync(2, codec, everything=select == "everything")
 
     threads = [
         Thread(target=train, args=(toy_data, tmp_path / "run", config), kwargs={"collective": c})
@@ -75,6 +80,64 @@ def test_sync_sends_what_is_counted(
     assert counted.up == pytest.approx(measured, rel=0.05)
     dense = (last["bytes_dense"] - first["bytes_dense"]) / steps / 2
     assert counted.dense == pytest.approx(dense)
+
+
+@pytest.mark.parametrize("codec", ["fp32", "bf16", "int4"])
+def test_async_sends_what_is_counted(
+    thinwire: Run, toy_data: Path, tmp_path: Path, codec: str
+) -> None:
+    config = settings(kind="async", codec=codec)
+    counted = counter_of(toy_data, config).asynchronous(2, codec)
+
+    (tmp_path / "run.toml").write_text(config.to_toml(), encoding="utf-8")
+    done = thinwire("train", toy_data, "--config", "run.toml", "--out", "run")
+    assert done.returncode == 0, done.stderr
+    lines = [line for line in read_metrics(tmp_path / "run") if line["event"] == "train"]
+    first, last = lines[len(lines) // 5], lines[-1]
+    measured = (last["bytes_sent"] - first["bytes_sent"]) / (last["step"] - first["step"])
+    # How often a row of so few is pulled again depends on who pushes when.
+    assert counted.up + counted.down == pytest.approx(measured, rel=0.25)
+
+
+def test_async_pulls_again_what_has_changed(
+    toy_data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counter = counter_of(toy_data, settings(kind="async"))
+    names, rows = ("embedding.weight", "output.weight"), torch.arange(40)
+    row_bytes, headers = len(names) * len(rows) * 16 * 4, 250
+    block_bytes = 4 * sum(block.numel() for block in counter.blocks.values())
+
+    def count(*steps: torch.Tensor) -> Sent:
+        touched = [[Touched(dict.fromkeys(names, ids))] for ids in steps]
+        monkeypatch.setattr(counter, "_steps", lambda *_, **__: touched)
+        return counter.asynchronous(1, "fp32")
+
+    # Steps that have no row in common: all come ahead, and none has changed since.
+    apart = count(rows, rows + 40)
+    assert apart.awaited == block_bytes
+    assert row_bytes < apart.down - apart.awaited < row_bytes + headers
+    # The same rows again and again: they are here, and the last push has changed all of them.
+    same = count(rows, rows)
+    assert same.down == same.awaited
+    assert row_bytes < same.awaited - block_bytes < row_bytes + headers
+
+
+def test_rows_and_blocks_are_coded_each_in_its_codec(toy_data: Path) -> None:
+    counter = counter_of(toy_data, settings(kind="async"))
+    assert not counter.asynchronous(2, "fp32").other_codecs
+    assert not counter.asynchronous(2, "bf16").other_codecs
+    int4 = counter.asynchronous(2, "int4")
+    assert list(int4.other_codecs) == ["bf16"]
+    int8 = counter.asynchronous(2, "int8")
+    assert int8.other_codecs["bf16"] == int4.other_codecs["bf16"]
+    assert sum(int8.other_codecs.values()) == pytest.approx(int8.down)
+
+    coding = {"fp32": 0.0, "bf16": 1e-9, "int8": 3e-9, "int4": 5e-9}
+    machine = replace(MACHINE, code_byte=coding, message_byte=0.0)
+    sent = Sent(1e5, 0.0, 5e4, 1.0, 0.0, other_codecs={"bf16": 4e4, "int4": 1e4})
+    coded = (3e-9 * 4 * 1e5 + 1e-9 * 2 * 4e4 + 5e-9 * 8 * 1e4) / 2
+    step, _ = async_seconds(machine, sent, "int8", Link(1e15, latency_seconds=0.0), workers=1)
+    assert step == pytest.approx(0.06 + 0.004 + 2 * coded)
 
 
 def test_sync_hides_what_fits_behind_backward() -> None:

@@ -10,7 +10,7 @@ W workers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import mean
 
 import torch
@@ -52,6 +52,7 @@ class Sent:
         merged: rows of several workers that are merged apart from the update (periodic).
         both_ways: whether `dense` counts what is received, too.
         awaited: of `down`, what a step cannot begin without (async).
+        other_codecs: of `down`, what travels in other codecs than gradients do (async).
     """
 
     early: float
@@ -62,6 +63,7 @@ class Sent:
     both_ways: bool = False
     awaited: float = 0.0
     merged: float = 0.0
+    other_codecs: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def up(self) -> float:
@@ -150,7 +152,7 @@ class Counter:
         return Sent(up, 0.0, up, dense, mean(rows), merged=mean(merged))
 
     def asynchronous(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
-        """A step of one worker of the asynchronous exchange, every row it needs being newer."""
+        """A step of one worker of the asynchronous exchange."""
         gradients = make_codec(codec)
         parameters = ParameterCodec(codec)
         block_codec = parameters.of_blocks(whole=False)
@@ -169,25 +171,38 @@ class Counter:
                     table = self.tables[name]
                     num_rows = len(table) if ids is None or everything else len(ids)
                     shapes.append((num_rows, *table.shape[1:]))
-            # The tables' rows are asked for ahead, and once more with the blocks when the step
-            # begins, which brings those that have changed meanwhile.
-            asked = 0 if everything else pull_bytes(len(names), groups)
-            none = [(0,)] * len(shapes)
-            answered = 0 if everything else rows_bytes(parameters.whole, masked, none)
+            # The tables' rows are asked for ahead, which brings those that the step before has not
+            # pulled, and once more with the blocks when the step begins, which brings those that
+            # one push of each worker has changed meanwhile.
+            asked, ahead, changed = 0, 0.0, 1.0
+            if not everything:
+                asked = pull_bytes(len(names), groups)
+                new = 1.0 - _common(touched, [steps[number - 1]])
+                ahead = new * rows_bytes(parameters.whole, masked, shapes)
+                others = [*steps[number + 1 :], *steps[:number]]
+                changed = _common(touched, others[:num_workers])
             groups.append(None)
             masked.append(None)
             asked += pull_bytes(len(names), groups)
             pushed = push_bytes(gradients, len(names), groups, [*shapes, *self.block_shapes])
             up.append(asked + pushed)
             blocks = block_codec, self.block_shapes
-            down.append(answered + rows_bytes(parameters.whole, masked, shapes, *blocks))
+            of_rows = rows_bytes(parameters.whole, masked, shapes, *blocks) - block_bytes
+            awaited.append(block_bytes + changed * of_rows)
+            down.append(ahead + awaited[-1])
             rows.append(_num_rows(touched, self.tables))
-            ahead = down[-1] - block_bytes
-            changed = 1.0 if everything else _changed(touched, steps, number, num_workers)
-            awaited.append(block_bytes + changed * ahead)
         dense = 2 * 4 * self.num_parameters
+        received = {parameters.whole.name: mean(down) - block_bytes}
+        received[block_codec.name] = received.get(block_codec.name, 0.0) + block_bytes
         return Sent(
-            mean(up), 0.0, mean(down), dense, mean(rows), both_ways=True, awaited=mean(awaited)
+            mean(up),
+            0.0,
+            mean(down),
+            dense,
+            mean(rows),
+            both_ways=True,
+            awaited=mean(awaited),
+            other_codecs={name: size for name, size in received.items() if name != codec},
         )
 
     def local_rows(self) -> float:
@@ -259,9 +274,8 @@ def _groups(touched: Touched) -> list[tuple[tuple[str, ...], Tensor | None]]:
     return [(tuple(names), touched.rows[names[0]]) for names in groups.values()]
 
 
-def _changed(touched: Touched, steps: Sequence[Touched], number: int, num_workers: int) -> float:
-    """The part of a step's rows that other steps, as many as there are workers, also touch."""
-    others = [*steps[number + 1 :], *steps[:number]][:num_workers]
+def _common(touched: Touched, others: Sequence[Touched]) -> float:
+    """The part of a step's rows that these others touch, too."""
     found = total = 0
     for name, ids in touched.rows.items():
         theirs = [other.rows[name] for other in others]

@@ -136,5 +136,9 @@ def _update(machine: Machine, sent: Sent) -> float:
 
 def _spent(machine: Machine, sent: Sent, codec: str, carry_byte: float) -> float:
     """Coding is measured by the byte of fp32, and what travels is narrower."""
-    widening = {"fp32": 1.0, "bf16": 2.0, "int8": 4.0, "int4": 8.0}[codec]
-    return (machine.code_byte[codec] * widening / 2 + carry_byte) * (sent.up + sent.down)
+    widening = {"fp32": 1.0, "bf16": 2.0, "int8": 4.0, "int4": 8.0}
+    travels = sent.up + sent.down
+    coded = {**sent.other_codecs}
+    coded[codec] = travels - sum(coded.values())
+    coding = sum(machine.code_byte[name] * widening[name] / 2 * coded[name] for name in coded)
+    return coding + carry_byte * travels
