@@ -170,7 +170,7 @@ BENCHMARKS = (
     Benchmark(
         "forecasts",
         "bars.py --plans",
-        5,
+        3,
         "bars.py --quick --plans",
         needs_root=True,
         plans=True,
