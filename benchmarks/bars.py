@@ -77,9 +77,10 @@ def main() -> None:
         help="bars with the full softmax that would need more to the target are not run to it",
     )
     parser.add_argument("--quick", action="store_true", help="the paper's bars on a small scale")
-    parser.add_argument("--again", action="store_true", help="also what is measured already")
-    parser.add_argument("--plans", action="store_true", help="only make the forecasts, anew")
-    parser.add_argument("--report", action="store_true", help="only make tables and plots anew")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--again", action="store_true", help="also what is measured already")
+    what.add_argument("--plans", action="store_true", help="only make the forecasts, anew")
+    what.add_argument("--report", action="store_true", help="only make tables and plots anew")
     arguments = parser.parse_args()
     bars = [bar for bar in BARS if not arguments.bars or bar.name in arguments.bars]
     again = arguments.again or arguments.plans
@@ -92,8 +93,9 @@ def main() -> None:
         data = arguments.data or novels()
         here = cases(bars, arguments.links)
         jobs = all_jobs(kept.found, data, here, arguments.seeds, arguments.longest)
-    if arguments.plans:  # which come before all that decides on the rest
-        jobs = takewhile(lambda job: job[0].startswith(("setting", "plan/")), jobs)
+    if arguments.plans:  # which come right after the setting
+        next(jobs)
+        jobs = takewhile(lambda job: job[0].startswith("plan/"), jobs)
     for name, job in jobs:
         kept.measure(name, job)
     write_report(kept)
@@ -196,9 +198,9 @@ class Results:
 
 def write_report(kept: Kept) -> None:
     """Tables, plots and a page from what was measured so far."""
-    if "setting" not in kept.found:
-        sys.exit(f"nothing has been measured yet: {kept.file} does not hold a measurement")
     results, name = Results(kept.found), kept.file.stem
+    if "setting" not in kept.found or not results.cases:
+        sys.exit(f"no bar has been measured yet: {kept.file} does not hold a speed")
     words, flop = (kept.found["setting"][name] for name in ("words", "flop_per_second"))
     balance = ", ".join(f"{flop / parse_rate(link):,.0f} at {link}" for link in results.links)
     body = f"""\
