@@ -230,6 +230,7 @@ def on_gpu(core: Machine, gpu: Gpu, flop: float) -> Machine:
         core.update / ratio,
         core.update_row / ratio,
         {codec: seconds / ratio for codec, seconds in core.code_byte.items()},
+        0.0,  # NCCL's rounds are latency alone
         1.0 / gpu.bus_bytes_per_second,
         core.message_byte + 1.0 / gpu.bus_bytes_per_second,
         core.large_message_byte + 1.0 / gpu.bus_bytes_per_second,

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
+from typing import Any
 
 import pytest
 import torch
@@ -29,12 +30,13 @@ from thinwire.plan.plan import make_plan
 from thinwire.touched import Touched
 from thinwire.train.loop import train
 from thinwire.train.metrics import read_metrics
+from thinwire.transport.c10d import C10d, loopback_group
 from thinwire.transport.in_process import in_process_group
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9, "int4": 1e-9}
-MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, CODING, 1e-9, 3e-9, 7e-9, 1000.0)
+MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, CODING, 1e-4, 1e-9, 3e-9, 7e-9, 1000.0)
 
 
 def settings(**exchange: object) -> RunConfig:
@@ -80,6 +82,43 @@ def test_sync_sends_what_is_counted(
     assert counted.up == pytest.approx(measured, rel=0.05)
     dense = (last["bytes_dense"] - first["bytes_dense"]) / steps / 2
     assert counted.dense == pytest.approx(dense)
+
+
+@pytest.mark.parametrize("kind", ["sync", "periodic"])
+@pytest.mark.parametrize("select", ["rows", "everything"])
+def test_workers_meet_in_as_many_rounds_as_counted(
+    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, select: str
+) -> None:
+    config = settings(kind=kind, select=select, local_steps=10, fragments=2)
+    count = {"sync": Counter.sync, "periodic": Counter.periodic}[kind]
+    counted = count(counter_of(toy_data, config), 2, "fp32", everything=select == "everything")
+    made: list[int] = []
+    swap = C10d._swap
+
+    def noted(member: C10d, *arguments: Any) -> list[torch.Tensor]:
+        made.append(member.rank)
+        return swap(member, *arguments)
+
+    monkeypatch.setattr(C10d, "_swap", noted)
+
+    def rounds(steps: int) -> int:
+        made.clear()
+        run = replace(config.run, tokens=steps * 2 * 4 * 35)
+        out, longer = tmp_path / f"{steps}", replace(config, run=run)
+        members = loopback_group(2)
+        threads = [
+            Thread(target=train, args=(toy_data, out, longer), kwargs={"collective": member})
+            for member in members
+        ]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        for member in members:
+            member.close()
+        return made.count(0)
+
+    assert counted.rounds == pytest.approx((rounds(40) - rounds(20)) / 20)
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int4"])
@@ -152,6 +191,16 @@ def test_sync_hides_what_fits_behind_backward() -> None:
     step, hidden = sync_seconds(MACHINE, late, "fp32", link)
     assert step == pytest.approx(computing + 1e-9 * 0.5e6 * 1.5 + 0.5)
     assert hidden == pytest.approx(0.0)
+
+
+@pytest.mark.parametrize("seconds", [sync_seconds, periodic_seconds])
+def test_a_round_of_messages_takes_time_however_small(
+    seconds: Callable[..., tuple[float, float]],
+) -> None:
+    link, little = Link(1e9, latency_seconds=0.0), Sent(0.0, 1.0, 0.0, 1.0, 0.0)
+    fewer, more = (replace(little, rounds=rounds) for rounds in (0.5, 9.0))
+    step = seconds(MACHINE, fewer, "fp32", link)[0]
+    assert seconds(MACHINE, more, "fp32", link)[0] - step == pytest.approx(8.5 * 1e-4)
 
 
 def test_a_delay_hides_what_fits_in_a_step() -> None:

@@ -37,6 +37,9 @@ STEPS = 6
 WORKERS_LOOKED_AT = 3
 # The numbers that a step of `sync` and `periodic` adds up over all workers besides gradients.
 ACCOUNT_NUMBERS = 10
+# In how many rounds of messages something is summed, gathered, or gathered of unknown length
+# (`transport/c10d.py`).
+SUM_ROUNDS, GATHER_ROUNDS, UNKNOWN_ROUNDS = 2, 1, 2
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,7 @@ class Sent:
         both_ways: whether `dense` counts what is received, too.
         awaited: of `down`, what a step cannot begin without (async).
         other_codecs: of `down`, what travels in other codecs than gradients do (async).
+        rounds: in which all workers send each other something (sync, periodic).
     """
 
     early: float
@@ -64,6 +68,7 @@ class Sent:
     awaited: float = 0.0
     merged: float = 0.0
     other_codecs: Mapping[str, float] = field(default_factory=dict)
+    rounds: float = 0.0
 
     @property
     def up(self) -> float:
@@ -94,7 +99,7 @@ class Counter:
     def sync(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of the synchronous exchange."""
         exchange = self.config.exchange
-        early, late, rows = [], [], []
+        early, late, rows, rounds = [], [], [], []
         for touched_by in self._steps(num_workers):
             first = touched_by[0]
             tables = self.touched_tables(first)
@@ -108,12 +113,21 @@ class Counter:
                 hidden_fraction=fraction,
             )
             only_early = [t for t in tables if t.num_own is None or t.num_shared]
+            only_late = [t for t in tables if t not in only_early]
             early.append(sync_bytes(num_workers, codec, only_early, [], everything=everything))
             late.append(both - early[-1] + total_bytes(num_workers, ACCOUNT_NUMBERS))
             rows.append(self._merged_rows(touched_by, num_workers))
+            gathers = [not everything and _has_own(part) for part in (only_early, only_late)]
+            # The ids; early and late sums, the latter with the blocks; rows of a worker's own; and
+            # the account.
+            rounds.append(
+                UNKNOWN_ROUNDS
+                + SUM_ROUNDS * (bool(only_early) + 1)
+                + GATHER_ROUNDS * (sum(gathers) + 1)
+            )
         dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters
         up = mean(early) + mean(late)
-        return Sent(mean(early), mean(late), up, dense, mean(rows))
+        return Sent(mean(early), mean(late), up, dense, mean(rows), rounds=mean(rounds))
 
     def periodic(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of the periodic exchange: its turns, spread over their interval."""
@@ -149,7 +163,8 @@ class Counter:
             )
         up = (sent + F * total_bytes(num_workers, ACCOUNT_NUMBERS)) / H
         dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters / H
-        return Sent(up, 0.0, up, dense, mean(rows), merged=mean(merged))
+        rounds = F * (UNKNOWN_ROUNDS + SUM_ROUNDS + GATHER_ROUNDS) / H
+        return Sent(up, 0.0, up, dense, mean(rows), merged=mean(merged), rounds=rounds)
 
     def asynchronous(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of one worker of the asynchronous exchange."""
@@ -264,6 +279,11 @@ class Counter:
             further = max(0, num_workers - len(own)) * (union - before)
             total += shared + min(len(table), union + further)
         return total
+
+
+def _has_own(tables: Sequence[TouchedTables]) -> bool:
+    """Whether a worker has rows of its own among these tables'."""
+    return any(t.num_own is not None for t in tables)
 
 
 def _groups(touched: Touched) -> list[tuple[tuple[str, ...], Tensor | None]]:

@@ -2,7 +2,8 @@
 
 Seconds of a step of one of W workers; C: touch, forward and backward; B: the part of it, backward,
 that goes on while early values travel; U: the update; r: the link's rate, the same up and down; k:
-what the processor spends on coding and sending.
+what the processor spends on coding and sending, by the byte and, where all workers send to one
+another, by the round.
 
 - **sync**: C + U + k + (early / r - B, if above 0) + late / r + the latency of its messages; with a
   delay late values have the next step's time, so that only what is longer than a step remains.
@@ -141,4 +142,4 @@ def _spent(machine: Machine, sent: Sent, codec: str, carry_byte: float) -> float
     coded = {**sent.other_codecs}
     coded[codec] = travels - sum(coded.values())
     coding = sum(machine.code_byte[name] * widening[name] / 2 * coded[name] for name in coded)
-    return coding + carry_byte * travels
+    return coding + carry_byte * travels + machine.round * sent.rounds
