@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
+from thinwire.exchange.asynchronous import servers as servers_module
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange
 from thinwire.exchange.local import Local
@@ -130,3 +131,9 @@ class Small:
 def small() -> type[Small]:
     """`small(Sync, member, codec="bf16", ...)`."""
     return Small
+
+
+@pytest.fixture(autouse=True)
+def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Waiting for a server that does not answer is not what these tests are about."""
+    monkeypatch.setattr(servers_module, "LIFE_SECONDS", 0.02)
