@@ -17,6 +17,7 @@ from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
+from thinwire.optim.config import OptimConfig
 from thinwire.plan.counts import Counter, Sent
 from thinwire.plan.forecast import (
     Link,
@@ -264,6 +265,20 @@ def test_periodic_is_as_slow_as_its_link() -> None:
     sent = Sent(early=1e6, late=0.0, down=1e6, dense=1.0, rows=0.0)
     assert periodic_seconds(MACHINE, sent, "fp32", Link(1e6))[0] == pytest.approx(1.0)
     assert periodic_seconds(MACHINE, sent, "fp32", Link(1e9))[1] == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize(("kind", "per_number"), [("adamw", 2), ("adagrad", 1), ("sgd", 0)])
+def test_memory_is_parameters_and_optimiser_state(
+    toy_data: Path, kind: str, per_number: int
+) -> None:
+    config = replace(settings(), optim=OptimConfig(kind=kind, rows="sgd", row_lr=0.1))
+    counter = counter_of(toy_data, config)
+    blocks = list(counter.blocks.values())
+    numbers = counter.num_parameters + per_number * sum(block.numel() for block in blocks)
+    alone = make_plan(Corpus.open(toy_data), config, Link(1e8), (2,)).forecasts[0]
+    # Adam and Adagrad count the steps of each block besides.
+    steps = 4 * len(blocks) if per_number else 0
+    assert alone.memory_bytes == 4 * numbers + steps
 
 
 def test_less_travels_as_rows_than_densely(toy_data: Path) -> None:

@@ -12,7 +12,7 @@ from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.exchange.config import CodecName
 from thinwire.language_model import LanguageModel
-from thinwire.optim.build import row_optimizer
+from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.plan.counts import Counter, Sent
 from thinwire.plan.forecast import (
     Forecast,
@@ -91,9 +91,7 @@ def make_plan(
     link = link or Link(1.0 / machine.send_byte)
     counter = Counter(corpus, config, model)
     parameter_bytes = 4 * counter.num_parameters
-    rows = row_optimizer(model.tables().values(), config.optim)
-    state_bytes = sum(t.nbytes for s in rows.state.values() for t in s.values())
-    own = parameter_bytes + state_bytes
+    own = parameter_bytes + _state_bytes(model, config)
     forecasts = [alone(machine, own)]
     for W in workers:
         told(f"Counting what {W} workers would send")
@@ -111,6 +109,17 @@ def make_plan(
                         )
                     )
     return Plan(machine, link, counter.num_parameters, len(corpus.ids("train")), tuple(forecasts))
+
+
+def _state_bytes(model: LanguageModel, config: RunConfig) -> int:
+    """Of the optimisers, once they have taken a step, which changes the model's blocks."""
+    rows = row_optimizer(model.tables().values(), config.optim)
+    dense = dense_optimizer(model.blocks().values(), config.optim)
+    for block in model.blocks().values():
+        block.grad = torch.zeros_like(block)
+    dense.step()
+    states = [*rows.state.values(), *dense.state.values()]
+    return sum(t.nbytes for state in states for t in state.values() if isinstance(t, torch.Tensor))
 
 
 def _sync(
