@@ -325,7 +325,7 @@ def test_the_command(thinwire: Run, toy_data: Path) -> None:
 
 @pytest.mark.parametrize(
     ("num_taken", "spent", "will_do"),
-    [(4, 3.0, False), (5, 3.0, True), (5, 1.0, False), (1, 11.0, True), (0, 11.0, False)],
+    [(4, 3.0, False), (5, 3.0, True), (5, 1.0, False), (3, 11.0, True), (2, 11.0, False)],
 )
 def test_few_steps_will_do_where_they_are_long(num_taken: int, spent: float, will_do: bool) -> None:
     assert _enough(num_taken, spent, seconds=2.0) == will_do

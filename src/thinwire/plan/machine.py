@@ -34,7 +34,8 @@ from thinwire.wire.frames import Frame, pack, unpack
 
 WARM_UP_STEPS = 3
 LEAST_STEPS = 5
-# Where a step takes seconds, fewer will do once so many times the planned seconds have passed.
+# Where a step takes seconds, so few will do once so many times the planned seconds have passed.
+LEAST_LONG_STEPS = 3
 PATIENCE = 5
 PROBE_SECONDS = 0.4
 PROBE_ROWS, PROBE_WIDTH = 2000, 256
@@ -142,7 +143,7 @@ def _now(device: torch.device) -> float:
 
 def _enough(num_taken: int, spent: float, seconds: float) -> bool:
     """Whether so many steps in so many seconds will do."""
-    least = LEAST_STEPS if spent < PATIENCE * seconds else 1
+    least = LEAST_STEPS if spent < PATIENCE * seconds else LEAST_LONG_STEPS
     return spent > seconds and num_taken >= least
 
 
