@@ -42,6 +42,7 @@ from thinwire.plan.forecast import (
     periodic_seconds,
     sync_seconds,
 )
+from thinwire.plan.loopback import WIDENING
 from thinwire.plan.machine import Machine, measure, parse_rate
 from thinwire.plan.plan import TIE
 from thinwire.report import figures
@@ -229,9 +230,12 @@ def on_gpu(core: Machine, gpu: Gpu, flop: float) -> Machine:
         core.backward / ratio,
         core.update / ratio,
         core.update_row / ratio,
-        {codec: seconds / ratio for codec, seconds in core.code_byte.items()},
         0.0,  # NCCL's rounds are latency alone
-        1.0 / gpu.bus_bytes_per_second,
+        {
+            codec: seconds / ratio + 1.0 / WIDENING[codec] / gpu.bus_bytes_per_second
+            for codec, seconds in core.exchange_byte.items()
+        },
+        {codec: seconds / ratio for codec, seconds in core.code_byte.items()},
         core.message_byte + 1.0 / gpu.bus_bytes_per_second,
         core.large_message_byte + 1.0 / gpu.bus_bytes_per_second,
         core.tokens,

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from thinwire.cli.app import main
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
@@ -37,7 +38,9 @@ from thinwire.transport.in_process import in_process_group
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9, "int4": 1e-9}
-MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, CODING, 1e-4, 1e-9, 3e-9, 7e-9, 1000.0)
+EXCHANGING = {"fp32": 2e-9, "bf16": 2e-9, "int8": 4e-9, "int4": 4e-9}
+SMALL = ("--workers", "2", "--model.width", "16", "--data.batch", "4", "--threads", "1")
+MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, 1e-4, EXCHANGING, CODING, 3e-9, 7e-9, 1000.0)
 
 
 def settings(**exchange: object) -> RunConfig:
@@ -185,12 +188,11 @@ def test_sync_hides_what_fits_behind_backward() -> None:
     computing = 0.01 + 0.02 + 0.03 + 0.004
     free = Sent(early=0.03e6, late=0.0, down=0.0, dense=1.0, rows=0.0)
     step, hidden = sync_seconds(MACHINE, free, "fp32", link)
-    spent = 1e-9 * free.up / 2 + 1e-9 * free.up
-    assert step == pytest.approx(computing + spent)
+    assert step == pytest.approx(computing + 2e-9 * 0.03e6)
     assert hidden == pytest.approx(1.0)
     late = Sent(early=0.0, late=0.5e6, down=0.0, dense=1.0, rows=0.0)
     step, hidden = sync_seconds(MACHINE, late, "fp32", link)
-    assert step == pytest.approx(computing + 1e-9 * 0.5e6 * 1.5 + 0.5)
+    assert step == pytest.approx(computing + 2e-9 * 0.5e6 + 0.5)
     assert hidden == pytest.approx(0.0)
 
 
@@ -204,10 +206,24 @@ def test_a_round_of_messages_takes_time_however_small(
     assert seconds(MACHINE, more, "fp32", link)[0] - step == pytest.approx(8.5 * 1e-4)
 
 
+@pytest.mark.parametrize("seconds", [sync_seconds, periodic_seconds])
+def test_what_a_value_takes_counts_however_narrow_it_travels(
+    seconds: Callable[..., tuple[float, float]],
+) -> None:
+    link = Link(1e15, latency_seconds=0.0)
+    steps = []
+    for codec, width in (("fp32", 4.0), ("int8", 1.0), ("int4", 0.5)):
+        sent = Sent(early=0.0, late=1e6 * width, down=2e6 * width, dense=1.0, rows=0.0)
+        steps.append(seconds(MACHINE, sent, codec, link)[0])
+    # Three million values sent and received, four bytes each as fp32.
+    assert steps[1] - steps[0] == pytest.approx((4e-9 - 2e-9) * 4 * 3e6)
+    assert steps[2] == pytest.approx(steps[1])
+
+
 def test_a_delay_hides_what_fits_in_a_step() -> None:
     link = Link(1e6, latency_seconds=0.0)
     late = Sent(early=0.0, late=0.05e6, down=0.0, dense=1.0, rows=0.0)
-    computing = 0.01 + 0.02 + 0.03 + 0.004 + 1e-9 * 0.05e6 * 1.5
+    computing = 0.01 + 0.02 + 0.03 + 0.004 + 2e-9 * 0.05e6
     step, hidden = sync_seconds(MACHINE, late, "fp32", link, delay=1)
     assert step == pytest.approx(computing)
     assert hidden == pytest.approx(1.0)
@@ -305,22 +321,25 @@ def test_what_is_no_rate(text: str) -> None:
 
 
 def test_the_command(thinwire: Run, toy_data: Path) -> None:
-    flags = ["--workers", "2", "--model.width", "16", "--data.batch", "4", "--threads", "1"]
-    done = thinwire("plan", toy_data, *flags, "--link", "100mbit", "--json")
+    done = thinwire("plan", toy_data, *SMALL, "--link", "100mbit", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
     assert found["link_bytes_per_second"] == 1.25e7
     assert found["best"]["2"]["tokens_per_second"] > 0
-    shown = thinwire("plan", toy_data, *flags)
-    assert "2 workers: --exchange" in shown.stdout
-    tokens = len(Corpus.open(toy_data).ids("train"))
-    assert f"to train on {tokens / 1e6:.1f} M tokens" in shown.stdout
-    budget = ["--tokens", "5000000", "--epochs", "1e6"]
-    shown = thinwire("plan", toy_data, *flags, *budget)
-    assert "to train on 5.0 M tokens" in shown.stdout
-    refused = thinwire("plan", toy_data, *flags, "--link", "soon")
+    refused = thinwire("plan", toy_data, *SMALL, "--link", "soon")
     assert refused.returncode == 2
     assert "--link is 'soon'" in refused.stderr
+
+
+@pytest.mark.parametrize("budget", [(), ("--tokens", "5000000", "--epochs", "1e6")])
+def test_the_table(
+    toy_data: Path, capsys: pytest.CaptureFixture[str], budget: tuple[str, ...]
+) -> None:
+    assert main(["plan", str(toy_data), *SMALL, *budget]) == 0
+    shown = capsys.readouterr().out
+    assert "2 workers: --exchange" in shown
+    tokens = 5_000_000 if budget else len(Corpus.open(toy_data).ids("train"))
+    assert f"to train on {tokens / 1e6:.1f} M tokens" in shown
 
 
 @pytest.mark.parametrize(

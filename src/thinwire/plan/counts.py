@@ -118,13 +118,8 @@ class Counter:
             late.append(both - early[-1] + total_bytes(num_workers, ACCOUNT_NUMBERS))
             rows.append(self._merged_rows(touched_by, num_workers))
             gathers = [not everything and _has_own(part) for part in (only_early, only_late)]
-            # The ids; early and late sums, the latter with the blocks; rows of a worker's own; and
-            # the account.
-            rounds.append(
-                UNKNOWN_ROUNDS
-                + SUM_ROUNDS * (bool(only_early) + 1)
-                + GATHER_ROUNDS * (sum(gathers) + 1)
-            )
+            # The blocks are among the late sums.
+            rounds.append(sync_rounds(bool(only_early) + 1, sum(gathers)))
         dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters
         up = mean(early) + mean(late)
         return Sent(mean(early), mean(late), up, dense, mean(rows), rounds=mean(rounds))
@@ -279,6 +274,17 @@ class Counter:
             further = max(0, num_workers - len(own)) * (union - before)
             total += shared + min(len(table), union + further)
         return total
+
+
+def sync_rounds(num_sums: int, num_gathers: int) -> int:
+    """Of a step of the synchronous exchange.
+
+    Args:
+        num_sums: how many times values are summed: the early ones, the late ones.
+        num_gathers: how many times rows of the workers' own are gathered.
+    """
+    ids, account = UNKNOWN_ROUNDS, GATHER_ROUNDS
+    return ids + SUM_ROUNDS * num_sums + GATHER_ROUNDS * num_gathers + account
 
 
 def _has_own(tables: Sequence[TouchedTables]) -> bool:

@@ -2,8 +2,8 @@
 
 Seconds of a step of one of W workers; C: touch, forward and backward; B: the part of it, backward,
 that goes on while early values travel; U: the update; r: the link's rate, the same up and down; k:
-what the processor spends on coding and sending, by the byte and, where all workers send to one
-another, by the round.
+what the processor spends on choosing, coding, carrying and adding up what travels, by the byte and,
+where all workers send to one another, by the round.
 
 - **sync**: C + U + k + (early / r - B, if above 0) + late / r + the latency of its messages; with a
   delay late values have the next step's time, so that only what is longer than a step remains.
@@ -25,6 +25,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from thinwire.plan.counts import Sent
+from thinwire.plan.loopback import WIDENING
 from thinwire.plan.machine import LARGE_BYTES, Machine
 
 SYNC_MESSAGES = 2
@@ -77,7 +78,7 @@ def sync_seconds(
     """A step, and the part of the wire's time that is hidden."""
     early, late = sent.early / link.rate, sent.late / link.rate
     latency = SYNC_MESSAGES * link.latency_seconds
-    spent = _spent(machine, sent, codec, machine.send_byte)
+    spent = _exchanging(machine, sent, codec)
     step = machine.touch + machine.forward + machine.backward + _update(machine, sent) + spent
     if delay:
         shown = max(0.0, early - machine.backward, early + late + latency - step)
@@ -89,7 +90,7 @@ def sync_seconds(
 def periodic_seconds(machine: Machine, sent: Sent, codec: str, link: Link) -> tuple[float, float]:
     """A step on average, and the part of the wire's time that is hidden."""
     merging = MERGING * sent.merged * machine.update_row
-    spent = _spent(machine, sent, codec, machine.send_byte)
+    spent = _exchanging(machine, sent, codec)
     computing = machine.step + merging + spent
     wire = sent.up / link.rate
     step = max(computing, wire)
@@ -100,9 +101,7 @@ def async_seconds(
     machine: Machine, sent: Sent, codec: str, link: Link, workers: int, servers: int = 1
 ) -> tuple[float, float]:
     """A step of one worker, and the part of the wire's time that is hidden."""
-    is_large = max(sent.up, sent.down) > LARGE_BYTES
-    carry_byte = machine.large_message_byte if is_large else machine.message_byte
-    spent = _spent(machine, sent, codec, carry_byte)
+    spent = _messages(machine, sent, codec)
     computing = machine.touch + machine.forward + machine.backward + spent
     up, awaited = sent.up / link.rate, sent.awaited / link.rate
     # A worker speaks to all servers at once, over a link that is its own.
@@ -135,11 +134,18 @@ def _update(machine: Machine, sent: Sent) -> float:
     return machine.update + max(0.0, sent.rows * machine.update_row - machine.update)
 
 
-def _spent(machine: Machine, sent: Sent, codec: str, carry_byte: float) -> float:
-    """Coding is measured by the byte of fp32, and what travels is narrower."""
-    widening = {"fp32": 1.0, "bf16": 2.0, "int8": 4.0, "int4": 8.0}
+def _exchanging(machine: Machine, sent: Sent, codec: str) -> float:
+    """What the processor of a worker spends on exchanging with other workers."""
+    values = WIDENING[codec] * (sent.up + sent.down)
+    return machine.exchange_byte[codec] * values + machine.round * sent.rounds
+
+
+def _messages(machine: Machine, sent: Sent, codec: str) -> float:
+    """What that of a worker or of a server spends on their messages, of which it codes one way."""
+    is_large = max(sent.up, sent.down) > LARGE_BYTES
+    carry_byte = machine.large_message_byte if is_large else machine.message_byte
     travels = sent.up + sent.down
     coded = {**sent.other_codecs}
     coded[codec] = travels - sum(coded.values())
-    coding = sum(machine.code_byte[name] * widening[name] / 2 * coded[name] for name in coded)
-    return coding + carry_byte * travels + machine.round * sent.rounds
+    coding = sum(machine.code_byte[name] / 2 * WIDENING[name] * coded[name] for name in coded)
+    return coding + carry_byte * travels

@@ -7,7 +7,6 @@ action runs as if there were no quota. Codecs are timed on the processor. Not tr
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, pairwise
@@ -26,18 +25,15 @@ from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
 from thinwire.models.contract import State
 from thinwire.optim.build import dense_optimizer, row_optimizer
-from thinwire.transport.c10d import loopback_group
-from thinwire.transport.keys import Key
-from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine
+from thinwire.plan.loopback import exchange_seconds, message_seconds
+from thinwire.plan.timing import mean_seconds
 from thinwire.wire.codecs import make_codec
-from thinwire.wire.frames import Frame, pack, unpack
 
 WARM_UP_STEPS = 3
 LEAST_STEPS = 5
 # Where a step takes seconds, so few will do once so many times the planned seconds have passed.
 LEAST_LONG_STEPS = 3
 PATIENCE = 5
-PROBE_SECONDS = 0.4
 PROBE_ROWS, PROBE_WIDTH = 2000, 256
 MESSAGE_BYTES, LARGE_MESSAGE_BYTES = 1 << 20, 1 << 26
 # Above this, malloc takes memory from the system each time (the largest M_MMAP_THRESHOLD).
@@ -54,10 +50,11 @@ class Machine:
         backward: to compute the other gradients.
         update: to change what one worker's step has touched.
         update_row: of these, for each row.
-        code_byte: to encode and decode what is one byte of fp32, by codec.
         round: that the processor spends on a round of messages to all others, through Gloo, however
             small; with 2 to 8 workers it hardly depends on their number.
-        send_byte: that it spends on a byte which it sends or receives, besides.
+        exchange_byte: that it spends on what is a byte of fp32 and is sent to another worker or
+            received, by codec: on choosing, coding, carrying and adding up.
+        code_byte: to encode and decode what is a byte of fp32, by codec.
         message_byte: that it spends on a byte of a message between a worker and a server, which is
             encrypted; fp32.
         large_message_byte: the same of messages above `LARGE_BYTES`.
@@ -69,9 +66,9 @@ class Machine:
     backward: float
     update: float
     update_row: float
-    code_byte: dict[str, float]
     round: float
-    send_byte: float
+    exchange_byte: dict[str, float]
+    code_byte: dict[str, float]
     message_byte: float
     large_message_byte: float
     tokens: float
@@ -126,10 +123,10 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
         backward,
         update,
         _update_row(local, table),
+        *exchange_seconds(),
         {name: _code_byte(name) for name in get_args(CodecName)},
-        *_round(),
-        _message_byte(MESSAGE_BYTES),
-        _message_byte(LARGE_MESSAGE_BYTES),
+        message_seconds(MESSAGE_BYTES),
+        message_seconds(LARGE_MESSAGE_BYTES),
         num_tokens / len(taken),
     )
 
@@ -181,66 +178,11 @@ def _update_row(local: Local, table: torch.Tensor) -> float:
         local.row_optimizer.update_rows(table, ids, gradient)
         _now(table.device)
 
-    return _time(update) / num_rows
+    return mean_seconds(update) / num_rows
 
 
 def _code_byte(name: str) -> float:
     codec = make_codec(name)
     values = torch.randn(PROBE_ROWS, PROBE_WIDTH, generator=torch.Generator().manual_seed(1))
-    both = _time(lambda: codec.decode(codec.encode(values, 1), values.shape))
+    both = mean_seconds(lambda: codec.decode(codec.encode(values, 1), values.shape))
     return both / values.nbytes
-
-
-def _round() -> tuple[float, float]:
-    """Of two workers in this process that give each other a message: each sends and receives one.
-
-    What one of them spends on a message of a byte, and on each further byte.
-    """
-    members = loopback_group(2)
-
-    def seconds(num_bytes: int) -> float:
-        message, lengths = torch.zeros(num_bytes, dtype=torch.uint8), [num_bytes] * 2
-
-        def swap() -> None:
-            for found in [member.all_gather(message, lambda: lengths) for member in members]:
-                found.wait()
-
-        return _time(swap) / 2
-
-    try:
-        small, large = seconds(1), seconds(MESSAGE_BYTES)
-        # Whatever noise says, a byte costs something.
-        return small, max(large - small, 0.1 * large) / 2 / MESSAGE_BYTES
-    finally:
-        for member in members:
-            member.close()
-
-
-def _message_byte(num_bytes: int) -> float:
-    """From fp32 values to an encrypted message and back, over loopback; half for each side."""
-    codec, values = make_codec("fp32"), torch.zeros(num_bytes // 4)
-    key = Key.new()
-    door = ZeroMQDoor("127.0.0.1:0", key)
-    line = ZeroMQLine(door.address, key)
-
-    def pass_on() -> None:
-        line.send(pack(Frame(0, parts=(codec.encode(values),))))
-        while (received := door.receive(1.0)) is None:
-            pass
-        codec.decode(unpack(received[1]).parts[0], values.shape)
-
-    try:
-        return _time(pass_on) / 2 / num_bytes
-    finally:
-        line.close()
-        door.close()
-
-
-def _time(action: Callable[[], object]) -> float:
-    """Seconds that an action takes, on average, once it has been done."""
-    action()
-    times, began = 0, perf_counter()
-    while (spent := perf_counter() - began) < PROBE_SECONDS:
-        action()
-        times += 1
-    return spent / times

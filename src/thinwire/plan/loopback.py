@@ -1,0 +1,129 @@
+"""What workers and servers spend on one another, timed over loopback within this process."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from thinwire.exchange.config import CodecName, ExchangeConfig
+from thinwire.exchange.contract import nothing
+from thinwire.exchange.local import Local
+from thinwire.exchange.sync import Sync
+from thinwire.optim.rowwise import RowSGD
+from thinwire.plan.counts import ACCOUNT_NUMBERS, sync_rounds
+from thinwire.plan.timing import mean_seconds
+from thinwire.touched import Touched
+from thinwire.transport.c10d import C10d, loopback_group
+from thinwire.transport.keys import Key
+from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine
+from thinwire.wire.codecs import make_codec
+from thinwire.wire.frames import Frame, pack, unpack
+
+WIDENING = {"fp32": 1.0, "bf16": 2.0, "int8": 4.0, "int4": 8.0}
+"""Bytes of fp32 that travel as one byte, by codec."""
+# Two workers exchange rows of two tables, as many shared ones of the output as each has of its own
+# in both, and a block.
+NUM_ROWS, WIDTH, BLOCK_SHAPE = 1000, 256, (1024, 512)
+
+
+def exchange_seconds() -> tuple[float, dict[str, float]]:
+    """Of two workers that exchange gradients with each other, as synchronous ones do.
+
+    What one of them spends on a round of messages and, by codec, on a byte of fp32 that it sends or
+    receives.
+    """
+    members = loopback_group(2)
+    try:
+        least, _ = _exchange(members, "fp32", 1, (1, 1))
+        value_byte = {}
+        for codec in get_args(CodecName):
+            seconds, num_bytes = _exchange(members, codec, NUM_ROWS, BLOCK_SHAPE)
+            # Whatever noise says, a byte costs something.
+            value_byte[codec] = max(seconds - least, 0.1 * seconds) / WIDENING[codec] / num_bytes
+        return least / sync_rounds(num_sums=2, num_gathers=2), value_byte
+    finally:
+        for member in members:
+            member.close()
+
+
+def message_seconds(num_bytes: int) -> float:
+    """For a byte of an encrypted message of fp32 values; of its sender or its receiver."""
+    codec, values = make_codec("fp32"), torch.zeros(num_bytes // 4)
+    key = Key.new()
+    door = ZeroMQDoor("127.0.0.1:0", key)
+    line = ZeroMQLine(door.address, key)
+
+    def pass_on() -> None:
+        line.send(pack(Frame(0, parts=(codec.encode(values),))))
+        while (received := door.receive(1.0)) is None:
+            pass
+        codec.decode(unpack(received[1]).parts[0], values.shape)
+
+    try:
+        return mean_seconds(pass_on) / 2 / num_bytes
+    finally:
+        line.close()
+        door.close()
+
+
+class _Worker(Local):
+    """One that has the same gradients at every step, and changes nothing."""
+
+    def __init__(
+        self, member: C10d, codec: CodecName, num_rows: int, block_shape: tuple[int, ...]
+    ) -> None:
+        tables = {name: nn.Parameter(torch.zeros(3 * num_rows, WIDTH)) for name in ("in", "out")}
+        block = nn.Parameter(torch.zeros(block_shape))
+        rows, dense = RowSGD(tables.values(), 1.0), torch.optim.SGD([block], 1.0)
+        super().__init__(tables, {"block": block}, rows, dense, clip=0.0)
+        # Half of each worker's own rows are the other's, too.
+        own = torch.arange(num_rows) + num_rows + member.rank * num_rows // 2
+        both = torch.cat([torch.arange(num_rows), own])
+        self.touched = Touched({"in": own, "out": both}, num_shared={"out": num_rows})
+        noise = torch.Generator().manual_seed(1 + member.rank)
+        self.block_gradient = torch.randn(block_shape, generator=noise)
+        self.rows = {}
+        for name, ids in (("in", own), ("out", both)):
+            self.rows[name] = torch.zeros(len(ids), WIDTH, requires_grad=True)
+            self.rows[name].grad = torch.randn(len(ids), WIDTH, generator=noise)
+        config = ExchangeConfig(codec=codec)
+        self.exchange = Sync(self, member, config, seed=1)
+
+    def fetch(self, touched: Touched) -> dict[str, Tensor]:
+        """The rows that have gradients already."""
+        return self.rows
+
+    def apply(self, touched: Touched, gradients: Mapping[str, Tensor]) -> float:
+        """Nothing: what is timed is how gradients come here."""
+        return 0.0
+
+    def give(self, meanwhile: Callable[[], None] = nothing) -> None:
+        """Push, do what there is to do meanwhile, and take what the others have pushed."""
+        self.blocks["block"].grad = self.block_gradient
+        self.exchange.push(self.touched, self.rows, meanwhile)
+
+
+def _exchange(
+    members: Sequence[C10d], codec: CodecName, num_rows: int, block_shape: tuple[int, ...]
+) -> tuple[float, int]:
+    """Seconds and bytes, sent and received, that an exchange takes each of two workers."""
+    first, second = (_Worker(member, codec, num_rows, block_shape) for member in members)
+
+    def exchange() -> None:
+        for worker in (first, second):
+            worker.exchange.announce(worker.touched)
+        for worker in (first, second):
+            worker.exchange.fetch(worker.touched)
+        first.give(second.give)
+        accounts = [w.exchange.total([0.0] * ACCOUNT_NUMBERS) for w in (first, second)]
+        for account in accounts:
+            account.wait()
+
+    meter = members[0].meter
+    before = meter.sent + meter.received
+    exchange()
+    num_bytes = meter.sent + meter.received - before
+    return mean_seconds(exchange) / 2, num_bytes

@@ -1,0 +1,58 @@
+"""What is timed is an exchange as the counts know it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from thinwire.exchange.config import CodecName
+from thinwire.exchange.sizes import TouchedTables, sync_bytes, total_bytes
+from thinwire.plan import loopback
+from thinwire.plan.counts import ACCOUNT_NUMBERS, sync_rounds
+from thinwire.plan.loopback import BLOCK_SHAPE, NUM_ROWS, WIDTH, exchange_seconds
+from thinwire.transport.c10d import C10d
+
+
+@pytest.mark.parametrize("codec", ["fp32", "int4"])
+def test_as_many_rounds_and_bytes_as_counted(
+    monkeypatch: pytest.MonkeyPatch, codec: CodecName
+) -> None:
+    swaps: list[int] = []
+    swap = C10d._swap
+
+    def noted(member: C10d, *arguments: Any) -> list[torch.Tensor]:
+        swaps.append(member.rank)
+        return swap(member, *arguments)
+
+    monkeypatch.setattr(C10d, "_swap", noted)
+    monkeypatch.setattr(loopback, "mean_seconds", lambda action: 2.0)
+    members = loopback.loopback_group(2)
+    seconds, num_bytes = loopback._exchange(members, codec, NUM_ROWS, BLOCK_SHAPE)
+    for member in members:
+        member.close()
+    assert seconds == 1.0
+    assert swaps.count(0) == swaps.count(1) == sync_rounds(num_sums=2, num_gathers=2)
+    tables = [
+        TouchedTables([(WIDTH,)], 3 * NUM_ROWS, NUM_ROWS, 1, NUM_ROWS),
+        TouchedTables([(WIDTH,)], 3 * NUM_ROWS, NUM_ROWS, 1),
+    ]
+    sent = sync_bytes(2, codec, tables, [BLOCK_SHAPE]) + total_bytes(2, ACCOUNT_NUMBERS)
+    assert num_bytes == pytest.approx(2 * sent, rel=1e-3)
+
+
+def test_an_exchange_takes_what_it_takes(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fixed(_: Any, codec: str, num_rows: int, *__: Any) -> tuple[float, int]:
+        return (
+            (0.009, 100)
+            if num_rows == 1
+            else (0.109, {"fp32": 10**8, "int8": 10**7}.get(codec, 10**6))
+        )
+
+    monkeypatch.setattr(loopback, "_exchange", fixed)
+    a_round, value_byte = exchange_seconds()
+    assert a_round == pytest.approx(0.001)
+    assert value_byte == pytest.approx(
+        {"fp32": 1e-9, "int8": 0.1 / 4e7, "bf16": 0.1 / 2e6, "int4": 0.1 / 8e6}
+    )
