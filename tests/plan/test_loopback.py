@@ -27,7 +27,7 @@ def test_as_many_rounds_and_bytes_as_counted(
         return swap(member, *arguments)
 
     monkeypatch.setattr(C10d, "_swap", noted)
-    monkeypatch.setattr(loopback, "mean_seconds", lambda action: 2.0)
+    monkeypatch.setattr(loopback, "mean_seconds", lambda *_: 2.0)
     members = loopback.loopback_group(2)
     seconds, num_bytes = loopback._exchange(members, codec, NUM_ROWS, BLOCK_SHAPE)
     for member in members:

@@ -27,6 +27,8 @@ WIDENING = {"fp32": 1.0, "bf16": 2.0, "int8": 4.0, "int4": 8.0}
 # Two workers exchange rows of two tables, as many shared ones of the output as each has of its own
 # in both, and a block.
 NUM_ROWS, WIDTH, BLOCK_SHAPE = 1000, 256, (1024, 512)
+# An exchange is many short pieces of work in several threads, which a CPU quota stops as it comes.
+EXCHANGE_PROBES = 2.5
 
 
 def exchange_seconds() -> tuple[float, dict[str, float]]:
@@ -126,4 +128,4 @@ def _exchange(
     before = meter.sent + meter.received
     exchange()
     num_bytes = meter.sent + meter.received - before
-    return mean_seconds(exchange) / 2, num_bytes
+    return mean_seconds(exchange, EXCHANGE_PROBES) / 2, num_bytes

@@ -8,11 +8,16 @@ from time import perf_counter
 PROBE_SECONDS = 0.4
 
 
-def mean_seconds(action: Callable[[], object]) -> float:
-    """Seconds that an action takes, on average, once it has been done."""
+def mean_seconds(action: Callable[[], object], probes: float = 1.0) -> float:
+    """Seconds that an action takes, on average, once it has been done.
+
+    Args:
+        action: what to do again and again.
+        probes: for how long, in times of `PROBE_SECONDS`.
+    """
     action()
     times, began = 0, perf_counter()
-    while (spent := perf_counter() - began) < PROBE_SECONDS:
+    while (spent := perf_counter() - began) < probes * PROBE_SECONDS:
         action()
         times += 1
     return spent / times
