@@ -1,0 +1,1 @@
+"""What other workers and links would do, by the model of `thinwire plan`."""
