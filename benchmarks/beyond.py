@@ -25,10 +25,10 @@ from predicted.steps import (
     BITS_PER_SECOND,
     Prediction,
     Servers,
-    periodic_begins,
     predict,
     sent_by_way,
     servers_for,
+    where_periodic_is_faster,
 )
 from record import novels, table, write
 
@@ -44,6 +44,7 @@ from thinwire.train.device import set_up_device
 SECONDS = 20.0
 WORKERS = (8, 16, 32, 64, 128, 256)
 PLOTTED = (8, 64, 256)
+Stretch = tuple[float, float]
 RATES = ("10mbit", "100mbit", "1gbit", "10gbit", "25gbit", "100gbit")
 
 
@@ -74,15 +75,15 @@ def main() -> None:
         for rate in device.rates
     ]
     servers = [servers_for(d, sent_by, rate) for d in devices for rate in d.rates]
-    periodic_below = {
-        d.name: {W: periodic_begins(d, sent_by[W], W) for W in workers} for d in devices
+    faster = {
+        d.name: {W: where_periodic_is_faster(d, sent_by[W], W) for W in workers} for d in devices
     }
     body = "\n".join(
         [
             about(core, flop, corpus, workers[-1]),
             *(matrix(device, workers, predictions) for device in devices),
             servers_table(servers, workers),
-            periodic_table(periodic_below, workers),
+            periodic_table(faster, workers),
             "![Predicted efficiency over the rate of the links](beyond.png)\n",
         ]
     )
@@ -94,7 +95,7 @@ def main() -> None:
         "gpus": [asdict(gpu) for gpu in GPUS],
         "predictions": [asdict(p) for p in predictions],
         "servers": [asdict(s) for s in servers],
-        "periodic_below_bits_per_second": periodic_below,
+        "periodic_is_faster_bits_per_second": faster,
         "seed": config.run.seed,
     }
     write("beyond", "Beyond this machine: predicted", body, found)
@@ -178,22 +179,33 @@ def servers_table(servers: Sequence[Servers], workers: Sequence[int]) -> str:
     )
 
 
-def periodic_table(below: Mapping[str, Mapping[int, float]], workers: Sequence[int]) -> str:
+def periodic_table(
+    faster: Mapping[str, Mapping[int, Sequence[Stretch]]], workers: Sequence[int]
+) -> str:
     rows = [
-        {"workers": f"{W}"} | {device: rate_name(rates[W]) for device, rates in below.items()}
+        {"workers": f"{W}"}
+        | {device: ", ".join(map(stretch_name, by[W])) or "no" for device, by in faster.items()}
         for W in workers
     ]
     return (
-        "## Where sync ends and periodic begins\n\nPredicted: the rate of the links below which "
-        f"periodic is faster than sync by more than {TIE:.0%}, each with its fastest codec.\n\n"
-        f"{table(rows)}"
+        "## Where sync ends and periodic begins\n\nPredicted: the rates of the links at which "
+        f"periodic is faster than sync by more than {TIE:.0%}, each with its fastest codec. "
+        "Periodic gathers all of its rows, the more the more workers there are; sync sums those of "
+        f"the sample, which takes the same for many as for few.\n\n{table(rows)}"
     )
+
+
+def stretch_name(stretch: Stretch) -> str:
+    """Rates from one to another; the last ones that were tried are no bounds."""
+    slowest, fastest = stretch
+    if fastest == BITS_PER_SECOND[-1]:
+        return "all" if slowest == BITS_PER_SECOND[0] else f"from {rate_name(slowest)}"
+    to = rate_name(fastest)
+    return f"to {to}" if slowest == BITS_PER_SECOND[0] else f"{rate_name(slowest)} to {to}"
 
 
 def rate_name(bits_per_second: float) -> str:
     """100 Mbit/s, 2.5 Gbit/s."""
-    if bits_per_second in (0.0, BITS_PER_SECOND[-1]):
-        return "at no rate" if bits_per_second == 0.0 else "at any rate"
     unit, name = (1e9, "Gbit/s") if bits_per_second >= 1e9 else (1e6, "Mbit/s")
     return f"{bits_per_second / unit:.3g} {name}"
 

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from thinwire.config import RunConfig
 from thinwire.language_model import LanguageModel
 from thinwire.plan.forecast import Link
-from thinwire.plan.loopback import WIDENING
 from thinwire.plan.machine import Machine
 
 UTILISATION = 0.4
@@ -23,7 +22,7 @@ class Gpu:
         flop_per_second: peak, fp32 without tensor cores.
         bus_bytes_per_second: PCI Express, one way.
         source: of these figures.
-        rates: of links, beside `RATES`.
+        rates: of links, beside those that are predicted for every device.
         latency_seconds: for a message to arrive; assumed.
     """
 
@@ -74,25 +73,24 @@ def flop_per_token(model: LanguageModel, config: RunConfig) -> float:
 
 
 def on_gpu(core: Machine, gpu: Gpu, flop: float) -> Machine:
-    """All times shorter by the ratio of the rates of arithmetic; what is sent crosses the bus.
+    """Times shorter by the ratio of the rates of arithmetic; what is sent crosses the bus.
 
-    Encrypting messages stays the processor's.
+    Encrypting messages stays the processor's, and NCCL's rounds take no time but their latency.
     """
     rate = flop * core.tokens / (core.forward + core.backward)
     ratio = UTILISATION * gpu.flop_per_second / rate
+    over_bus = 1.0 / gpu.bus_bytes_per_second
     return Machine(
-        core.touch / ratio,
-        core.forward / ratio,
-        core.backward / ratio,
-        core.update / ratio,
-        core.update_row / ratio,
-        0.0,  # NCCL's rounds are latency alone
-        {
-            codec: seconds / ratio + 1.0 / WIDENING[codec] / gpu.bus_bytes_per_second
-            for codec, seconds in core.exchange_byte.items()
-        },
-        {codec: seconds / ratio for codec, seconds in core.code_byte.items()},
-        core.message_byte + 1.0 / gpu.bus_bytes_per_second,
-        core.large_message_byte + 1.0 / gpu.bus_bytes_per_second,
-        core.tokens,
+        touch=core.touch / ratio,
+        forward=core.forward / ratio,
+        backward=core.backward / ratio,
+        update=core.update / ratio,
+        update_row=core.update_row / ratio,
+        round=0.0,
+        exchange_byte={name: s / ratio + over_bus for name, s in core.exchange_byte.items()},
+        code_byte={name: s / ratio for name, s in core.code_byte.items()},
+        message_byte=core.message_byte + over_bus,
+        large_message_byte=core.large_message_byte + over_bus,
+        rows=core.rows,
+        tokens=core.tokens,
     )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from itertools import count
+from itertools import count, groupby
 from typing import get_args
 
 import numpy as np
@@ -23,7 +23,7 @@ from thinwire.plan.machine import Machine, parse_rate
 from thinwire.plan.plan import TIE
 
 CODECS = get_args(CodecName)
-# Where periodic begins is looked for among these: a megabit a second to a terabit.
+# Where periodic is faster is looked for among these: a megabit a second to a terabit.
 BITS_PER_SECOND = np.logspace(6, 12, 241)
 # Queues lengthen a step little by little: a server is saturated where a step takes twice as long as
 # that of a worker with a server to itself.
@@ -153,8 +153,10 @@ def servers_for(device: Device, sent_by: Mapping[int, Mapping[Way, Sent]], rate:
     )
 
 
-def periodic_begins(device: Device, sent_by: Mapping[Way, Sent], workers: int) -> float:
-    """The rate, in bit/s, below which periodic is faster by more than a tie."""
+def where_periodic_is_faster(
+    device: Device, sent_by: Mapping[Way, Sent], workers: int
+) -> list[tuple[float, float]]:
+    """From which rate to which, in bit/s, it is faster than sync by more than a tie."""
     machine = device.machine
 
     def is_faster(bits_per_second: float) -> bool:
@@ -162,4 +164,6 @@ def periodic_begins(device: Device, sent_by: Mapping[Way, Sent], workers: int) -
         periodic = least(machine, "periodic", sent_by, link, workers)
         return periodic < (1.0 - TIE) * least(machine, "sync", sent_by, link, workers)
 
-    return max((float(rate) for rate in BITS_PER_SECOND if is_faster(rate)), default=0.0)
+    stretches = groupby(BITS_PER_SECOND.tolist(), is_faster)
+    rates = [list(stretch) for faster, stretch in stretches if faster]
+    return [(stretch[0], stretch[-1]) for stretch in rates]

@@ -32,7 +32,7 @@ from thinwire.transport.collective import Collective, Done, Lengths, Pending
 from thinwire.transport.in_process import in_process_group
 
 CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9, "int4": 1e-9}
-MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, 1e-4, CODING, CODING, 3e-9, 7e-9, 1000.0)
+MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, 1e-4, CODING, CODING, 3e-9, 7e-9, 0.0, 1000.0)
 SMALL = ("--model.width", "16", "--data.batch", "4", "--loss.samples", "50", "--threads", "1")
 
 

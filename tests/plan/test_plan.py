@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import subprocess
 from collections.abc import Callable
 from dataclasses import replace
@@ -40,7 +41,9 @@ Run = Callable[..., "subprocess.CompletedProcess[str]"]
 CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9, "int4": 1e-9}
 EXCHANGING = {"fp32": 2e-9, "bf16": 2e-9, "int8": 4e-9, "int4": 4e-9}
 SMALL = ("--workers", "2", "--model.width", "16", "--data.batch", "4", "--threads", "1")
-MACHINE = Machine(0.01, 0.02, 0.03, 0.004, 1e-6, 1e-4, EXCHANGING, CODING, 3e-9, 7e-9, 1000.0)
+MACHINE = Machine(
+    0.01, 0.02, 0.03, 0.004, 1e-6, 1e-4, EXCHANGING, CODING, 3e-9, 7e-9, 4000.0, 1000.0
+)
 
 
 def settings(**exchange: object) -> RunConfig:
@@ -178,7 +181,7 @@ def test_rows_and_blocks_are_coded_each_in_its_codec(toy_data: Path) -> None:
     coding = {"fp32": 0.0, "bf16": 1e-9, "int8": 3e-9, "int4": 5e-9}
     machine = replace(MACHINE, code_byte=coding, message_byte=0.0)
     sent = Sent(1e5, 0.0, 5e4, 1.0, 0.0, other_codecs={"bf16": 4e4, "int4": 1e4})
-    coded = (3e-9 * 4 * 1e5 + 1e-9 * 2 * 4e4 + 5e-9 * 8 * 1e4) / 2
+    coded = (3e-9 * 1e5 + 1e-9 * 4e4 + 5e-9 * 1e4) / 2
     step, _ = async_seconds(machine, sent, "int8", Link(1e15, latency_seconds=0.0), workers=1)
     assert step == pytest.approx(0.06 + 0.004 + 2 * coded)
 
@@ -207,17 +210,25 @@ def test_a_round_of_messages_takes_time_however_small(
 
 
 @pytest.mark.parametrize("seconds", [sync_seconds, periodic_seconds])
-def test_what_a_value_takes_counts_however_narrow_it_travels(
-    seconds: Callable[..., tuple[float, float]],
-) -> None:
-    link = Link(1e15, latency_seconds=0.0)
-    steps = []
-    for codec, width in (("fp32", 4.0), ("int8", 1.0), ("int4", 0.5)):
-        sent = Sent(early=0.0, late=1e6 * width, down=2e6 * width, dense=1.0, rows=0.0)
-        steps.append(seconds(MACHINE, sent, codec, link)[0])
-    # Three million values sent and received, four bytes each as fp32.
-    assert steps[1] - steps[0] == pytest.approx((4e-9 - 2e-9) * 4 * 3e6)
-    assert steps[2] == pytest.approx(steps[1])
+def test_a_byte_takes_what_its_codec_takes(seconds: Callable[..., tuple[float, float]]) -> None:
+    link, sent = Link(1e15, latency_seconds=0.0), Sent(0.0, 1e6, 2e6, 1.0, 0.0)
+    narrow, wide = (seconds(MACHINE, sent, codec, link)[0] for codec in ("int8", "fp32"))
+    assert narrow - wide == pytest.approx((4e-9 - 2e-9) * 3e6)
+
+
+def test_an_update_goes_over_the_rows_of_all_workers() -> None:
+    link, sent = Link(1e15, latency_seconds=0.0), Sent(0.0, 0.0, 0.0, 1.0, rows=4000.0)
+    own = sync_seconds(MACHINE, sent, "fp32", link)[0]
+    of_all = sync_seconds(MACHINE, replace(sent, rows=9000.0), "fp32", link)[0]
+    assert own == pytest.approx(0.01 + 0.02 + 0.03 + 0.004)
+    assert of_all - own == pytest.approx(5000 * 1e-6)
+
+
+def test_over_loopback_nothing_is_waited_for(toy_data: Path) -> None:
+    plan = make_plan(Corpus.open(toy_data), settings(), None, (2,))
+    assert plan.link.rate == math.inf
+    assert all(forecast.hidden_share == 1.0 for forecast in plan.forecasts)
+    assert all(0 < forecast.step_seconds < math.inf for forecast in plan.forecasts)
 
 
 def test_a_delay_hides_what_fits_in_a_step() -> None:
@@ -314,7 +325,9 @@ def test_rates(text: str, rate: float) -> None:
     assert parse_rate(text) == pytest.approx(rate)
 
 
-@pytest.mark.parametrize("text", ["", "fast", "mbit", "-3mbit", "0gbit", "nangbit", "10"])
+@pytest.mark.parametrize(
+    "text", ["", "fast", "mbit", "-3mbit", "0gbit", "nangbit", "infmbit", "1e400mbit", "10"]
+)
 def test_what_is_no_rate(text: str) -> None:
     with pytest.raises(UserError, match=r"--link is .*, and must be a rate such as 100mbit"):
         parse_rate(text)

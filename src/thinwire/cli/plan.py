@@ -28,7 +28,7 @@ def plan(
 ) -> None:
     """Forecast what each exchange would send and take here.
 
-    Trains nothing: it measures this machine for a few seconds and counts in the corpus itself, for
+    Trains nothing: it measures this machine for some seconds and counts in the corpus itself, for
     the settings of `thinwire train`. --workers N plans for N workers, without it for 2, 4 and 8.
     Started by torchrun on several machines, it measures them and the link between them.
 

@@ -7,8 +7,9 @@ where all workers send to one another, by the round.
 
 - **sync**: C + U + k + (early / r - B, if above 0) + late / r + the latency of its messages; with a
   delay late values have the next step's time, so that only what is longer than a step remains.
-- **periodic**: C + U + M + k, or up / r where that is more, for its turns travel meanwhile; M: the
-  merging of all workers' rows, which goes over a row about twice as often as an update.
+- **periodic**: C + U + M + k, or up / r where that is more, for its turns travel meanwhile; M: what
+  two updates of all rows take that any worker has changed, for the outer step goes over the rows of
+  the anchor and of this copy.
 - **async**: a worker computes for C + k, then its push goes up, is applied, and what the next step
   cannot do without, `awaited`, comes down; only the rows that were pulled ahead are hidden. The W
   workers queue for the links and the processors of M servers, which is a closed queueing network,
@@ -16,16 +17,17 @@ where all workers send to one another, by the round.
   than the servers' links take for all that comes down: W down / (M r).
 
 The model leaves out that processors shared by several workers slow each other down beyond their
-share, and what a real network does besides having a rate.
+share, that arithmetic is slower while something travels beside it, that workers wait for the
+slowest, and what a real network does besides having a rate.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import inf
 
 from thinwire.plan.counts import Sent
-from thinwire.plan.loopback import WIDENING
 from thinwire.plan.machine import LARGE_BYTES, Machine
 
 SYNC_MESSAGES = 2
@@ -66,6 +68,10 @@ class Link:
     latency_seconds: float = 2e-4
 
 
+LOOPBACK = Link(inf, 0.0)
+"""Between workers of one machine: what they send takes what their processors spend on it."""
+
+
 def alone(machine: Machine, memory_bytes: float) -> Forecast:
     """One worker."""
     rate = machine.tokens / machine.step
@@ -84,7 +90,7 @@ def sync_seconds(
         shown = max(0.0, early - machine.backward, early + late + latency - step)
     else:
         shown = max(0.0, early - machine.backward) + late + latency
-    return step + shown, 1.0 - shown / max(shown, early + late)
+    return step + shown, _hidden_share(shown, early + late)
 
 
 def periodic_seconds(machine: Machine, sent: Sent, codec: str, link: Link) -> tuple[float, float]:
@@ -94,7 +100,7 @@ def periodic_seconds(machine: Machine, sent: Sent, codec: str, link: Link) -> tu
     computing = machine.step + merging + spent
     wire = sent.up / link.rate
     step = max(computing, wire)
-    return step, min(1.0, computing / wire) if wire else 1.0
+    return step, _hidden_share(step - computing, wire)
 
 
 def async_seconds(
@@ -110,7 +116,7 @@ def async_seconds(
     step = queueing_seconds(computing + own_link + 2.0 * link.latency_seconds, stations, workers)
     step = max(step, workers * sent.down / (servers * link.rate))
     wire = (sent.up + sent.down) / link.rate
-    return step, min(1.0, max(0.0, 1.0 - (step - computing) / wire))
+    return step, _hidden_share(step - computing, wire)
 
 
 def queueing_seconds(thinking: float, stations: Sequence[float], customers: int) -> float:
@@ -131,13 +137,18 @@ def queueing_seconds(thinking: float, stations: Sequence[float], customers: int)
 
 
 def _update(machine: Machine, sent: Sent) -> float:
-    return machine.update + max(0.0, sent.rows * machine.update_row - machine.update)
+    """Of what all workers' rows come to (sync), or a worker's own."""
+    return machine.update + max(0.0, sent.rows - machine.rows) * machine.update_row
+
+
+def _hidden_share(shown: float, wire: float) -> float:
+    """The part of the wire's seconds that a step does not wait for."""
+    return max(0.0, 1.0 - shown / wire) if wire else 1.0
 
 
 def _exchanging(machine: Machine, sent: Sent, codec: str) -> float:
     """What the processor of a worker spends on exchanging with other workers."""
-    values = WIDENING[codec] * (sent.up + sent.down)
-    return machine.exchange_byte[codec] * values + machine.round * sent.rounds
+    return machine.exchange_byte[codec] * (sent.up + sent.down) + machine.round * sent.rounds
 
 
 def _messages(machine: Machine, sent: Sent, codec: str) -> float:
@@ -147,5 +158,5 @@ def _messages(machine: Machine, sent: Sent, codec: str) -> float:
     travels = sent.up + sent.down
     coded = {**sent.other_codecs}
     coded[codec] = travels - sum(coded.values())
-    coding = sum(machine.code_byte[name] / 2 * WIDENING[name] * coded[name] for name in coded)
+    coding = sum(machine.code_byte[name] / 2 * num_bytes for name, num_bytes in coded.items())
     return coding + carry_byte * travels

@@ -19,50 +19,47 @@ from thinwire.touched import Touched
 from thinwire.transport.c10d import C10d, loopback_group
 from thinwire.transport.keys import Key
 from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine
-from thinwire.wire.codecs import make_codec
 from thinwire.wire.frames import Frame, pack, unpack
 
-WIDENING = {"fp32": 1.0, "bf16": 2.0, "int8": 4.0, "int4": 8.0}
-"""Bytes of fp32 that travel as one byte, by codec."""
 # Two workers exchange rows of two tables, as many shared ones of the output as each has of its own
 # in both, and a block.
 NUM_ROWS, WIDTH, BLOCK_SHAPE = 1000, 256, (1024, 512)
-# An exchange is many short pieces of work in several threads, which a CPU quota stops as it comes.
-EXCHANGE_PROBES = 2.5
+# An exchange is many short pieces of work in several threads, which a CPU quota stops as it comes:
+# it is timed for a second.
+TIMES_AS_LONG = 2.5
 
 
 def exchange_seconds() -> tuple[float, dict[str, float]]:
     """Of two workers that exchange gradients with each other, as synchronous ones do.
 
-    What one of them spends on a round of messages and, by codec, on a byte of fp32 that it sends or
+    What one of them spends on a round of messages and, by codec, on a byte that it sends or
     receives.
     """
     members = loopback_group(2)
     try:
         least, _ = _exchange(members, "fp32", 1, (1, 1))
-        value_byte = {}
+        byte = {}
         for codec in get_args(CodecName):
             seconds, num_bytes = _exchange(members, codec, NUM_ROWS, BLOCK_SHAPE)
             # Whatever noise says, a byte costs something.
-            value_byte[codec] = max(seconds - least, 0.1 * seconds) / WIDENING[codec] / num_bytes
-        return least / sync_rounds(num_sums=2, num_gathers=2), value_byte
+            byte[codec] = max(seconds - least, 0.1 * seconds) / num_bytes
+        return least / sync_rounds(num_sums=2, num_gathers=2), byte
     finally:
         for member in members:
             member.close()
 
 
 def message_seconds(num_bytes: int) -> float:
-    """For a byte of an encrypted message of fp32 values; of its sender or its receiver."""
-    codec, values = make_codec("fp32"), torch.zeros(num_bytes // 4)
-    key = Key.new()
+    """For a byte of an encrypted message; of its sender or its receiver."""
+    content, key = torch.zeros(num_bytes, dtype=torch.uint8), Key.new()
     door = ZeroMQDoor("127.0.0.1:0", key)
     line = ZeroMQLine(door.address, key)
 
     def pass_on() -> None:
-        line.send(pack(Frame(0, parts=(codec.encode(values),))))
+        line.send(pack(Frame(0, parts=(content,))))
         while (received := door.receive(1.0)) is None:
             pass
-        codec.decode(unpack(received[1]).parts[0], values.shape)
+        unpack(received[1])
 
     try:
         return mean_seconds(pass_on) / 2 / num_bytes
@@ -128,4 +125,4 @@ def _exchange(
     before = meter.sent + meter.received
     exchange()
     num_bytes = meter.sent + meter.received - before
-    return mean_seconds(exchange, EXCHANGE_PROBES) / 2, num_bytes
+    return mean_seconds(exchange, TIMES_AS_LONG) / 2, num_bytes

@@ -1,6 +1,6 @@
 """What this machine does in a second: a worker's arithmetic, and what sending a byte costs it.
 
-Measured in a few seconds, with the threads that a worker would have. All times are means over much
+Measured in some seconds, with the threads that a worker would have. All times are means over much
 longer than the 100 ms in which a container's CPU quota is counted: within one such period a short
 action runs as if there were no quota. Codecs are timed on the processor. Not tried on GPUs.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import partial
 from itertools import count, pairwise
+from math import inf
 from statistics import fmean
 from time import perf_counter
 from typing import get_args
@@ -50,14 +51,15 @@ class Machine:
         backward: to compute the other gradients.
         update: to change what one worker's step has touched.
         update_row: of these, for each row.
-        round: that the processor spends on a round of messages to all others, through Gloo, however
-            small; with 2 to 8 workers it hardly depends on their number.
-        exchange_byte: that it spends on what is a byte of fp32 and is sent to another worker or
-            received, by codec: on choosing, coding, carrying and adding up.
-        code_byte: to encode and decode what is a byte of fp32, by codec.
-        message_byte: that it spends on a byte of a message between a worker and a server, which is
-            encrypted; fp32.
+        round: that a synchronous exchange takes, however little is sent, over the rounds of
+            messages in which it goes.
+        exchange_byte: that it takes for each byte sent or received, by codec: to choose, code,
+            carry and add up.
+        code_byte: to encode and decode what travels as one byte, by codec.
+        message_byte: that the processor spends on a byte of a message between a worker and a
+            server, which is encrypted.
         large_message_byte: the same of messages above `LARGE_BYTES`.
+        rows: that one worker's step updates, over all tables.
         tokens: in a step of one worker.
     """
 
@@ -71,6 +73,7 @@ class Machine:
     code_byte: dict[str, float]
     message_byte: float
     large_message_byte: float
+    rows: float
     tokens: float
 
     @property
@@ -117,17 +120,20 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
             num_tokens += task.batch.num_targets
     touch, forward, backward, update = (fmean(part) for part in zip(*taken, strict=True))
     table = next(iter(tables.values()))
+    a_round, exchange_byte = exchange_seconds()
     return Machine(
-        touch,
-        forward,
-        backward,
-        update,
-        _update_row(local, table),
-        *exchange_seconds(),
-        {name: _code_byte(name) for name in get_args(CodecName)},
-        message_seconds(MESSAGE_BYTES),
-        message_seconds(LARGE_MESSAGE_BYTES),
-        num_tokens / len(taken),
+        touch=touch,
+        forward=forward,
+        backward=backward,
+        update=update,
+        update_row=_update_row(local, table),
+        round=a_round,
+        exchange_byte=exchange_byte,
+        code_byte={name: _code_byte(name) for name in get_args(CodecName)},
+        message_byte=message_seconds(MESSAGE_BYTES),
+        large_message_byte=message_seconds(LARGE_MESSAGE_BYTES),
+        rows=num_rows / len(taken),
+        tokens=num_tokens / len(taken),
     )
 
 
@@ -158,7 +164,7 @@ def parse_rate(text: str) -> float:
                 rate = float(number) * factor / 8
             except ValueError:
                 break
-            if rate > 0:
+            if 0 < rate < inf:
                 return rate
     raise UserError(f"--link is {text!r}, and must be a rate such as 100mbit or 1gbit")
 
@@ -185,4 +191,4 @@ def _code_byte(name: str) -> float:
     codec = make_codec(name)
     values = torch.randn(PROBE_ROWS, PROBE_WIDTH, generator=torch.Generator().manual_seed(1))
     both = mean_seconds(lambda: codec.decode(codec.encode(values, 1), values.shape))
-    return both / values.nbytes
+    return both / codec.num_bytes(values.shape)

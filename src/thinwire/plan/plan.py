@@ -15,6 +15,7 @@ from thinwire.language_model import LanguageModel
 from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.plan.counts import Counter, Sent
 from thinwire.plan.forecast import (
+    LOOPBACK,
     Forecast,
     Link,
     alone,
@@ -88,8 +89,7 @@ def make_plan(
     if link is None and team.size > 1:
         told("Measuring the link")
         link = measure_link(team)
-    # Over loopback a byte is there once the processor has dealt with it.
-    link = link or Link(1.0 / machine.exchange_byte["fp32"])
+    link = link or LOOPBACK
     counter = Counter(corpus, config, model)
     parameter_bytes = 4 * counter.num_parameters
     own = parameter_bytes + _state_bytes(model, config)

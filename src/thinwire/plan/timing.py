@@ -8,16 +8,16 @@ from time import perf_counter
 PROBE_SECONDS = 0.4
 
 
-def mean_seconds(action: Callable[[], object], probes: float = 1.0) -> float:
+def mean_seconds(action: Callable[[], object], times_as_long: float = 1.0) -> float:
     """Seconds that an action takes, on average, once it has been done.
 
     Args:
         action: what to do again and again.
-        probes: for how long, in times of `PROBE_SECONDS`.
+        times_as_long: as `PROBE_SECONDS` it is to be done.
     """
     action()
     times, began = 0, perf_counter()
-    while (spent := perf_counter() - began) < probes * PROBE_SECONDS:
+    while (spent := perf_counter() - began) < times_as_long * PROBE_SECONDS:
         action()
         times += 1
     return spent / times
