@@ -25,6 +25,7 @@ from predicted.steps import (
     BITS_PER_SECOND,
     Prediction,
     Servers,
+    Stretch,
     predict,
     sent_by_way,
     servers_for,
@@ -44,7 +45,6 @@ from thinwire.train.device import set_up_device
 SECONDS = 20.0
 WORKERS = (8, 16, 32, 64, 128, 256)
 PLOTTED = (8, 64, 256)
-Stretch = tuple[float, float]
 RATES = ("10mbit", "100mbit", "1gbit", "10gbit", "25gbit", "100gbit")
 
 

@@ -31,6 +31,8 @@ SATURATED = 2.0
 
 # An exchange and a codec.
 Way = tuple[str, str]
+# Rates from one to another, in bit/s.
+Stretch = tuple[float, float]
 
 
 @dataclass(frozen=True)
@@ -155,8 +157,8 @@ def servers_for(device: Device, sent_by: Mapping[int, Mapping[Way, Sent]], rate:
 
 def where_periodic_is_faster(
     device: Device, sent_by: Mapping[Way, Sent], workers: int
-) -> list[tuple[float, float]]:
-    """From which rate to which, in bit/s, it is faster than sync by more than a tie."""
+) -> list[Stretch]:
+    """Where it is faster than sync by more than a tie."""
     machine = device.machine
 
     def is_faster(bits_per_second: float) -> bool:

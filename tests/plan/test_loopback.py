@@ -5,30 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-import torch
 
 from thinwire.exchange.config import CodecName
 from thinwire.exchange.sizes import TouchedTables, sync_bytes, total_bytes
 from thinwire.plan import loopback
 from thinwire.plan.counts import ACCOUNT_NUMBERS, sync_rounds
 from thinwire.plan.loopback import BLOCK_SHAPE, NUM_ROWS, WIDTH, exchange_seconds
-from thinwire.transport.c10d import C10d
+from thinwire.transport.c10d import loopback_group
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int4"])
 def test_as_many_rounds_and_bytes_as_counted(
-    monkeypatch: pytest.MonkeyPatch, codec: CodecName
+    monkeypatch: pytest.MonkeyPatch, swaps: list[int], codec: CodecName
 ) -> None:
-    swaps: list[int] = []
-    swap = C10d._swap
-
-    def noted(member: C10d, *arguments: Any) -> list[torch.Tensor]:
-        swaps.append(member.rank)
-        return swap(member, *arguments)
-
-    monkeypatch.setattr(C10d, "_swap", noted)
     monkeypatch.setattr(loopback, "mean_seconds", lambda *_: 2.0)
-    members = loopback.loopback_group(2)
+    members = loopback_group(2)
     seconds, num_bytes = loopback._exchange(members, codec, NUM_ROWS, BLOCK_SHAPE)
     for member in members:
         member.close()

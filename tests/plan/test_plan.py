@@ -9,7 +9,6 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from threading import Thread
-from typing import Any
 
 import pytest
 import torch
@@ -33,7 +32,7 @@ from thinwire.plan.plan import make_plan
 from thinwire.touched import Touched
 from thinwire.train.loop import train
 from thinwire.train.metrics import read_metrics
-from thinwire.transport.c10d import C10d, loopback_group
+from thinwire.transport.c10d import loopback_group
 from thinwire.transport.in_process import in_process_group
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -94,22 +93,14 @@ def test_sync_sends_what_is_counted(
 @pytest.mark.parametrize("kind", ["sync", "periodic"])
 @pytest.mark.parametrize("select", ["rows", "everything"])
 def test_workers_meet_in_as_many_rounds_as_counted(
-    toy_data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, select: str
+    toy_data: Path, tmp_path: Path, swaps: list[int], kind: str, select: str
 ) -> None:
     config = settings(kind=kind, select=select, local_steps=10, fragments=2)
     count = {"sync": Counter.sync, "periodic": Counter.periodic}[kind]
     counted = count(counter_of(toy_data, config), 2, "fp32", everything=select == "everything")
-    made: list[int] = []
-    swap = C10d._swap
-
-    def noted(member: C10d, *arguments: Any) -> list[torch.Tensor]:
-        made.append(member.rank)
-        return swap(member, *arguments)
-
-    monkeypatch.setattr(C10d, "_swap", noted)
 
     def rounds(steps: int) -> int:
-        made.clear()
+        swaps.clear()
         run = replace(config.run, tokens=steps * 2 * 4 * 35)
         out, longer = tmp_path / f"{steps}", replace(config, run=run)
         members = loopback_group(2)
@@ -123,7 +114,7 @@ def test_workers_meet_in_as_many_rounds_as_counted(
             thread.join()
         for member in members:
             member.close()
-        return made.count(0)
+        return swaps.count(0)
 
     assert counted.rounds == pytest.approx((rounds(40) - rounds(20)) / 20)
 
