@@ -15,7 +15,8 @@ from thinwire.transport.c10d import C10d
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within the tests' process; commands that are started measure as long as ever."""
     monkeypatch.setattr(plan, "SECONDS", 0.1)
-    monkeypatch.setattr(timing, "PROBE_SECONDS", 0.02)
+    monkeypatch.setattr(timing, "LEAST_SECONDS", 0.01)
+    monkeypatch.setattr(timing, "MOST_SECONDS", 0.02)
 
 
 @pytest.fixture

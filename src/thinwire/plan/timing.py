@@ -1,23 +1,33 @@
-"""How long something takes that is over in far less than the time spent on timing it."""
+"""How long something takes that is over in a moment, by doing it again and again."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import sqrt
+from statistics import fmean, stdev
 from time import perf_counter
 
-PROBE_SECONDS = 0.4
+# Whether a CPU quota stops the work, which it does within each 100 ms, shows in twice that time;
+# where it does, it takes many such periods to a mean.
+LEAST_SECONDS, MOST_SECONDS = 0.2, 1.0
+PRECISION = 0.05
 
 
-def mean_seconds(action: Callable[[], object], times_as_long: float = 1.0) -> float:
+def mean_seconds(action: Callable[[], object]) -> float:
     """Seconds that an action takes, on average, once it has been done.
 
-    Args:
-        action: what to do again and again.
-        times_as_long: as `PROBE_SECONDS` it is to be done.
+    Until the mean's standard error is `PRECISION` of it, within `LEAST_SECONDS` and `MOST_SECONDS`.
     """
     action()
-    times, began = 0, perf_counter()
-    while (spent := perf_counter() - began) < times_as_long * PROBE_SECONDS:
+    times: list[float] = []
+    spent = 0.0
+    while spent < LEAST_SECONDS or (spent < MOST_SECONDS and not _is_precise(times)):
+        began = perf_counter()
         action()
-        times += 1
-    return spent / times
+        times.append(perf_counter() - began)
+        spent += times[-1]
+    return fmean(times)
+
+
+def _is_precise(times: list[float]) -> bool:
+    return len(times) > 1 and stdev(times) <= PRECISION * sqrt(len(times)) * fmean(times)
