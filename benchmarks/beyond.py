@@ -40,7 +40,7 @@ from thinwire.plan.forecast import SYNC_MESSAGES
 from thinwire.plan.machine import Machine, measure, parse_rate
 from thinwire.plan.plan import TIE
 from thinwire.report import figures
-from thinwire.train.device import set_up_device
+from thinwire.runs.device import set_up_device
 
 SECONDS = 20.0
 WORKERS = (8, 16, 32, 64, 128, 256)

@@ -59,7 +59,7 @@ def main() -> None:
 
 def measure(data: Path, flags: list[str], seconds: float) -> tuple[float, float]:
     """Tokens/s and the validation perplexity after so many seconds."""
-    from thinwire.train.metrics import read_metrics
+    from thinwire.runs.metrics import read_metrics
 
     with tempfile.TemporaryDirectory() as folder:
         run = Path(folder) / "run"

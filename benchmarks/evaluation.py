@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.language_model import LanguageModel
-from thinwire.train.evaluation import evaluate
+from thinwire.runs.evaluation import evaluate
 
 ROUNDS = 7
 TOKENS = 16_384

@@ -191,7 +191,7 @@ def settings(seconds: float) -> list[str]:
 
 def read(run: Path, data: Path, case: Case) -> dict[str, float]:
     """What the metrics of a run say; its first fifth, in which caches fill, does not count."""
-    from thinwire.train.metrics import read_metrics
+    from thinwire.runs.metrics import read_metrics
 
     lines = read_metrics(run)
     # The last one also counts what came after the last step.
@@ -231,8 +231,8 @@ def async_bytes(run: Path, data: Path) -> float:
 
     from thinwire.data.corpus import Corpus
     from thinwire.language_model import LanguageModel
-    from thinwire.plan.counts import Counter
-    from thinwire.train.run_folder import RunFolder
+    from thinwire.plan.traffic import Counter
+    from thinwire.runs.folder import RunFolder
 
     config, corpus = RunFolder.open(run).config, Corpus.open(data)
     counts_V = torch.from_numpy(corpus.counts_V)

@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 from record import RESULTS, novels, spread, table, write
 
 from thinwire.report.palette import LIGHT
-from thinwire.train.metrics import read_metrics
+from thinwire.runs.metrics import read_metrics
 
 TOKENS = 1_000_000
 EVAL_TOKENS = 100_000

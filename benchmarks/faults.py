@@ -80,7 +80,7 @@ def main() -> None:
 
 def measure(data: Path, tokens: int, faults: list[str], seconds: float) -> dict[str, Any]:
     """One run, with these faults in random order at random moments of the first `seconds`."""
-    from thinwire.train.metrics import read_metrics
+    from thinwire.runs.metrics import read_metrics
 
     folder = Path(tempfile.mkdtemp())
     rng = random.Random(1)

@@ -21,7 +21,7 @@ from record import novels, spread, table, write
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.matmul import matmul_nt
-from thinwire.train.device import set_up_device
+from thinwire.runs.device import set_up_device
 from thinwire.train.loop import Trainer
 
 ROUNDS = 7

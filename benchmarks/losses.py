@@ -90,10 +90,10 @@ def measure(data: Path, loss: str, seconds: float, every: float) -> dict:
     from thinwire.config import RunConfig
     from thinwire.data.corpus import Corpus
     from thinwire.loss.contract import Criterion, Plan
-    from thinwire.train.device import set_up_device
+    from thinwire.runs.device import set_up_device
     from thinwire.train.loop import Trainer
-    from thinwire.train.metrics import read_metrics
-    from thinwire.train.run_folder import RunFolder
+    from thinwire.runs.metrics import read_metrics
+    from thinwire.runs.folder import RunFolder
 
     class Stock(Criterion):
         """PyTorch's own functions on every row."""

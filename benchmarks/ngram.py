@@ -77,7 +77,7 @@ def measure(data: Path, corpus: str, seconds: float, evaluations: int) -> dict[s
     shutil.rmtree(run, ignore_errors=True)
     options = ["--seconds", seconds, "--eval.every_seconds", seconds / evaluations]
     thinwire("train", data, "--out", run, *options)
-    from thinwire.train.metrics import read_metrics
+    from thinwire.runs.metrics import read_metrics
 
     lines = read_metrics(run)
     exact = {

@@ -65,7 +65,7 @@ def measure(data: Path, loss: str, seed: int, tokens: int) -> dict:
     """One run of a fixed number of tokens."""
     from thinwire.config import RunConfig
     from thinwire.train.loop import train
-    from thinwire.train.metrics import read_metrics
+    from thinwire.runs.metrics import read_metrics
 
     config = RunConfig.from_dict(
         {

@@ -45,8 +45,8 @@ from record import novels, spread, table, write
 from torch import Tensor
 
 from thinwire.cli import app
-from thinwire.exchange.asynchronous.client import Client
-from thinwire.exchange.asynchronous.protocol import Kind, read_message
+from thinwire.parameter_server.client import Client
+from thinwire.parameter_server.protocol import Kind, read_message
 from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine
 
 TRAINING_SECONDS, QUICK_SECONDS = 20.0, 10.0

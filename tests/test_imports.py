@@ -18,7 +18,7 @@ TORCH_FREE = [
     "thinwire.data.corpus",
     "thinwire.data.fetch",
     "thinwire.data.prepare",
-    "thinwire.launch.here",
+    "thinwire.launch.local",
     "thinwire.launch.start",
     "thinwire.cli.app",
     *(verb.function.partition(":")[0] for verb in VERBS.values()),

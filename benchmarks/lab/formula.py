@@ -24,9 +24,9 @@ from thinwire.exchange.sizes import (
     total_bytes,
 )
 from thinwire.language_model import LanguageModel
-from thinwire.plan.counts import ACCOUNT_NUMBERS, Counter
+from thinwire.plan.traffic import ACCOUNT_NUMBERS, Counter
 from thinwire.touched import Touched
-from thinwire.train.run_folder import RunFolder
+from thinwire.runs.folder import RunFolder
 from thinwire.transport.collective import all_gather_bytes
 from thinwire.wire.indices import encoded_bytes
 

@@ -21,10 +21,10 @@ import torch
 
 from thinwire.data.corpus import Corpus
 from thinwire.report.figures import duration
-from thinwire.train.checkpoints import Checkpoints
-from thinwire.train.evaluation import evaluate
-from thinwire.train.metrics import read_metrics
-from thinwire.train.run_folder import RunFolder
+from thinwire.runs.checkpoints import Checkpoints
+from thinwire.runs.evaluation import evaluate
+from thinwire.runs.metrics import read_metrics
+from thinwire.runs.folder import RunFolder
 
 TARGET = 250.0
 """Validation perplexity at which a race is over."""

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter, NullFormatter
 
 from predicted.devices import Device
 from predicted.steps import BITS_PER_SECOND, Way, least
-from thinwire.plan.counts import Sent
+from thinwire.plan.traffic import Sent
 from thinwire.report.palette import LIGHT
 
 

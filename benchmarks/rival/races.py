@@ -24,7 +24,7 @@ from lab.race import SHARE, TARGET, WORKERS, Kept, Point, reached, snapshots, st
 from lab.runs import PORT, Processes, start_async, start_together, wait
 
 from thinwire.plan.machine import parse_rate
-from thinwire.train.metrics import read_metrics
+from thinwire.runs.metrics import read_metrics
 
 TRAIN = Path(__file__).with_name("train.py")
 # Over each link, the exchanges of thinwire that suit it; `late`: with a delay of one step.

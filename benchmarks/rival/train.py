@@ -31,11 +31,11 @@ from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.language_model import LanguageModel
-from thinwire.train.checkpoints import Checkpoints
-from thinwire.train.clock import Clock
-from thinwire.train.device import set_up_device
-from thinwire.train.metrics import MetricsWriter
-from thinwire.train.run_folder import RunFolder
+from thinwire.runs.checkpoints import Checkpoints
+from thinwire.runs.clock import Clock
+from thinwire.runs.device import set_up_device
+from thinwire.runs.metrics import MetricsWriter
+from thinwire.runs.folder import RunFolder
 
 METHODS = ("ddp", "ddp-bf16", "powersgd", "diloco", "sparta")
 # With `--seconds`, at least so many steps are made.

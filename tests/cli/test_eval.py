@@ -68,7 +68,7 @@ def test_what_is_no_number_is_null(toy_run: Path, stdin: Stdin, capsys) -> None:
     model = thinwire.load(toy_run)
     from thinwire.cli.eval import _json
     from thinwire.inference.evaluate import Measured
-    from thinwire.train.evaluation import Evaluation
+    from thinwire.runs.evaluation import Evaluation
 
     inf, nan = float("inf"), float("nan")
     measured = Measured(Evaluation(inf, nan, 3, 3, 1e9), "x", None, 12)

@@ -10,7 +10,7 @@ import pytest
 
 from thinwire.cli.app import main
 from thinwire.config import RunConfig
-from thinwire.train.run_folder import CONFIG_FILE, RunFolder
+from thinwire.runs.folder import CONFIG_FILE, RunFolder
 
 Capture = pytest.CaptureFixture[str]
 SMALL = [

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
-from thinwire.exchange.asynchronous import servers as servers_module
+from thinwire.parameter_server import servers as servers_module
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange
 from thinwire.exchange.local import Local

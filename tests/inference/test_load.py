@@ -11,7 +11,7 @@ import torch
 
 import thinwire
 from thinwire.errors import UserError
-from thinwire.train.checkpoints import Checkpoints
+from thinwire.runs.checkpoints import Checkpoints
 
 
 @pytest.fixture

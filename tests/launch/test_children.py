@@ -18,7 +18,7 @@ import pytest
 from thinwire.launch import children as module
 from thinwire.launch.children import Children, how_it_ended
 
-# What stands in for `python -m thinwire.cli.child JOB LIFELINE`: it says that it is there, then
+# What stands in for `python -m thinwire.launch.child JOB LIFELINE`: it says that it is there, then
 # waits.
 CHILD = """
 import json, os, signal, sys, time

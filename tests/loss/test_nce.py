@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thinwire.loss.nce import NCE
-from thinwire.loss.planning import plan_rows
+from thinwire.loss.sampled_rows import plan_rows
 from thinwire.loss.sampler import Sample, Sampler
 from thinwire.optim.rowwise import RowSGD
 

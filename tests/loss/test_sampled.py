@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from thinwire.loss import sampled as module
 from thinwire.loss.full import FullSoftmax
-from thinwire.loss.planning import plan_rows
+from thinwire.loss.sampled_rows import plan_rows
 from thinwire.loss.sampled import SampledSoftmax, gather_sparse, sampled_softmax
 from thinwire.loss.sampler import Sample, Sampler
 

@@ -19,14 +19,14 @@ from thinwire.cli.app import main
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.launch import planning
-from thinwire.launch.planning import chosen
+from thinwire.launch.auto import chosen
 from thinwire.plan import link as link_module
 from thinwire.plan import plan as plan_module
 from thinwire.plan.forecast import Link
 from thinwire.plan.link import measure_link
 from thinwire.plan.machine import Machine
 from thinwire.plan.plan import KINDS, REPLICATED, Plan, make_plan
-from thinwire.train.run_folder import RunFolder
+from thinwire.runs.folder import RunFolder
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective, Done, Lengths, Pending
 from thinwire.transport.in_process import in_process_group

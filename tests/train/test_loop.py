@@ -25,13 +25,13 @@ from thinwire.language_model import LanguageModel
 from thinwire.optim.schedules import Schedule
 from thinwire.train import checkpoints as checkpoints_module
 from thinwire.train import clock as clock_module
-from thinwire.train.checkpoints import Checkpoints
-from thinwire.train.clock import Every
-from thinwire.train.evaluation import evaluate
+from thinwire.runs.checkpoints import Checkpoints
+from thinwire.runs.clock import Every
+from thinwire.runs.evaluation import evaluate
 from thinwire.train.loop import Trainer, train
-from thinwire.train.metrics import METRICS_FILE, read_metrics
-from thinwire.train.run import PLATEAU_EVALUATIONS
-from thinwire.train.run_folder import RunFolder
+from thinwire.runs.metrics import METRICS_FILE, read_metrics
+from thinwire.runs.run import PLATEAU_EVALUATIONS
+from thinwire.runs.folder import RunFolder
 
 Settings = Callable[..., RunConfig]
 STEP_TOKENS = 28

@@ -18,8 +18,8 @@ from thinwire.config import RunConfig
 from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
 from thinwire.train.loop import Trainer, train
-from thinwire.train.metrics import read_metrics
-from thinwire.train.run_folder import CONFIG_FILE, RunFolder
+from thinwire.runs.metrics import read_metrics
+from thinwire.runs.folder import CONFIG_FILE, RunFolder
 
 Settings = Callable[..., RunConfig]
 STEP_TOKENS = 28

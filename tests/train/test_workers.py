@@ -23,9 +23,9 @@ from thinwire.errors import UserError
 from thinwire.exchange.coded import CodedCollective
 from thinwire.exchange.contract import ExchangeState
 from thinwire.language_model import LanguageModel
-from thinwire.train.checkpoints import Checkpoints
+from thinwire.runs.checkpoints import Checkpoints
 from thinwire.train.loop import Trainer, train
-from thinwire.train.metrics import read_metrics
+from thinwire.runs.metrics import read_metrics
 from thinwire.train.replicas import (
     check_replicas,
     gathered_state,
@@ -33,8 +33,8 @@ from thinwire.train.replicas import (
     introduce,
     scattered_state,
 )
-from thinwire.train.run import Run
-from thinwire.train.standstill import standstill
+from thinwire.runs.run import Run
+from thinwire.train.barrier import standstill
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective
 from thinwire.transport.faulty import Faulty

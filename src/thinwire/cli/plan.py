@@ -44,14 +44,14 @@ def plan(
     as_json
         Print JSON and nothing else.
     """
-    from thinwire.launch.planning import planned
+    from thinwire.launch.auto import planned
     from thinwire.launch.start import team_size
     from thinwire.plan.forecast import Link
     from thinwire.plan.machine import parse_rate
 
     given, N = Link(parse_rate(link)) if link else None, settings.run.workers
     if team_size() > 1:
-        from thinwire.launch.members import Meeting
+        from thinwire.launch.replica import Meeting
 
         meeting = Meeting(settings)
         workers: tuple[int, ...] = (N if N > 1 else team_size(),)

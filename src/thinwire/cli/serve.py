@@ -48,7 +48,7 @@ def serve(
     resume
         Go on with the run in --out, with its own settings; budgets may be raised.
     """
-    from thinwire.launch.serving import serve_here
+    from thinwire.launch.parameter_server import serve_here
 
     serve_here(
         data,

@@ -31,7 +31,7 @@ from dataclasses import dataclass
 import torch
 from torch import Size, Tensor
 
-from thinwire.exchange.accumulators import Accumulators
+from thinwire.exchange.adagrad_merge import Accumulators
 from thinwire.exchange.coded import CodedCollective, joined
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange, ExchangeState, nothing

@@ -14,7 +14,7 @@ from thinwire.data.sources import find_sources
 from thinwire.errors import UserError
 from thinwire.inference.load import TrainedModel
 from thinwire.inference.text import read_lines
-from thinwire.train.evaluation import Evaluation, Ids
+from thinwire.runs.evaluation import Evaluation, Ids
 
 
 @dataclass(frozen=True)

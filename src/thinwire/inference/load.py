@@ -13,10 +13,10 @@ from thinwire.errors import UserError
 from thinwire.inference.generate import Sampling, write
 from thinwire.inference.score import Score, score_lines
 from thinwire.language_model import LanguageModel
-from thinwire.train.checkpoints import Checkpoints
-from thinwire.train.device import find_device
-from thinwire.train.evaluation import Evaluation, Ids, evaluate
-from thinwire.train.run_folder import RunFolder
+from thinwire.runs.checkpoints import Checkpoints
+from thinwire.runs.device import find_device
+from thinwire.runs.evaluation import Evaluation, Ids, evaluate
+from thinwire.runs.folder import RunFolder
 
 
 def load(

@@ -18,7 +18,7 @@ import torch
 
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.language_model import LanguageModel
-from thinwire.train.evaluation import logprobs
+from thinwire.runs.evaluation import logprobs
 
 # A pool has lines enough to find like lengths in, and is small beside any model.
 POOL_LINES = 1 << 14

@@ -56,17 +56,17 @@ class Children:
         job: Mapping[str, Any],
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start `python -m thinwire.cli.child` on a job; a name that is taken is taken over.
+        """Start `python -m thinwire.launch.child` on a job; a name that is taken is taken over.
 
         Args:
             name: what to call the process in a sentence: "worker 2".
-            role: which function of `thinwire.cli.child` it runs.
+            role: which function of `thinwire.launch.child` it runs.
             job: that function's arguments, fit for JSON.
             environment: variables besides this process's own.
         """
         file = self.folder / f"{name.replace(' ', '-')}.json"
         file.write_text(json.dumps({"role": role, "job": dict(job)}), encoding="utf-8")
-        command = [sys.executable, "-m", "thinwire.cli.child", str(file), str(self._lifeline)]
+        command = [sys.executable, "-m", "thinwire.launch.child", str(file), str(self._lifeline)]
         # A session of its own: Ctrl+C on the terminal reaches the parent, which passes it on once.
         self.processes[name] = subprocess.Popen(
             command,

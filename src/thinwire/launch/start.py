@@ -32,12 +32,12 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
                 f"torchrun has started {team_size()} workers, so --workers "
                 f"{config.run.workers} cannot be: leave it out"
             )
-        from thinwire.launch.members import train_under_torchrun
+        from thinwire.launch.replica import train_under_torchrun
 
         train_under_torchrun(data, out, config, resume=resume)
         return
     if config.exchange.kind == "auto":
-        from thinwire.launch.planning import chosen
+        from thinwire.launch.auto import chosen
 
         config = chosen(data, config)
     if config.run.workers == 1:
@@ -45,10 +45,10 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
 
         train(data, out, config, resume=resume)
     elif config.exchange.kind == "async":
-        from thinwire.launch.asynchronous import run_async
+        from thinwire.launch.supervisor import run_async
 
         run_async(data, out, config, resume=resume)
     else:
-        from thinwire.launch.here import train_here
+        from thinwire.launch.local import train_here
 
         train_here(data, out, config, resume=resume)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinwire.loss.contract import Criterion, Plan
-from thinwire.loss.planning import plan_rows
+from thinwire.loss.sampled_rows import plan_rows
 from thinwire.loss.sampler import Sampler
 from thinwire.seeds import torch_generator
 

@@ -28,7 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from thinwire.loss.contract import Criterion, Plan
-from thinwire.loss.planning import plan_rows
+from thinwire.loss.sampled_rows import plan_rows
 from thinwire.loss.sampler import Sampler
 from thinwire.matmul import matmul_nt
 from thinwire.seeds import torch_generator

@@ -27,7 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from thinwire.plan.counts import Sent
+from thinwire.plan.traffic import Sent
 from thinwire.plan.machine import LARGE_BYTES, Machine
 
 SYNC_MESSAGES = 2

@@ -13,7 +13,7 @@ from thinwire.exchange.contract import nothing
 from thinwire.exchange.local import Local
 from thinwire.exchange.sync import Sync
 from thinwire.optim.rowwise import RowSGD
-from thinwire.plan.counts import ACCOUNT_NUMBERS, sync_rounds
+from thinwire.plan.traffic import ACCOUNT_NUMBERS, sync_rounds
 from thinwire.plan.timing import mean_seconds
 from thinwire.touched import Touched
 from thinwire.transport.c10d import C10d, loopback_group

@@ -15,7 +15,7 @@ from typing import Any
 
 from thinwire.config import read_toml
 from thinwire.errors import UserError
-from thinwire.train.metrics import METRICS_FILE, read_metrics
+from thinwire.runs.metrics import METRICS_FILE, read_metrics
 
 CONFIG_FILE = "config.toml"
 

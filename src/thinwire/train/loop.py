@@ -31,7 +31,7 @@ from thinwire.exchange.build import make_exchange
 from thinwire.language_model import Task
 from thinwire.models.contract import State
 from thinwire.models.noise import Noise
-from thinwire.train.device import set_up_device
+from thinwire.runs.device import set_up_device
 from thinwire.train.replicas import (
     check_replicas,
     gathered_state,
@@ -39,10 +39,10 @@ from thinwire.train.replicas import (
     introduce,
     scattered_state,
 )
-from thinwire.train.run import Run
-from thinwire.train.run_folder import RunFolder
-from thinwire.train.signals import stop_on_signals
-from thinwire.train.standstill import Result, standstill
+from thinwire.runs.run import Run
+from thinwire.runs.folder import RunFolder
+from thinwire.runs.signals import stop_on_signals
+from thinwire.train.barrier import Result, standstill
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective, Pending
 

@@ -15,7 +15,7 @@ from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.exchange.contract import ExchangeState
-from thinwire.train.run import Run
+from thinwire.runs.run import Run
 from thinwire.transport.collective import Collective
 
 

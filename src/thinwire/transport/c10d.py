@@ -31,7 +31,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from thinwire.errors import UserError
 from thinwire.transport.collective import Collective, Lengths, Merge, Pending
-from thinwire.transport.patience import MEETING_SECONDS, ROLL_CALL_SECONDS
+from thinwire.transport.timeouts import MEETING_SECONDS, ROLL_CALL_SECONDS
 
 T = TypeVar("T")
 

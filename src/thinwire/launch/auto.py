@@ -1,0 +1,78 @@
+"""A plan for the workers of a command: on this machine, or those that torchrun has started."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from thinwire.config import RunConfig
+from thinwire.console import console
+from thinwire.data.corpus import Corpus
+from thinwire.plan.forecast import Link
+from thinwire.plan.plan import KINDS, REPLICATED, Plan, make_plan
+from thinwire.runs.device import set_up_device
+from thinwire.train.replicas import introduce
+from thinwire.transport.alone import Alone
+from thinwire.transport.collective import Collective
+
+
+def planned(
+    data: Path,
+    config: RunConfig,
+    link: Link | None,
+    workers: Sequence[int],
+    team: Collective | None = None,
+) -> Plan:
+    """What `make_plan` finds for a data folder, and signs of life from the first of the team.
+
+    Raises:
+        UserError: the workers of the team have not the same data and settings.
+    """
+    team = team or Alone()
+    corpus = Corpus.open(data)
+    introduce(team, config, corpus)
+    set_up_device(config)
+    shown = console.status("") if console.is_terminal and not team.rank else nullcontext()
+    with shown as status:
+
+        def told(sentence: str) -> None:
+            if status is not None:
+                status.update(sentence)
+            elif not team.rank:
+                console.print(sentence)
+
+        return make_plan(corpus, config, link, workers, team=team, told=told)
+
+
+def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> RunConfig:
+    """Settings with the best exchange for `run.workers` workers on this machine.
+
+    Where they are there already, as a team, all of them call this: what counts is the link between
+    them, and what the first one finds best of the exchanges without a server.
+
+    Raises:
+        UserError: the workers of the team have not the same data and settings.
+    """
+    W = config.run.workers
+    if W == 1:
+        console.print("Planned: nothing, for one worker has nobody to exchange with")
+        return _with(config, "sync", config.exchange.codec)
+    threads = config.run.threads or max(1, (os.cpu_count() or 1) // W)
+    with_threads = replace(config, run=replace(config.run, threads=threads))
+    plan = planned(data, with_threads, None, (W,), team)
+    best = plan.best(W, KINDS if team is None else REPLICATED)
+    kind, codec = best.exchange, best.codec
+    if team is not None:
+        kind, codec = team.all_gather_json([kind, codec])[0]
+    if team is None or team.rank == 0:
+        console.print(f"Planned: --exchange {kind} --codec {codec}")
+    return _with(config, kind, codec)
+
+
+def _with(config: RunConfig, kind: str, codec: str) -> RunConfig:
+    changed: dict[str, Any] = {"kind": kind, "codec": codec}
+    return replace(config, exchange=replace(config.exchange, **changed))

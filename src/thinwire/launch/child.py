@@ -1,0 +1,48 @@
+"""`python -m thinwire.launch.child JOB LIFELINE`: what a process that `Children` starts does."""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def main() -> int:
+    """Run the job; the exit status is that of the command line."""
+    # Whoever wants to end well has a handler of its own; before and after, the parent says it.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from thinwire.cli.app import guarded
+    from thinwire.launch.children import end_with_parent
+
+    end_with_parent(int(sys.argv[2]))
+    work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
+    return guarded(lambda: ROLES[work["role"]](**work["job"]))
+
+
+def member(**job: Any) -> None:
+    """A worker of a synchronous or periodic run."""
+    from thinwire.launch.replica import run_member
+
+    run_member(**job)
+
+
+def server(**job: Any) -> None:
+    """A server of an asynchronous run."""
+    from thinwire.launch.supervisor import run_server
+
+    run_server(**job)
+
+
+def worker(**job: Any) -> None:
+    """A worker of an asynchronous run."""
+    from thinwire.launch.supervisor import run_worker
+
+    run_worker(**job)
+
+
+ROLES = {"member": member, "server": server, "worker": worker}
+
+if __name__ == "__main__":
+    sys.exit(main())

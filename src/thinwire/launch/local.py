@@ -1,0 +1,90 @@
+"""`--workers N`: workers of one run on this machine, started, waited for and, at last, all gone.
+
+The command itself computes nothing, and starts them without importing torch.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from time import monotonic, sleep
+
+from thinwire.config import RunConfig
+from thinwire.errors import UserError
+from thinwire.launch.children import Children, how_it_ended, passing_signals_on
+from thinwire.transport.timeouts import ROLL_CALL_SECONDS
+
+SETTINGS_FILE = "settings.toml"
+# What a worker that still runs may take to see that another one has said why it ended.
+NOTICE_SECONDS = 1.0
+
+
+def train_here(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
+    """Start `run.workers` workers on this machine and wait until all have ended.
+
+    Raises:
+        UserError: one has failed; the sentence says which, and why.
+    """
+    W = config.run.workers
+    cores = os.cpu_count() or 1
+    threads = config.run.threads or max(1, cores // W)
+    config = replace(config, run=replace(config.run, threads=threads))
+    with Children() as children, passing_signals_on(children) as received:
+        folder = children.folder
+        (folder / SETTINGS_FILE).write_text(config.to_toml(), encoding="utf-8")
+        for rank in range(W):
+            job = {"data": str(data), "out": str(out), "resume": resume, "rank": rank}
+            job["folder"] = str(folder)
+            children.start(_name(rank), "member", job, {"LOCAL_RANK": str(rank)})
+        failed = _wait(children, W, received)
+        said = [_word(folder, rank) for rank in range(W)]
+    if failed is None:
+        return
+    sentence = said[failed] or next((word for word in said if word), None)
+    if received and (sentence is None or len(received) > 1):
+        raise KeyboardInterrupt
+    killed = f"{_name(failed)} of {W} {_end_of(children, failed)}; go on with --resume"
+    raise UserError(sentence or killed)
+
+
+def word_file(folder: Path, rank: int) -> Path:
+    """Where a worker leaves the sentence with which it ends; the parent says it."""
+    return folder / f"worker-{rank}.word"
+
+
+def _wait(children: Children, num_workers: int, received: Sequence[int]) -> int | None:
+    """Until all have ended; the rank of the first that failed, if any.
+
+    The others get the time to notice it and to say which one it was; then they are ended.
+    """
+    failed, deadline = None, float("inf")
+    running = dict(enumerate(children.processes.values()))
+    while running and monotonic() < deadline:
+        sleep(0.05)
+        for rank in [rank for rank, process in running.items() if process.poll() is not None]:
+            if not running.pop(rank).returncode or failed is not None:
+                continue
+            failed, silent = rank, _word(children.folder, rank) is None
+            if silent and running and not received:  # it could not say why, so we do
+                from thinwire.launch.replica import speak_for
+
+                word = f"it {_end_of(children, rank)}; go on with --resume from what is saved"
+                speak_for(rank, num_workers, children.folder, word)
+            deadline = monotonic() + (ROLL_CALL_SECONDS if silent else NOTICE_SECONDS)
+    children.end()
+    return failed
+
+
+def _name(rank: int) -> str:
+    return f"worker {rank}"
+
+
+def _end_of(children: Children, rank: int) -> str:
+    return how_it_ended(children.processes[_name(rank)].returncode)
+
+
+def _word(folder: Path, rank: int) -> str | None:
+    file = word_file(folder, rank)
+    return file.read_text(encoding="utf-8") if file.exists() else None

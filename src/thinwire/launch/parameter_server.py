@@ -1,0 +1,188 @@
+"""One server or one worker of an asynchronous run, over ZeroMQ.
+
+`serve_here` and `work_here` are for runs that may span machines: starting them, and starting them
+again, is up to whoever runs the machines. The others are started by `asynchronous.py`, on loopback.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from pathlib import Path
+from time import sleep
+from typing import Any
+
+from thinwire.config import RunConfig
+from thinwire.console import console
+from thinwire.errors import UserError
+from thinwire.parameter_server.leader import serve
+from thinwire.parameter_server.followers import serve_shard
+from thinwire.parameter_server.worker import work
+from thinwire.transport.keys import read_key, read_or_make_key
+from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine, split_address
+
+LOOK_SECONDS = 0.1
+INTERRUPTED = 130
+
+
+def serve_on_loopback(
+    data: str,
+    out: str,
+    settings: dict[str, Any],
+    resume: bool,
+    shard: int,
+    port_files: list[str],
+) -> None:
+    """A server that `run_async` has started: on loopback, at a port that it writes down."""
+    file = Path(port_files[shard])
+    # Started again, it comes back to where the others look for it.
+    port = file.read_text(encoding="utf-8") if file.exists() else "0"
+    addresses: list[str] = []
+
+    def door(max_bytes: int) -> ZeroMQDoor:
+        opened = ZeroMQDoor(f"127.0.0.1:{port}", None, max_bytes)
+        addresses.append(opened.address)
+        return opened
+
+    def ready() -> None:
+        _write_port(file, split_address(addresses[0])[1])
+
+    config, count = RunConfig.from_dict(settings), len(port_files)
+    if shard > 0:
+        serve_shard(Path(data), config, shard, count, door=door, ready=ready, warn=_warn, threads=1)
+        return
+    lines = _lines(port_files[1:])
+    serve(
+        Path(data),
+        Path(out),
+        config,
+        door=door,
+        resume=resume,
+        others=lines,
+        ready=ready,
+        threads=1,
+    )
+
+
+def work_on_loopback(data: str, name: str, threads: int, port_files: list[str]) -> None:
+    """A worker that `run_async` has started."""
+    try:
+        work(Path(data), _lines(port_files), name=name, threads=threads)
+    except KeyboardInterrupt:  # the server says it, once for all
+        raise SystemExit(INTERRUPTED) from None
+
+
+def _lines(port_files: Sequence[str]) -> list[ZeroMQLine]:
+    """To the servers at the ports in these files, which the servers write when they are ready.
+
+    Without a limit: if a server does not get ready, the parent ends this process.
+    """
+    ports = []
+    for file in map(Path, port_files):
+        while not file.exists():
+            sleep(LOOK_SECONDS)
+        ports.append(file.read_text(encoding="utf-8"))
+    return [ZeroMQLine(f"127.0.0.1:{port}", None) for port in ports]
+
+
+def _write_port(file: Path, port: int) -> None:
+    temporary = file.with_suffix(".tmp")
+    temporary.write_text(str(port), encoding="utf-8")
+    os.replace(temporary, file)
+
+
+def serve_here(
+    data: Path,
+    out: Path,
+    config: RunConfig,
+    *,
+    listen: str,
+    shard: str = "0/1",
+    servers: str = "",
+    key_file: Path | None = None,
+    resume: bool = False,
+) -> None:
+    """One server of a run that may span machines.
+
+    Args:
+        data: the data folder.
+        out: the run folder; the first server alone writes there.
+        config: all settings.
+        listen: HOST:PORT.
+        shard: I/N, the I-th, from 0, of N servers.
+        servers: the addresses of all of them, in order; needed by the first of several.
+        key_file: the run's key; made if it does not exist. None: on loopback only.
+        resume: go on from the newest step.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    index, count = _shard(shard)
+    addresses = [address for address in servers.split(",") if address]
+    if index == 0 and count > 1 and len(addresses) != count:
+        raise UserError(
+            f"--shard {shard} leads {count} servers, so --servers must name {count} addresses, in "
+            f"the order of their shards, and it names {len(addresses)}"
+        )
+    key = None
+    if key_file is not None:
+        key, made = read_or_make_key(key_file)
+        if made:
+            _say(f"Wrote the key {key_file}; copy it to the workers.")
+    doors: list[ZeroMQDoor] = []
+
+    def door(max_bytes: int) -> ZeroMQDoor:
+        doors.append(ZeroMQDoor(listen, key, max_bytes))
+        return doors[0]
+
+    def ready() -> None:
+        _say(f"Serving at {doors[0].address}")
+
+    if index > 0:
+        serve_shard(data, config, index, count, door=door, ready=ready, warn=_warn)
+        return
+    lines = [ZeroMQLine(address, key) for address in addresses[1:]]
+    serve(data, out, config, door=door, resume=resume, others=lines, ready=ready)
+
+
+def work_here(
+    data: Path,
+    servers: str,
+    *,
+    key_file: Path | None = None,
+    threads: int | None = None,
+    device: str | None = None,
+) -> None:
+    """One worker of a run that may span machines.
+
+    Args:
+        data: a copy of the servers' data folder.
+        servers: their addresses, HOST:PORT, with commas between them, in any order.
+        key_file: the run's key; None: the servers are on loopback.
+        threads: compute threads; None: what the run says.
+        device: where to compute; None: what the run says.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    key = None if key_file is None else read_key(key_file)
+    lines = [ZeroMQLine(address, key) for address in servers.split(",")]
+    name = f"worker {socket.gethostname()}:{os.getpid()}"
+    why = work(data, lines, name=name, threads=threads, device=device, told=_say)
+    _say(f"The run has ended: {why}.")
+
+
+def _shard(text: str) -> tuple[int, int]:
+    index, slash, count = text.partition("/")
+    if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
+        raise UserError(f"--shard is {text}, and must be I/N with I from 0 to N - 1")
+    return int(index), int(count)
+
+
+def _say(sentence: str) -> None:
+    console.print(sentence, markup=False, soft_wrap=True)
+
+
+def _warn(sentence: str) -> None:
+    console.print(f"Warning: {sentence}", style="yellow", markup=False, soft_wrap=True)

@@ -1,0 +1,55 @@
+"""Which worker reads which part of the text, and how far each part has been read.
+
+A run is planned for N workers and has N places: the worker at place p < N reads the p-th of N
+parts of the text. More may join: place p >= N reads part p - N (or p - 2N ...) in another order,
+which its own seed gives. A worker that comes takes the lowest place that is free, and goes on where
+the last one there stopped; its streams start afresh.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from thinwire.parameter_server.protocol import Position
+
+
+class Places:
+    """The places of a run.
+
+    Args:
+        num_planned: N.
+        saved: what `state` gave; empty: nothing has been read.
+    """
+
+    def __init__(self, num_planned: int, saved: Mapping[str, Any]) -> None:
+        self.num_planned = num_planned
+        self._taken: set[int] = set()
+        self._positions = {int(p): Position(*found) for p, found in saved.items()}
+
+    def take(self) -> int:
+        """The lowest free place, taken."""
+        place = next(p for p in range(len(self._taken) + 1) if p not in self._taken)
+        self._taken.add(place)
+        return place
+
+    def free(self, place: int) -> None:
+        """Nobody reads there any more."""
+        self._taken.discard(place)
+
+    def position(self, place: int) -> Position:
+        """How far a place has been read."""
+        return self._positions.get(place, Position())
+
+    def move(self, place: int, position: Position) -> None:
+        """Its worker has read on."""
+        self._positions[place] = position
+
+    @property
+    def epochs(self) -> float:
+        """Passes over the text, by all workers together."""
+        return sum(position.epochs for position in self._positions.values()) / self.num_planned
+
+    def state(self) -> dict[str, list[float]]:
+        """All positions, for JSON."""
+        return {str(place): list(position) for place, position in self._positions.items()}

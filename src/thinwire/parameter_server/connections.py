@@ -1,0 +1,206 @@
+"""The servers of an asynchronous run, as one worker sees them: joining, messages, signs of life."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from time import monotonic, perf_counter
+from typing import Any
+
+from torch import Tensor
+
+from thinwire.errors import UserError
+from thinwire.parameter_server.protocol import (
+    PROTOCOL,
+    Kind,
+    Position,
+    WireAccount,
+    incarnation_of,
+    json_of,
+    read_message,
+    say,
+    say_json,
+    text_of,
+)
+from thinwire.parameter_server.sessions import LIFE_SECONDS
+from thinwire.transport.messages import Line
+from thinwire.wire.frames import Frame
+
+INCARNATION_BITS = 48
+# How soon a worker that waits notices that it was asked to stop.
+POLL_SECONDS = 0.2
+
+
+class Stopped(Exception):
+    """The run has ended; the message says why."""
+
+
+class Lost(Exception):
+    """A server does not know this worker, or has fallen silent: it has to join again."""
+
+
+class Interrupted(Exception):
+    """This worker was asked to stop."""
+
+
+@dataclass(frozen=True)
+class Welcome:
+    """What a worker is told when it joins."""
+
+    place: int
+    position: Position
+    settings: dict[str, Any]
+
+
+class Servers:
+    """All servers of a run, as one worker sees them.
+
+    Args:
+        lines: one to each, in any order.
+        data: the data folder's fingerprint.
+        version: of thinwire.
+        name: what to call this worker in a sentence.
+        timeout_seconds: the longest wait for a server.
+        stopping: whether this worker was asked to stop.
+    """
+
+    def __init__(
+        self,
+        lines: Sequence[Line],
+        *,
+        data: str,
+        version: str,
+        name: str,
+        timeout_seconds: float,
+        stopping: Callable[[], bool] = lambda: False,
+    ) -> None:
+        self.lines = list(lines)
+        self.timeout_seconds = timeout_seconds
+        self.incarnation = 0
+        self._hello = {"protocol": PROTOCOL, "thinwire": version, "data": data, "name": name}
+        self._stopping = stopping
+        self._waited_seconds = 0.0
+        self._before = WireAccount()
+
+    def join(self) -> Welcome:
+        """Say HELLO to every server until each has said WELCOME; put the lines in their order.
+
+        Raises:
+            UserError: a server refuses, does not answer in time, or is not of the same run.
+            Stopped: the run has ended.
+        """
+        self.incarnation = 1 + secrets.randbits(INCARNATION_BITS)
+        hello = say_json(Kind.HELLO, self._hello | {"incarnation": self.incarnation})
+        found = [self._joined(line, hello) for line in self.lines]
+        order = self._order(found)
+        self.lines = [self.lines[index] for index in order]
+        self._before = self._total()
+        first = found[order[0]]
+        return Welcome(first["place"], Position(*first["position"]), first["settings"])
+
+    def _joined(self, line: Line, hello: Tensor) -> dict[str, Any]:
+        said_hello, deadline = float("-inf"), monotonic() + self.timeout_seconds
+        while monotonic() < deadline:
+            if monotonic() - said_hello >= LIFE_SECONDS:
+                said_hello = monotonic()
+                line.send(hello)
+            received = self._receive(line, LIFE_SECONDS)
+            if received is None:
+                continue
+            kind, frame = received
+            if kind is Kind.REFUSED:
+                raise UserError(text_of(frame))
+            if kind is Kind.WELCOME and json_of(frame).get("incarnation") == self.incarnation:
+                return json_of(frame)
+        raise UserError(
+            f"the server {line.server} has not answered {self._hello['name']} for "
+            f"{self.timeout_seconds:g} seconds: is it running, and has it the same key?"
+        )
+
+    def _order(self, found: Sequence[Mapping[str, Any]]) -> list[int]:
+        names = [line.server for line in self.lines]
+        for name, welcome in zip(names, found, strict=True):
+            if welcome["run"] != found[0]["run"]:
+                raise UserError(
+                    f"{names[0]} serves the run {found[0]['run']}, and {name} the run "
+                    f"{welcome['run']}: name servers of one run"
+                )
+        if found[0]["num_shards"] != len(found):
+            raise UserError(
+                f"the run has {found[0]['num_shards']} servers, and {len(found)} are named: "
+                f"{', '.join(names)}"
+            )
+        shards = [welcome["shard"] for welcome in found]
+        for index, shard in enumerate(shards):
+            if shard in shards[:index]:
+                raise UserError(
+                    f"{names[shards.index(shard)]} and {names[index]} are the same server of the "
+                    f"run, the one with shard {shard}"
+                )
+        return sorted(range(len(shards)), key=lambda index: shards[index])
+
+    def send(self, index: int, message: Tensor) -> None:
+        """Send to server `index`."""
+        self.lines[index].send(message)
+
+    def arrived(self, index: int) -> tuple[Kind, Frame] | None:
+        """A message of server `index` that is there already."""
+        return self._receive(self.lines[index], 0.0)
+
+    def wait(self, index: int) -> tuple[Kind, Frame]:
+        """The next message of server `index`, which is asked for a sign of life meanwhile.
+
+        Raises:
+            Lost: it is silent, or does not know this worker.
+            Stopped: the run has ended.
+            Interrupted: this worker has to stop.
+        """
+        began = perf_counter()
+        try:
+            while True:
+                received = self._receive(self.lines[index], LIFE_SECONDS)
+                if received is not None:
+                    return received
+                if perf_counter() - began >= self.timeout_seconds:
+                    raise Lost
+                self.lines[index].send(say(Kind.ALIVE, self.incarnation))
+        finally:
+            self._waited_seconds += perf_counter() - began
+
+    def goodbye(self) -> None:
+        """Leave, with the whole account of the wire."""
+        for index in range(len(self.lines)):
+            self.send(index, say(Kind.GOODBYE, self.incarnation, *self.account()))
+
+    def account(self) -> WireAccount:
+        """What was waited, sent and received since the last HELLO."""
+        pairs = zip(self._total(), self._before, strict=True)
+        return WireAccount(*(now - before for now, before in pairs))
+
+    def _total(self) -> WireAccount:
+        sent = sum(line.meter.sent for line in self.lines)
+        received = sum(line.meter.received for line in self.lines)
+        return WireAccount(self._waited_seconds, sent, received)
+
+    def _receive(self, line: Line, timeout_seconds: float) -> tuple[Kind, Frame] | None:
+        """The next message that can be read and is for this incarnation."""
+        deadline = monotonic() + timeout_seconds
+        while True:
+            if self._stopping():
+                raise Interrupted
+            message = line.receive(min(POLL_SECONDS, max(0.0, deadline - monotonic())))
+            if message is not None:
+                with suppress(ValueError):
+                    kind, frame = read_message(message)
+                    if kind is Kind.STOP:
+                        raise Stopped(text_of(frame))
+                    if kind in (Kind.WELCOME, Kind.REFUSED):
+                        return kind, frame
+                    if incarnation_of(frame) == self.incarnation:
+                        if kind is Kind.AGAIN:
+                            raise Lost
+                        return kind, frame
+            elif monotonic() >= deadline:
+                return None

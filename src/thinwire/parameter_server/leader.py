@@ -1,0 +1,444 @@
+"""The server of an asynchronous run, or the first of several: it steers the run and records it.
+
+One thread answers the workers. Evaluating and saving are left to a helper thread: meanwhile the
+parameters stand still, pulls and pushes are kept back, and workers who wait are told so. The clock
+stands still from when all of them wait.
+
+A server's state is its checkpoint. One that is killed is started again with `resume`; its workers
+find that they are unknown, and join again.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
+from dataclasses import asdict, replace
+from math import isfinite
+from pathlib import Path
+from secrets import token_hex
+from threading import Thread
+from typing import Any
+
+import torch
+
+from thinwire import __version__
+from thinwire.config import RunConfig
+from thinwire.console import console
+from thinwire.data.batches import Batches
+from thinwire.data.corpus import Corpus
+from thinwire.errors import UserError
+from thinwire.parameter_server.assignments import Places
+from thinwire.parameter_server.protocol import Push
+from thinwire.parameter_server.sessions import Server, Session
+from thinwire.parameter_server.shard import Shard
+from thinwire.parameter_server.sharding import sliced_shard
+from thinwire.parameter_server.staleness import Lateness, Staleness
+from thinwire.parameter_server.serving_loop import SHORT_POLL_SECONDS, Answering
+from thinwire.runs.device import set_up_device
+from thinwire.train.loop import resumed_folder
+from thinwire.runs.metrics import read_metrics
+from thinwire.runs.run import Run
+from thinwire.runs.folder import RunFolder
+from thinwire.parameter_server.followers import Others
+from thinwire.runs.signals import stop_on_signals
+from thinwire.transport.messages import Door, Line
+
+
+def serve(
+    data: Path,
+    out: Path,
+    config: RunConfig,
+    *,
+    door: Callable[[int], Door],
+    resume: bool = False,
+    others: Sequence[Line] = (),
+    ready: Callable[[], None] = lambda: None,
+    threads: int | None = None,
+) -> None:
+    """Serve a run on the data folder `data` until its budget is spent; leave it in `out`.
+
+    Ctrl+C saves and raises KeyboardInterrupt. `resume` and what it keeps are those of `train`.
+
+    Args:
+        data: a data folder.
+        out: the run folder.
+        config: all settings; `run.workers` says for how many workers the text is cut.
+        door: opens the server's door, for messages of so many bytes at most.
+        resume: go on from the newest whole step.
+        others: to the other servers of the run, in the order of their shards.
+        ready: called when workers may come.
+        threads: of this server; None: `run.threads` or, if that is 0, the cores.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    corpus = Corpus.open(data)
+    if not len(corpus.ids("valid")):
+        raise UserError(
+            f"{data} has no validation text: prepare it again with --valid FILE or --valid 0.01"
+        )
+    config = replace(config, exchange=replace(config.exchange, kind="async"))
+    device = set_up_device(config, threads)
+    folder = (resumed_folder if resume else RunFolder.planned)(out, config, corpus)
+    job = Run(folder, config, corpus, device, config.run.workers)
+    saved: Mapping[str, Any] = {}
+    if resume and job.checkpoints is not None and job.checkpoints.newest is not None:
+        saved = job.load().state
+    opened = door(message_bytes(job.num_parameters))
+    # Only now, so that what cannot be leaves no run behind.
+    if resume:
+        _say_what_is_lost(job, saved)
+        folder.write_config()
+    else:
+        folder.write(corpus)
+    serving = Serving(job, opened, others, saved)
+    try:
+        serving.run(resumed=resume, ready=ready)
+    finally:
+        serving.close()
+
+
+def message_bytes(num_parameters: int) -> int:
+    """No message of a run is larger: all parameters in fp32, twice, for ids and headers."""
+    return 8 * num_parameters
+
+
+class Serving(Answering):
+    """A run, the server of its workers, and the loop over what they say.
+
+    Args:
+        job: the run, loaded already if it is resumed.
+        door: where the workers are.
+        others: to the other servers, in the order of their shards.
+        saved: the state that the run was resumed from; empty: there is none.
+    """
+
+    def __init__(
+        self,
+        job: Run,
+        door: Door,
+        others: Sequence[Line] = (),
+        saved: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.job, self.door = job, door
+        config = self.config = job.config
+        saved = saved or {}
+        self.run_id = token_hex(8)
+        self.num_shards = 1 + len(others)
+        self.settings = asdict(config)
+        self.places = Places(config.run.workers, _places(job, saved.get("batches", {})))
+        job.epochs = self.places.epochs
+        self.shard = self._shard()
+        self.server = Server(
+            door,
+            self.shard,
+            self,
+            data=job.corpus.meta.fingerprint,
+            version=__version__,
+            timeout_seconds=config.exchange.timeout_seconds,
+            warn=_warn,
+        )
+        self.others: Others | None = None
+        if others:
+            self.others = Others(others, job, self.shard, self.run_id, self.settings, _warn)
+        self.dropped = self._num_steps = 0
+        self._counted = False
+        self._staleness, self._all_staleness = Staleness(), Staleness()
+        self._before = {name: saved.get(name, 0) for name in self._account()}
+
+    def _shard(self) -> Shard:
+        job, config = self.job, self.config
+        exchange = config.exchange.for_workers(config.run.workers)
+        if self.num_shards > 1:
+            return sliced_shard(job.tables, job.blocks, 0, self.num_shards, config.optim, exchange)
+        updater, rates = job.updater, (config.optim.lr, config.optim.row_lr)
+        return Shard(
+            job.tables,
+            job.blocks,
+            updater.row_optimizer,
+            updater.dense_optimizer,
+            rates,
+            exchange,
+        )
+
+    # The loop
+
+    def run(self, *, resumed: bool = False, ready: Callable[[], None] = lambda: None) -> None:
+        """Serve until the budget is spent; then evaluate, save and record the end."""
+        job = self.job
+        job.wire = self._wire()
+        with stop_on_signals(job), job.recording(resumed=resumed):
+            try:
+                if self.others is not None:
+                    self.others.gather_round(lambda: job.stop_asked)
+                self._steer()
+                ready()
+                self._loop()
+            except Exception as error:
+                self.server.stop(str(error) if isinstance(error, UserError) else "it has failed")
+                self.part()
+                if self.others is not None:
+                    self.others.end()
+                raise
+        if job.stop_asked:
+            raise KeyboardInterrupt
+
+    def _loop(self) -> None:
+        job = self.job
+        with job.clock.paused():  # it runs from the first step on
+            while self.server.all_wait and not job.stop_asked and job.progress() < 1.0:
+                self._turn_among_servers()
+        while not job.stop_asked and job.progress() < 1.0:
+            self._turn_among_servers()
+            # Intervals of 0 mean every step, and not every turn.
+            if not self._counted:
+                continue
+            self._counted = False
+            if job.report_due:
+                self._report()
+            if job.evaluation_due():
+                self._stand_still(self._evaluate)
+            if job.save_due():
+                self._stand_still(self._save)
+        self._end()
+
+    def _turn_among_servers(self) -> None:
+        self.turn()
+        if self.others is not None:
+            self.others.look_after()
+
+    def _end(self) -> None:
+        job = self.job
+        asked = job.stop_asked
+        with job.clock.paused():
+            if not self.server.stopped:
+                self.server.stop("it was interrupted" if asked else "its budget is spent")
+            self.part()
+            self._report()
+            self.shard.settle()
+            if not job.evaluated and not asked:
+                self._helped(self._evaluate)
+            self._helped(lambda: self._save_aloud(best=False))
+            if job.checkpoints is not None:
+                self._helped(job.checkpoints.wait)
+            self.see_off()
+            if self.others is not None:
+                self.others.end()
+        job.stop_asked = asked
+        job.wire = self._wire(self._all_staleness)
+        job.end()
+
+    def close(self) -> None:
+        """Shut the door."""
+        self.door.close()
+        if self.others is not None:
+            self.others.close()
+
+    # Evaluating and saving
+
+    def _stand_still(self, action: Callable[[], None]) -> None:
+        """Have this done while the parameters stand still."""
+        self.shard.settle()
+        self.server.hold()
+        with ExitStack() as stack:
+            self._helped(action, lambda: stack.enter_context(self.job.clock.paused()))
+        self.server.release()
+
+    def _helped(self, action: Callable[[], None], all_wait: Callable[[], object] = object) -> None:
+        """Have this done by a helper, and answer workers meanwhile.
+
+        Args:
+            action: what is to be done.
+            all_wait: called once, as soon as no worker computes.
+        """
+        errors: list[BaseException] = []
+        self.job.wire = self._wire()
+
+        def help_out() -> None:
+            # Of this thread: the workers stand still, so their cores are free.
+            torch.set_num_threads(self.config.run.threads or os.cpu_count() or 1)
+            try:
+                action()
+            except BaseException as error:
+                errors.append(error)
+
+        helper = Thread(target=help_out, name="helper", daemon=True)
+        helper.start()
+        told = False
+        while helper.is_alive():
+            if not told and self.server.all_wait:
+                told = True
+                all_wait()
+            self.turn(SHORT_POLL_SECONDS)
+        helper.join()
+        if errors:
+            raise errors[0]
+
+    def _evaluate(self) -> None:
+        job = self.job
+        if not self._collected(optimizers=False):
+            return
+        found = job.measure()
+        if job.take_evaluation(found.ppl, found):
+            self._save(best=True)
+
+    def _save(self, *, best: bool = False) -> None:
+        try:
+            self._save_aloud(best=best)
+        except UserError as error:  # what was saved is kept; the run goes on, and tries again
+            _warn(str(error))
+
+    def _save_aloud(self, *, best: bool) -> None:
+        if self._collected(optimizers=True):
+            data, N = self.config.data, self.config.run.workers
+            first = self.places.position(0)
+            where = {"epoch": first.epoch, "step": first.step}
+            streams = {"streams": N * data.batch, "length": data.length}
+            self.job.save({}, {**where, **streams, "places": self.places.state()}, best=best)
+
+    def _collected(self, *, optimizers: bool) -> bool:
+        """Have the other servers' rows put into the run's model; whether all of them came."""
+        if self.others is None:
+            return True
+        try:
+            self.others.collect(optimizers=optimizers)
+        except UserError as error:
+            _warn(str(error))
+            return False
+        return True
+
+    # The record
+
+    def _report(self) -> None:
+        self.job.wire = self._wire(self._staleness)
+        self.job.report()
+        self._staleness = Staleness()
+
+    def _wire(self, staleness: Staleness | None = None) -> dict[str, Any]:
+        account = self._account()
+        wire: dict[str, Any] = {n: account[n] + before for n, before in self._before.items()}
+        if staleness is not None:
+            wire["staleness"] = staleness.summary()
+        return wire
+
+    def _account(self) -> dict[str, float]:
+        """What all have sent, and the average worker has waited, since this server began.
+
+        What the servers send is what the workers receive, and the other way round.
+        """
+        wire = self.server.wire()
+        num_bytes = round(wire.bytes_sent + wire.bytes_received)
+        return {
+            "bytes_sent": num_bytes,
+            "bytes_received": num_bytes,
+            # Every step pulls and pushes all parameters, in fp32.
+            "bytes_dense": 2 * 4 * self.job.num_parameters * self._num_steps,
+            "exchange_seconds": round(wire.waited_seconds / self.config.run.workers, 3),
+            "dropped_pushes": self.dropped,
+        }
+
+    # What the server asks its steward
+
+    def welcome(self, session: Session, before: Session | None) -> dict[str, Any] | None:
+        """See `Steward`."""
+        if before is None:
+            session.place = self.places.take()
+        elif before is not session:
+            session.place = before.place
+            console.print(f"{session.name} has joined again.", markup=False, soft_wrap=True)
+        return {
+            "run": self.run_id,
+            "shard": 0,
+            "num_shards": self.num_shards,
+            "place": session.place,
+            "position": list(self.places.position(session.place)),
+            "settings": self.settings,
+        }
+
+    def left(self, session: Session, why: str) -> None:
+        """See `Steward`."""
+        self.places.free(session.place)
+        if not self.server.stopped:
+            console.print(f"{session.name} {why}.", markup=False, soft_wrap=True)
+
+    def expect(self, session: Session, push: Push) -> None:
+        """See `Steward`."""
+        job = self.job
+        for what, number in (("loss", push.report.loss), ("gradient's norm", push.report.norm)):
+            if not isfinite(number):
+                raise job.diverged(
+                    f"the {what} is {number} at step {job.step + 1}, by {session.name}"
+                )
+        self._steer()
+
+    def count(self, session: Session, push: Push, lateness: Lateness | None) -> None:
+        """See `Steward`."""
+        job = self.job
+        self.places.move(session.place, push.report.position)
+        if lateness is None:
+            self.dropped += 1
+            return
+        self._staleness.add(lateness)
+        self._all_staleness.add(lateness)
+        self._num_steps += 1
+        self._counted = True
+        job.advance(push.report.num_targets, self.places.epochs)
+        job.observe(push.report.loss)
+        self._steer()
+        if job.progress() >= 1.0:
+            self.server.stop("its budget is spent")
+
+    def _steer(self) -> None:
+        """Set what learning rates are multiplied by, here and for the other servers."""
+        job, progress = self.job, self.job.progress()
+        job.set_rates(progress)
+        self.shard.factor = job.schedule.factor(job.step, progress)
+
+
+def _places(job: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
+    """Every place's position, of a run that may have been planned for another number of workers."""
+    if not saved:
+        return {}
+    config, N = job.config, job.config.run.workers
+    positions: dict[str, Any] = saved.get(
+        "places", {"0": [saved["epoch"], saved["step"], job.step, 0]}
+    )
+    if saved["streams"] == N * config.data.batch and "places" in saved:
+        return positions
+    found: dict[str, Any] = {}
+    batches = Batches(
+        job.corpus.ids("train"),
+        config.data,
+        seed=config.run.seed,
+        eos_id=job.corpus.meta.eos_id,
+        num_workers=N,
+    )
+    for place in range(N):
+        epoch, step, *_ = positions.get(str(place % len(positions)), [0, 0])
+        batches.load_state_dict({**saved, "epoch": epoch, "step": step})
+        state = batches.state_dict()
+        # So that no draw of before is drawn again.
+        found[str(place)] = [state["epoch"], state["step"], job.step, batches.epoch]
+    return found
+
+
+def _say_what_is_lost(job: Run, saved: Mapping[str, Any]) -> None:
+    """After a crash: how much of the training was not saved."""
+    assert job.folder is not None
+    recorded = [line for line in read_metrics(job.folder.path) if "seconds" in line]
+    if not recorded or recorded[-1]["event"] == "end":
+        return
+    since = recorded[-1]["seconds"] - saved.get("seconds", 0.0)
+    most = max(since, job.config.checkpoint.every_seconds)
+    console.print(
+        f"The run was cut off; what came after step {job.step} was saved is lost, {most:.0f} "
+        "seconds of training at most.",
+        markup=False,
+        soft_wrap=True,
+    )
+
+
+def _warn(sentence: str) -> None:
+    with suppress(OSError):
+        console.print(f"Warning: {sentence}", style="yellow", markup=False, soft_wrap=True)

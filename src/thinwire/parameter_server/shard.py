@@ -1,0 +1,250 @@
+"""One server's rows: what is pulled from them, and what is pushed to them. Pure: no messages.
+
+A server counts the updates it makes, its **version**, and stamps each row with the version that
+changed it last. What it has sent to a worker carries the version at which it was sent, so that a
+pull is answered with the rows that are newer than that.
+
+n rows of a parameter here, R rows named, H of them newer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from thinwire.parameter_server.parameter_codec import ParameterCodec
+from thinwire.parameter_server.accumulation import Gradient, Pile
+from thinwire.parameter_server.protocol import Pull, Push, Rows, decoded, packed_mask
+from thinwire.parameter_server.staleness import Lateness
+from thinwire.exchange.config import ExchangeConfig
+from thinwire.optim.rows import RowOptimizer
+from thinwire.wire.codecs import make_codec
+
+# A worker has the pulls of two steps under way, two each, and more after a push that came too late.
+PULLS_REMEMBERED = 6
+NEVER = -1
+
+
+@dataclass
+class Held:
+    """What a server knows of one worker.
+
+    Attributes:
+        stamps: the version of every row that it holds.
+        blocks: a copy of the blocks that it holds, where differences to them travel.
+        answered: the version at which each of its last pulls was answered.
+        last_answer: the last of these pulls.
+    """
+
+    stamps: dict[str, Tensor] = field(default_factory=dict)
+    blocks: dict[str, Tensor] = field(default_factory=dict)
+    answered: dict[int, int] = field(default_factory=dict)
+    last_answer: int = 0
+
+
+class Shard:
+    """Parameters, or every M-th row of them, with the optimisers that update them.
+
+    Args:
+        tables: updated row by row, by name.
+        blocks: updated whole.
+        row_optimizer: of the tables.
+        dense_optimizer: of the blocks.
+        rates: learning rates of the dense optimiser and of the row optimiser.
+        config: codec, bound of staleness, and how many pushes make an update.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, nn.Parameter],
+        blocks: Mapping[str, nn.Parameter],
+        row_optimizer: RowOptimizer,
+        dense_optimizer: torch.optim.Optimizer,
+        rates: tuple[float, float],
+        config: ExchangeConfig,
+    ) -> None:
+        self.tables, self.blocks = tables, blocks
+        self.parameters: dict[str, nn.Parameter] = {**tables, **blocks}
+        self.row_optimizer, self.dense_optimizer = row_optimizer, dense_optimizer
+        self.rates, self.config = rates, config
+        self.version = 0
+        self.factor = 1.0
+        """What learning rates are multiplied by; whoever steers the run sets it."""
+        self._names = list(self.parameters)
+        self._changed = {n: torch.zeros(len(p), dtype=torch.int32) for n, p in _items(self)}
+        self._codec, self._parameter_codec = make_codec(config.codec), ParameterCodec(config.codec)
+        self._pile = Pile()
+
+    @property
+    def num_rows(self) -> list[int]:
+        """How many rows each parameter has here."""
+        return [len(parameter) for parameter in self.parameters.values()]
+
+    @torch.no_grad()
+    def pull(self, held: Held, pull: Pull) -> Rows | None:
+        """The answer to a pull; None: it has been answered, or a later one has.
+
+        Raises:
+            ValueError: rows of different numbers stand in one group.
+        """
+        if pull.number <= held.last_answer:
+            return None
+        if pull.held != held.last_answer:
+            held.stamps.clear()  # an answer was lost: who knows what this worker holds
+        held.last_answer = pull.number
+        self._remember(held, pull)
+        whole = self._lacks_blocks(held, pull)
+        masks, values = [], []
+        newer = [self._newer(held, pull, group) for group in range(len(pull.selection.ids))]
+        for (mask_R, _), ids_R in zip(newer, pull.selection.ids, strict=True):
+            all_sent = pull.everything and ids_R is None
+            masks.append(torch.empty(0).byte() if all_sent else packed_mask(mask_R))
+        for index, group in pull.selection.present():
+            _, ids_H = newer[group]
+            values.append(self._encoded(held, self._names[index], ids_H, whole=whole))
+        return Rows(
+            pull.incarnation,
+            pull.number,
+            self.version,
+            self.factor,
+            whole,
+            tuple(masks),
+            tuple(values),
+        )
+
+    def _lacks_blocks(self, held: Held, pull: Pull) -> bool:
+        """Whether there are rows of blocks among those asked for that this worker never had."""
+        for index, group in pull.selection.present():
+            name, ids_R = self._names[index], pull.selection.ids[group]
+            if name in self.blocks and (
+                name not in held.stamps or bool((_rows(held.stamps[name], ids_R) == NEVER).any())
+            ):
+                return True
+        return False
+
+    def _encoded(self, held: Held, name: str, ids_H: Tensor | None, *, whole: bool) -> Tensor:
+        """A parameter's rows as they travel to this worker."""
+        codec, values = self._parameter_codec, _rows(self.parameters[name].detach(), ids_H)
+        if name not in self.blocks or codec.differences is None:
+            return codec.whole.encode(values)
+        if name not in held.blocks:
+            held.blocks[name] = torch.empty_like(self.blocks[name].detach())
+        copy = held.blocks[name]
+        sent = values if whole else values - _rows(copy, ids_H)
+        data = codec.of_blocks(whole=whole).encode(sent)
+        codec.change(copy, ids_H, data, whole=whole)
+        return data
+
+    def begins_step(self, pull: Pull) -> bool:
+        """Whether it asks for all that a step needs; one ahead asks for rows of tables alone."""
+        return any(self._names[index] not in self.tables for index, _ in pull.selection.present())
+
+    def _newer(self, held: Held, pull: Pull, group: int) -> tuple[Tensor, Tensor | None]:
+        """Which of a group's rows this worker does not hold as they are: a mask, and ids."""
+        ids_R = pull.selection.ids[group]
+        mask_R: Tensor | None = None
+        for index in (p for p, g in pull.selection.present() if g == group):
+            name = self._names[index]
+            stamps = held.stamps.get(name)
+            if stamps is None:
+                stamps = torch.full((len(self.parameters[name]),), NEVER, dtype=torch.int32)
+                held.stamps[name] = stamps
+            found_R = _rows(self._changed[name], ids_R) > _rows(stamps, ids_R)
+            if mask_R is not None and len(mask_R) != len(found_R):
+                raise ValueError("parameters with different numbers of rows stand in one group")
+            mask_R = found_R if mask_R is None else mask_R | found_R
+            stamps[slice(None) if ids_R is None else ids_R] = self.version
+        if mask_R is None:
+            raise ValueError("a group of rows of no parameter")
+        if pull.everything or bool(mask_R.all()):
+            return mask_R.fill_(True), ids_R
+        return mask_R, mask_R.nonzero().squeeze(1) if ids_R is None else ids_R[mask_R]
+
+    def _remember(self, held: Held, pull: Pull) -> None:
+        held.answered[pull.number] = self.version
+        for number in sorted(held.answered)[:-PULLS_REMEMBERED]:
+            del held.answered[number]
+
+    @torch.no_grad()
+    def push(self, held: Held, push: Push) -> Lateness | None:
+        """Take the gradients of a push; None: it came too late, and nothing was changed.
+
+        Raises:
+            ValueError: they are not of the shape of their rows.
+        """
+        gradients = self._decoded(push)
+        answered = held.answered.get(push.pull)
+        if answered is None:
+            return None
+        tau, bound = self.version - answered, self.config.staleness_bound
+        if bound and tau > bound:
+            return None
+        lateness = Lateness(tau, self._changed_rows(gradients, answered))
+        self._pile.add(gradients)
+        if self._pile.size >= self.config.accumulate:
+            self._update(self._pile.take())
+        return lateness
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """Apply what has been piled up, before the parameters are read as the run's result."""
+        if self._pile.size:
+            self._update(self._pile.take())
+
+    def _decoded(self, push: Push) -> dict[str, Gradient]:
+        gradients: dict[str, Gradient] = {}
+        pairs = zip(push.selection.present(), push.values, strict=True)
+        for (index, group), data in pairs:
+            name, ids_R = self._names[index], push.selection.ids[group]
+            parameter = self.parameters[name]
+            shape = parameter.shape
+            if ids_R is not None and not push.everything:
+                shape = torch.Size((len(ids_R), *shape[1:]))
+            values = decoded(self._codec, data, shape).to(parameter.device)
+            gradients[name] = ids_R, _rows(values, ids_R) if push.everything else values
+        return gradients
+
+    def _changed_rows(self, gradients: Mapping[str, Gradient], version: int) -> float:
+        changed = [
+            _rows(self._changed[name], ids) > version
+            for name, (ids, _) in gradients.items()
+            if name in self.tables
+        ]
+        return float(torch.cat(changed).float().mean()) if changed else 0.0
+
+    def _update(self, gradients: Mapping[str, Gradient]) -> None:
+        self.version += 1
+        for optimizer, rate in zip(
+            (self.dense_optimizer, self.row_optimizer), self.rates, strict=True
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * self.factor
+        for name, (ids_R, values) in gradients.items():
+            parameter = self.parameters[name]
+            if name in self.tables:
+                ids = None if ids_R is None else ids_R.to(parameter.device)
+                self.row_optimizer.update_rows(parameter, ids, values)
+                self._changed[name][slice(None) if ids_R is None else ids_R] = self.version
+            else:
+                parameter.grad = _whole(parameter, ids_R, values)
+                # Whole, for its optimiser also moves on what has no gradient.
+                self._changed[name].fill_(self.version)
+        self.dense_optimizer.step()
+        self.dense_optimizer.zero_grad(set_to_none=True)
+
+
+def _items(shard: Shard) -> list[tuple[str, nn.Parameter]]:
+    return list(shard.parameters.items())
+
+
+def _rows(values: Tensor, ids_R: Tensor | None) -> Tensor:
+    return values if ids_R is None else values.index_select(0, ids_R.to(values.device))
+
+
+def _whole(block: Tensor, ids_R: Tensor | None, values: Tensor) -> Tensor:
+    if ids_R is None:
+        return values
+    return torch.zeros_like(block).index_copy_(0, ids_R.to(block.device), values)

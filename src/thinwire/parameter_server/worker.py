@@ -1,0 +1,214 @@
+"""One worker of an asynchronous run.
+
+A step is five calls, as in `loop.py`; the rows of the next one are pulled while this one computes:
+
+    touch      which rows the batch and its sample need
+    fetch      the rows that the servers have changed arrive
+    loss       hidden states, then the loss over the touched words
+    backward   gradients of what was touched
+    push       they leave for the servers, which update those rows; nobody waits
+
+Whatever the worker needs to know, its settings and its part of the text, the servers tell it. When
+they do not know it any more, because they have been started again or it has been away for too long,
+it joins as a new worker would, and drops what it holds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from thinwire import __version__
+from thinwire.config import RunConfig
+from thinwire.data.batches import Batches
+from thinwire.data.corpus import Corpus
+from thinwire.parameter_server.client import Client
+from thinwire.parameter_server.protocol import Position
+from thinwire.parameter_server.connections import (
+    Interrupted,
+    Lost,
+    Servers,
+    Stopped,
+    Welcome,
+)
+from thinwire.language_model import LanguageModel, Task
+from thinwire.models.contract import State
+from thinwire.models.noise import Noise
+from thinwire.seeds import derive
+from thinwire.runs.device import set_up_device
+from thinwire.runs.signals import stop_on_signals
+from thinwire.transport.messages import Line
+
+# Until the servers have told it `exchange.timeout_seconds`.
+PATIENCE_SECONDS = 60.0
+
+
+def work(
+    data: Path,
+    lines: Sequence[Line],
+    *,
+    name: str,
+    threads: int | None = None,
+    device: str | None = None,
+    told: Callable[[str], None] = lambda sentence: None,
+) -> str:
+    """Work for the servers at the other end of the lines until the run ends; returns why it did.
+
+    Ctrl+C says goodbye to them and raises KeyboardInterrupt.
+
+    Args:
+        data: a copy of the servers' data folder.
+        lines: to all servers of the run, in any order.
+        name: what to call this worker in a sentence; one that takes over another's work has its
+            name.
+        threads: compute threads; None: what the run says.
+        device: where to compute; None: what the run says.
+        told: hears whom this worker waits for, and that it has joined.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    corpus = Corpus.open(data)
+    told(f"Waiting for {' and '.join(line.server for line in lines)}")
+    return Worker(corpus, lines, name=name, threads=threads, device=device, told=told).run()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A task, the targets in it, and where the worker stands in the text after it."""
+
+    task: Task
+    num_targets: int
+    position: Position
+    draw: int
+
+
+class Worker:
+    """A copy of the model whose rows come from the servers, a part of the text, and the loop."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        lines: Sequence[Line],
+        *,
+        name: str,
+        threads: int | None = None,
+        device: str | None = None,
+        told: Callable[[str], None] = lambda sentence: None,
+    ) -> None:
+        self.corpus = corpus
+        self.stop_asked = False
+        self._threads, self._device, self._told = threads, device, told
+        self.servers = Servers(
+            lines,
+            data=corpus.meta.fingerprint,
+            version=__version__,
+            name=name,
+            timeout_seconds=PATIENCE_SECONDS,
+            stopping=lambda: self.stop_asked,
+        )
+        self._model: LanguageModel | None = None
+
+    def run(self) -> str:
+        """Work until the run ends; returns why it did."""
+        with stop_on_signals(self):
+            try:
+                while True:
+                    try:
+                        self._begin(self.servers.join())
+                        while True:
+                            self.step()
+                    except Lost:
+                        continue
+            except Interrupted:
+                raise KeyboardInterrupt from None
+            except Stopped as stopped:
+                return str(stopped)
+            finally:
+                self.servers.goodbye()
+                for line in self.servers.lines:
+                    line.close()
+
+    def _begin(self, welcome: Welcome) -> None:
+        """Take the place that the servers have given."""
+        self.config = RunConfig.from_dict(welcome.settings, "the server's settings")
+        config = self.config
+        self.servers.timeout_seconds = config.exchange.timeout_seconds
+        if self._model is None:
+            self._set_up(config)
+        assert self._model is not None
+        self.model = self._model
+        place, N, seed = welcome.place, config.run.workers, config.run.seed
+        self.place, self.steps = place, welcome.position.steps
+        self.client = Client(
+            self.servers,
+            self.model.tables(),
+            self.model.blocks(),
+            config.exchange,
+            config.optim.clip,
+            derive(seed, "worker", str(place)),
+        )
+        self.batches = Batches(
+            self.corpus.ids("train"),
+            config.data,
+            seed=seed if place < N else derive(seed, "batches", str(place // N)),
+            eos_id=self.corpus.meta.eos_id,
+            worker=place % N,
+            num_workers=N,
+        )
+        position = welcome.position
+        self.batches.load_state_dict(
+            self.batches.state_dict() | {"epoch": position.epoch, "step": position.step}
+        )
+        self.state: State | None = None
+        self._next = self._look_ahead()
+        self._told(f"Joined; this worker's part of the text is {place % N + 1} of {N}.")
+
+    def _set_up(self, config: RunConfig) -> None:
+        device = set_up_device(config, self._threads, self._device)
+        counts_V = torch.from_numpy(self.corpus.counts_V)
+        # Not initialised: every row that is read is pulled first.
+        seed = config.run.seed
+        model = LanguageModel(config.model, config.loss, counts_V, seed, initialise=False)
+        self._model, self.device = model.to(device), device
+
+    def step(self) -> None:
+        """One step."""
+        step = self._next
+        rows = self.client.fetch(step.task.touched)
+        # Here, so that the wire and the servers work while this worker computes; the price is
+        # that the next step does not see of its rows what this one is about to push.
+        self._next = self._look_ahead()
+        total, self.state = self.model.loss(step.task, rows, self.state, self._noise(step.draw))
+        loss = total / step.num_targets
+        loss.backward()
+        self.client.push(rows, float(loss.detach()), step.num_targets, step.position)
+
+    def _look_ahead(self) -> _Step:
+        """Read the next batch, draw its sample, and pull what they touch."""
+        step = self._touch()
+        self.client.pull_rows(step.task.touched)
+        return step
+
+    def _touch(self) -> _Step:
+        while True:
+            batch = next(self.batches)
+            # By line, a worker's streams may have run out of lines before the others' have.
+            num_targets = int((batch.targets_BT >= 0).sum())
+            if num_targets:
+                break
+        exchange, workers = self.config.exchange, self.config.run.workers
+        draw = exchange.draw(self.steps, self.place, workers)
+        self.steps += 1
+        state = self.batches.state_dict()
+        position = Position(state["epoch"], state["step"], self.steps, self.batches.epoch)
+        return _Step(self.model.touch(batch.to(self.device), draw), num_targets, position, draw)
+
+    def _noise(self, draw: int) -> Noise | None:
+        model, B = self.config.model, self.config.data.batch
+        if model.dropout == 0.0:
+            return None
+        return Noise(model.dropout, self.config.run.seed, draw, self.place * B, B)

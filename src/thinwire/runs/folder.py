@@ -1,0 +1,165 @@
+"""A run folder: settings, the tokenizer, metrics and steps, enough to use the model anywhere.
+
+config.toml        all settings, and which data folder they were used on
+metrics.jsonl      what was measured
+tokenizer.json     the data folder's
+counts.safetensors occurrences of each word in the training text: what samples are drawn by
+step-N/            checkpoints
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from thinwire.config import RunConfig, read_toml, toml_section
+from thinwire.data.corpus import Corpus
+from thinwire.errors import UserError
+from thinwire.language_model import LanguageModel
+from thinwire.loss.config import LossConfig
+from thinwire.runs.checkpoints import Checkpoint
+
+CONFIG_FILE = "config.toml"
+TOKENIZER_FILE = "tokenizer.json"
+COUNTS_FILE = "counts.safetensors"
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """An existing run: where it is, its settings, and the data folder it was trained on."""
+
+    path: Path
+    config: RunConfig
+    data: Path
+    fingerprint: str
+    unk_id: int | None
+    eos_id: int
+
+    @classmethod
+    def planned(cls, path: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
+        """A run that is not on disk yet.
+
+        Raises:
+            UserError: there is one already.
+        """
+        if (path / CONFIG_FILE).exists():
+            raise UserError(
+                f"{path} already holds a run: go on with --resume, or name another --out"
+            )
+        if path.exists() and not path.is_dir():
+            raise UserError(f"{path} is a file, and a run needs a folder")
+        return cls(
+            path,
+            config,
+            corpus.path.resolve(),
+            corpus.meta.fingerprint,
+            corpus.meta.unk_id,
+            corpus.meta.eos_id,
+        )
+
+    @classmethod
+    def create(cls, path: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
+        """Plan a run and write it."""
+        run = cls.planned(path, config, corpus)
+        run.write(corpus)
+        return run
+
+    def write(self, corpus: Corpus) -> None:
+        """Make the folder, parents included; the settings come last, and with them it is a run."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(corpus.tokenizer_file, self.path / TOKENIZER_FILE)
+        save_file({"counts": torch.from_numpy(corpus.counts_V)}, self.path / COUNTS_FILE)
+        self.write_config()
+
+    @classmethod
+    def open(cls, path: Path) -> RunFolder:
+        """Read an existing run's settings.
+
+        Raises:
+            UserError: there is no run, or its settings cannot be read.
+        """
+        if not (path / CONFIG_FILE).exists():
+            raise UserError(f"{path} is not a run folder: it has no {CONFIG_FILE}")
+        sections = read_toml(path / CONFIG_FILE)
+        corpus = sections.pop("corpus", {})
+        if not {"path", "fingerprint", "eos_id"} <= corpus.keys():
+            raise UserError(f"{path / CONFIG_FILE} does not say which data folder it was used on")
+        return cls(
+            path,
+            RunConfig.from_dict(sections, str(path / CONFIG_FILE)),
+            Path(corpus["path"]),
+            corpus["fingerprint"],
+            corpus.get("unk_id"),
+            corpus["eos_id"],
+        )
+
+    def write_config(self) -> None:
+        """Record the settings, whole or not at all."""
+        corpus = {
+            "path": self.data.as_posix(),
+            "fingerprint": self.fingerprint,
+            "unk_id": self.unk_id,
+            "eos_id": self.eos_id,
+        }
+        text = f"{self.config.to_toml()}\n{toml_section('corpus', corpus)}"
+        temporary = self.path / f"{CONFIG_FILE}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, self.path / CONFIG_FILE)
+
+    def counts_V(self) -> Tensor:
+        """Occurrences of each word in the training text, int64.
+
+        Raises:
+            UserError: the file is missing or damaged.
+        """
+        file = self.path / COUNTS_FILE
+        try:
+            return load_file(file)["counts"]
+        except (OSError, SafetensorError, KeyError) as error:
+            raise UserError(f"{file} is missing or damaged ({error})") from None
+
+    def load_model(self, saved: Checkpoint) -> LanguageModel:
+        """The model as it was at a step of this run.
+
+        Raises:
+            UserError: the step's parameters are not those of this run's model.
+        """
+        config = self.config
+        # What trains the output rows is not part of the model.
+        loss = config.loss if config.loss.kind == "adaptive" else LossConfig(kind="full")
+        counts_V = self.counts_V()
+        model = LanguageModel(config.model, loss, counts_V, config.run.seed, initialise=False)
+        load_parameters(model, saved)
+        return model
+
+    @property
+    def tokenizer_file(self) -> Path:
+        """The tokenizer the model was trained with."""
+        return self.path / TOKENIZER_FILE
+
+
+def load_parameters(model: LanguageModel, saved: Checkpoint) -> None:
+    """Copy a checkpoint's parameters into a model of the same settings.
+
+    Raises:
+        UserError: a parameter is missing or has another shape.
+    """
+    found = saved.open("model")
+    parameters = {**model.tables(), **model.blocks()}
+    for name, parameter in parameters.items():
+        if name not in found:
+            raise UserError(f"{saved.path} holds no {name}: it is of another model")
+        if found[name].shape != parameter.shape:
+            raise UserError(
+                f"{name} is {list(found[name].shape)} in {saved.path}, "
+                f"but the model has {list(parameter.shape)}"
+            )
+        with torch.no_grad():
+            parameter.copy_(found[name])

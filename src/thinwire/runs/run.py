@@ -1,0 +1,415 @@
+"""What a run keeps and records: the model and its optimisers, the counts, the clock, the files.
+
+Whoever drives it, the loop of a worker or a server of an asynchronous run, counts steps, and has it
+report, evaluate and save when that is due.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from math import isfinite, log
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thinwire import __version__
+from thinwire.config import RunConfig
+from thinwire.data.corpus import Corpus
+from thinwire.errors import UserError
+from thinwire.exchange.local import Local
+from thinwire.language_model import LanguageModel
+from thinwire.optim.build import dense_optimizer, row_optimizer
+from thinwire.optim.schedules import Schedule
+from thinwire.optim.state import load_named_state, named_state
+from thinwire.runs.checkpoints import Checkpoint, Checkpoints
+from thinwire.runs.clock import Budget, Clock, Every
+from thinwire.runs.evaluation import Evaluation, evaluate
+from thinwire.runs.metrics import Averages, MetricsWriter
+from thinwire.runs.progress import TrainingDisplay, wire_sentence
+from thinwire.runs.folder import RunFolder, load_parameters
+
+# A smoothed loss so far above its lowest value will not come back; 2 nats are a factor of 7 in
+# perplexity.
+EXPLODED_NATS = 2.0
+SMOOTHING_STEPS = 100
+# A plateau schedule under a budget of tokens or epochs evaluates so often in a run: the clock must
+# not steer the numbers there.
+PLATEAU_EVALUATIONS = 20
+
+
+class Run:
+    """A model in training, its budget and its record.
+
+    Args:
+        folder: where the record goes; None: another process keeps it (all workers but the first).
+        config: all settings.
+        corpus: the data folder.
+        device: where the model lives.
+        num_workers: workers that train it.
+    """
+
+    def __init__(
+        self,
+        folder: RunFolder | None,
+        config: RunConfig,
+        corpus: Corpus,
+        device: torch.device,
+        num_workers: int = 1,
+    ) -> None:
+        self.folder, self.config, self.corpus, self.device = folder, config, corpus, device
+        self.num_workers = num_workers
+        counts_V = torch.from_numpy(corpus.counts_V)
+        model = LanguageModel(config.model, config.loss, counts_V, config.run.seed)
+        self.model = model.to(device)
+        self.tables, self.blocks = self.model.tables(), self.model.blocks()
+        self.updater = Local(
+            self.tables,
+            self.blocks,
+            row_optimizer(self.tables.values(), config.optim),
+            dense_optimizer(self.blocks.values(), config.optim),
+            config.optim.clip,
+        )
+        # Where nobody waits for the others, each worker's step counts.
+        round_steps = num_workers if config.exchange.kind == "async" else 1
+        self.schedule = Schedule(config.optim, round_steps)
+        self.budget = Budget(config.run)
+        self.clock = Clock()
+        self.checkpoints = (
+            Checkpoints(folder.path, config.checkpoint.keep) if folder is not None else None
+        )
+        self.step = 0
+        self.tokens = 0
+        self.epochs = 0.0
+        self.best_ppl = float("inf")
+        self.smoothed_loss = log(self.model.vocab_size)
+        self.lowest_loss = self.smoothed_loss
+        self.stop_asked = False
+        self.wire: Mapping[str, Any] = {}
+        """What all workers together have sent and waited, by the names in metrics.jsonl."""
+
+    @property
+    def num_parameters(self) -> int:
+        """Numbers in all parameters."""
+        return sum(p.numel() for p in (*self.tables.values(), *self.blocks.values()))
+
+    # Budget and rates
+
+    def progress(self) -> float:
+        """The part of the budget that is spent."""
+        return self.budget.progress(**self._spent())
+
+    @property
+    def spent_for_certain(self) -> bool:
+        """Whether tokens or epochs have spent the budget, which every worker counts alike."""
+        return self.budget.progress(**self._spent() | {"seconds": 0.0}) >= 1.0
+
+    def set_rates(self, progress: float) -> None:
+        """Set both optimisers' learning rates for the next step."""
+        factor = self.schedule.factor(self.step, progress)
+        for optimizer, rate in (
+            (self.updater.dense_optimizer, self.config.optim.lr),
+            (self.updater.row_optimizer, self.config.optim.row_lr),
+        ):
+            for group in optimizer.param_groups:
+                group["lr"] = rate * factor
+
+    def advance(self, num_targets: int, epochs: float) -> None:
+        """Count a step over so many targets, after which so many epochs are read."""
+        self.step += 1
+        self.tokens += num_targets
+        self.epochs = epochs
+
+    def take_back(self, num_targets: int) -> None:
+        """Uncount the step that was counted last: it has changed nothing."""
+        self.step -= 1
+        self.tokens -= num_targets
+
+    def observe(self, loss: float) -> None:
+        """Take in the mean loss a token of the step that was counted last, in nats.
+
+        Raises:
+            UserError: it is not finite, or the smoothed loss has risen beyond hope.
+        """
+        if not isfinite(loss):
+            raise self.diverged(f"the loss is {loss} at step {self.step}")
+        self.averages.add(loss)
+        self.smoothed_loss += (loss - self.smoothed_loss) / SMOOTHING_STEPS
+        self.lowest_loss = min(self.lowest_loss, self.smoothed_loss)
+        if self.smoothed_loss > self.lowest_loss + EXPLODED_NATS:
+            raise self.diverged(
+                f"the loss has risen from {self.lowest_loss:.2f} to {self.smoothed_loss:.2f} nats "
+                f"a token by step {self.step}"
+            )
+
+    def diverged(self, what: str) -> UserError:
+        """The sentence about a run that has gone wrong, with what was saved and what to try."""
+        newest, best = (
+            (self.checkpoints.newest, self.checkpoints.best) if self.checkpoints else (None, None)
+        )
+        kept = "no step had been saved yet"
+        if newest is not None:
+            kept = f"the newest state saved is step {newest}"
+            kept += f", the best step {best}" if best not in (None, newest) else ""
+        optim = self.config.optim
+        return UserError(
+            f"{what}, so training has stopped; {kept}. Try a lower --optim.lr (now {optim.lr:g}) "
+            f"or --optim.row_lr (now {optim.row_lr:g}), more --optim.warmup_steps (now "
+            f"{optim.warmup_steps}) or a tighter --optim.clip (now {optim.clip:g})"
+        )
+
+    # The record
+
+    @contextmanager
+    def recording(self, *, resumed: bool) -> Iterator[None]:
+        """Inside, metrics are written and progress is shown; why it ended is recorded after."""
+        self._evaluations = Every(self._eval_interval(), self._eval_clock())
+        self._saves = Every(self.config.checkpoint.every_seconds, self.clock.seconds)
+        self.averages = Averages(self.config.metrics, self.tokens, self.clock.seconds)
+        self._evaluated_step = -1
+        if self.folder is None:
+            self.clock.start()
+            yield
+            return
+        metrics = MetricsWriter(self.folder.path, tensorboard=self.config.metrics.tensorboard)
+        self._metrics = metrics
+        with TrainingDisplay() as self._display:
+            self._describe(resumed)
+            self.clock.start()
+            try:
+                yield
+            except UserError as error:
+                with suppress(OSError):  # on a full disk: what has gone wrong is said already
+                    metrics.write("end", reason=str(error), step=self.step, **self._record())
+                raise
+            finally:
+                metrics.close()
+
+    @property
+    def report_due(self) -> bool:
+        """Whether it is time for a `train` line."""
+        return self.averages.due(self.clock.seconds)
+
+    def evaluation_due(self) -> bool:
+        """Whether it is time to evaluate; true once each time."""
+        return self._evaluations.due(self._eval_clock())
+
+    def save_due(self) -> bool:
+        """Whether it is time to save; true once each time."""
+        return self._saves.due(self.clock.seconds)
+
+    @property
+    def evaluated(self) -> bool:
+        """Whether the present step has been evaluated."""
+        return self._evaluated_step == self.step
+
+    def report(self) -> None:
+        """Write a `train` line about the steps since the last one, if there were any."""
+        if not self.averages.steps:
+            return
+        found = self.averages.take(self.tokens, self.clock.seconds)
+        if self.folder is None:
+            return
+        rate = self.updater.dense_optimizer.param_groups[0]["lr"]
+        self._metrics.write("train", step=self.step, **self._record(), **found, lr=rate)
+        self._display.train(
+            progress=min(1.0, self.progress()),
+            seconds=self.clock.seconds,
+            tokens=self.tokens,
+            **found,
+        )
+
+    def measure(self) -> Evaluation:
+        """The exact perplexity of the model as it stands."""
+        return evaluate(
+            self.model,
+            self.corpus.ids("valid"),
+            eos_id=self.corpus.meta.eos_id,
+            unk_id=self.corpus.meta.unk_id,
+            data=self.config.data,
+            max_tokens=self.config.eval.tokens,
+        )
+
+    def take_evaluation(self, ppl: float, found: Evaluation | None) -> bool:
+        """Record an evaluation, steer by it, and say whether it is the best so far."""
+        self._evaluated_step = self.step
+        best = ppl < self.best_ppl
+        self.best_ppl = min(ppl, self.best_ppl)
+        self.schedule.observe(ppl)
+        if found is not None:
+            self._metrics.write(
+                "valid",
+                step=self.step,
+                **self._record(),
+                ppl=found.ppl,
+                ppl_known=found.ppl_known,
+                tokens_scored=found.tokens_scored,
+            )
+            seconds = self.clock.seconds
+            self._display.valid(seconds=seconds, tokens=self.tokens, ppl=ppl, best=best)
+        return best
+
+    def end(self) -> None:
+        """Write the last line."""
+        reason = "interrupted" if self.stop_asked else self.budget.reason(**self._spent())
+        if self.folder is None:
+            return
+        self._metrics.write("end", reason=reason, step=self.step, **self._record())
+        if self.wire.get("bytes_dense"):
+            self._display.note(wire_sentence(self.wire))
+        path = self.folder.path
+        if self.stop_asked:
+            self._display.note(f"{path} has what was trained; the command with --resume goes on.")
+        else:
+            self._display.note(f"The model is in {path}; thinwire eval {path} scores it.")
+
+    # Checkpoints
+
+    def save(
+        self, carry: Mapping[str, Tensor], batches: Mapping[str, Any], *, best: bool = False
+    ) -> None:
+        """Save this step, if it is not saved yet: `carry` and `batches` say where readers stand."""
+        if self.checkpoints is None or (self.step in self.checkpoints.steps and not best):
+            return
+        parameters = {**self.tables, **self.blocks}
+        self.checkpoints.save(
+            self.step,
+            {
+                "model": {name: p.detach() for name, p in parameters.items()},
+                "optimizer": self.optimizer_state(),
+                "carry": carry,
+            },
+            {**self.state(), "batches": dict(batches)},
+            best=best,
+        )
+
+    def load(self) -> Checkpoint:
+        """Go on from the newest whole step."""
+        assert self.checkpoints is not None
+        saved = self.checkpoints.load()
+        load_parameters(self.model, saved)
+        self.load_optimizer_state(saved.open("optimizer"))
+        self.load_state(saved.state | {"step": saved.step})
+        return saved
+
+    def state(self) -> dict[str, Any]:
+        """All that a step changes but tensors and readers, for JSON."""
+        return {
+            **self._record(),
+            "step": self.step,
+            "schedule": self.schedule.state_dict(),
+            "best_ppl": self.best_ppl if isfinite(self.best_ppl) else None,
+            "smoothed_loss": self.smoothed_loss,
+            "lowest_loss": self.lowest_loss,
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Take over what `state` returned."""
+        self.step, self.tokens = state["step"], state["tokens"]
+        self.clock = Clock(state["seconds"], state["wall_seconds"])
+        self.schedule.load_state_dict(state["schedule"])
+        self.best_ppl = float("inf") if state["best_ppl"] is None else state["best_ppl"]
+        self.smoothed_loss, self.lowest_loss = state["smoothed_loss"], state["lowest_loss"]
+
+    def optimizer_state(self) -> dict[str, Tensor]:
+        """Both optimisers' state, by name."""
+        rows = named_state(self.updater.row_optimizer, _names(self.tables))
+        blocks = named_state(self.updater.dense_optimizer, _names(self.blocks))
+        return {
+            **{f"rows.{name}": tensor for name, tensor in rows.items()},
+            **{f"blocks.{name}": tensor for name, tensor in blocks.items()},
+        }
+
+    def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take over what `optimizer_state` returned."""
+        updater = self.updater
+        load_named_state(updater.row_optimizer, _names(self.tables), _part(state, "rows."))
+        load_named_state(updater.dense_optimizer, _names(self.blocks), _part(state, "blocks."))
+
+    def _spent(self) -> dict[str, Any]:
+        return {"seconds": self.clock.seconds, "tokens": self.tokens, "epochs": self.epochs}
+
+    def _record(self) -> dict[str, Any]:
+        return {
+            "tokens": self.tokens,
+            "seconds": round(self.clock.seconds, 3),
+            "wall_seconds": round(self.clock.wall_seconds, 3),
+            **self.wire,
+        }
+
+    def _eval_interval(self) -> float:
+        """In seconds or, where the clock must not matter, in tokens."""
+        every, run, data = self.config.eval, self.config.run, self.config.data
+        if every.every_tokens:
+            return every.every_tokens
+        if self._evaluates_by_tokens():
+            epoch_tokens = len(self.corpus.ids("train")) // data.length * data.length
+            total = min(run.tokens or float("inf"), (run.epochs or float("inf")) * epoch_tokens)
+            return total / PLATEAU_EVALUATIONS
+        return every.every_seconds
+
+    def _evaluates_by_tokens(self) -> bool:
+        if self.config.eval.every_tokens:
+            return True
+        return self.config.optim.schedule == "plateau" and not self.budget.timed
+
+    def _eval_clock(self) -> float:
+        return self.tokens if self._evaluates_by_tokens() else self.clock.seconds
+
+    def _describe(self, resumed: bool) -> None:
+        assert self.folder is not None
+        if resumed:
+            self._metrics.write("resume", step=self.step, **self._record())
+            place = f"step {self.step}" if self.step else "the start, as no step was saved"
+            self._display.note(f"Going on from {place}, in {self.folder.path}")
+            if self.progress() >= 1.0:
+                self._display.note(
+                    "Its budget is spent: a larger --seconds, --tokens or --epochs trains it on."
+                )
+        self._metrics.write(
+            "start",
+            step=self.step,
+            versions={
+                "thinwire": __version__,
+                "torch": torch.__version__,
+                "python": platform.python_version(),
+            },
+            machine={
+                "platform": platform.platform(),
+                "cores": os.cpu_count(),
+                "threads": torch.get_num_threads(),
+                "device": str(self.device),
+            },
+            workers=self.num_workers,
+            parameters=self.num_parameters,
+            config=self.config.fingerprint(),
+            data=self.folder.fingerprint,
+        )
+        self._display.note(self._summary())
+
+    def _summary(self) -> str:
+        config, limits, threads = self.config, self.budget.limits.items(), torch.get_num_threads()
+        num_dense = sum(p.numel() for p in self.blocks.values())
+        budget = ", ".join(f"{value:,.6g} {name}" for name, value in limits if value is not None)
+        workers = ""
+        if self.num_workers > 1:
+            exchange = config.exchange
+            workers = f"{self.num_workers} workers ({exchange.kind}, {exchange.codec}) of "
+        return (
+            f"{config.model.kind} of width {config.model.width}, "
+            f"{self.num_parameters / 1e6:.1f} M parameters ({num_dense / 1e6:.2f} M dense), "
+            f"{config.loss.kind} loss, {self.corpus.meta.vocab_size:,} words, "
+            f"{workers}{threads} thread{'s' if threads > 1 else ''} on {self.device}, "
+            f"seed {config.run.seed}; budget: {budget}"
+        )
+
+
+def _names(parameters: Mapping[str, torch.nn.Parameter]) -> dict[Tensor, str]:
+    return {parameter: name for name, parameter in parameters.items()}
+
+
+def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}

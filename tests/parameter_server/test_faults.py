@@ -1,0 +1,290 @@
+"""What the wire loses or spoils, and workers that join, leave, and come again.
+
+D width, M servers.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from thinwire.errors import UserError
+from thinwire.parameter_server.protocol import Kind, say, say_json
+from thinwire.parameter_server.sessions import Numbers
+from thinwire.parameter_server.connections import Lost, Stopped
+from thinwire.transport.messages import Fate
+
+from .asynchronous_world import STEPS, Worker, World, alone, assert_same, touched
+
+# Faults of the wire
+
+
+@pytest.mark.parametrize("fate", ["twice", "late", "spoilt", "lost"])
+@pytest.mark.parametrize("direction", ["sending", "receiving"])
+def test_faults_lose_a_step_at_most(fate: Fate, direction: str) -> None:
+    """Every message of the first steps in turn; the run goes on, and no push counts twice."""
+    for number in range(1, 8):
+        world = World()
+        worker = world.worker_with(**{direction: {number: fate}})
+        done = 0
+        while done < 8:
+            try:
+                worker.step(done)
+                done += 1
+            except Lost:
+                worker.join()
+        world.settle()
+        assert 7 <= len(world.taus) <= 8
+        for name, ids in touched(7).rows.items():
+            assert worker.tables[name][ids].isfinite().all()
+        assert len(world.warnings) <= 1
+
+
+def test_what_was_lost_is_sent_again() -> None:
+    """An answer that never arrives: the server must not believe that the worker holds its rows."""
+    world = World()
+    worker = world.worker_with(receiving={2: "lost"})
+    with pytest.raises(Lost):
+        for step in (0, 0):
+            worker.fetch(step)
+            worker.push(step)
+    other = world.worker("other")
+    other.step(0)
+    world.settle()
+    worker.client.fetch(touched(0))  # without joining again
+    for name, ids in touched(0).rows.items():
+        assert torch.equal(worker.tables[name][ids], world.values()[name][ids])
+
+
+def test_numbers_count_once_in_any_order() -> None:
+    numbers = Numbers()
+    assert [numbers.first(n) for n in (1, 3, 2, 2, 3, 1, 5, 4)] == [
+        True, True, True, False, False, False, True, True,
+    ]  # fmt: skip
+    assert numbers.first(10**9)
+    assert not numbers.first(6)
+
+
+GARBAGE = [
+    b"",
+    b"x",
+    b"TWF1",
+    b"TWF1" + bytes(100),
+    bytes(16),
+    b"TWF1\x02\0\0\0\xff\xff\xff\x7f\0\0\0\0",
+    b"GET / HTTP/1.1\r\n\r\n",
+]
+
+
+def spoilt_messages() -> list[Tensor]:
+    """What no worker says: bytes, kinds, numbers and JSON out of place."""
+    found = [torch.tensor(list(data), dtype=torch.uint8) for data in GARBAGE]
+    for kind in Kind:
+        found += [say(kind), say(kind, text="{}"), say(kind, text="[1]"), say(kind, text="\0")]
+        found += [say(kind, float("nan")), say(kind, -1.0, 2.5), say(kind, *[1.0] * 30)]
+        found += [say(kind, *[float("inf")] * 40), say_json(kind, {"incarnation": "x"})]
+    return found
+
+
+def test_garbage_is_left_alone_with_one_warning() -> None:
+    world = World()
+    worker = world.worker()
+    worker.step(0)
+    stranger = world.doors[0].line()
+    for message in spoilt_messages():
+        stranger.send(message)
+        world.settle()
+    assert len(world.warnings) == 1
+    worker.step(1)
+    world.settle()
+    assert_same(world.values(), alone(2))
+    assert list(world.servers[0].sessions) == [worker.servers.incarnation]
+
+
+def test_a_worker_that_speaks_wrongly_changes_nothing() -> None:
+    """Messages of a worker's own, cut off or with a byte changed, anywhere."""
+    world = World()
+    worker = world.worker()
+    sent: list[Tensor] = []
+    line = worker.servers.lines[0]
+    send = line.send
+    line.send = lambda message: (sent.append(message), send(message))[1]
+    worker.step(0)
+    world.settle()
+    line.send = send
+    before = world.values()
+    for message in sent:
+        for length in range(0, len(message), 7):
+            line.send(message[:length])
+        for place in range(4, min(len(message), 300), 3):
+            spoilt = message.clone()
+            spoilt[place] ^= 128
+            world.servers[0].handle(b"\0\0\0\0", spoilt)
+    world.settle()
+    assert all(value.isfinite().all() for value in before.values())
+    assert len(world.warnings) == 1
+
+
+# Joining and leaving
+
+
+@pytest.mark.parametrize(
+    ("about", "sentence"),
+    [
+        ({"data": "e" * 32}, "fingerprint dddddddddddd, but that of new has eeeeeeeeeeee"),
+        ({"version": "2"}, r"the server runs thinwire 1 \(protocol 2\) and new runs 2"),
+    ],
+)
+def test_who_cannot_join_is_told_why(about: dict[str, str], sentence: str) -> None:
+    world = World()
+    with pytest.raises(UserError, match=sentence):
+        world.worker("new", **about)
+    assert not world.servers[0].sessions
+
+
+def test_a_server_that_does_not_answer_is_named() -> None:
+    world = World()
+    world.stewards[0].ready = False
+    with pytest.raises(
+        UserError, match=r"the server in this process has not answered new for 0\.3"
+    ):
+        world.worker("new")
+
+
+def test_servers_in_any_order_and_only_those_of_one_run() -> None:
+    world = World(3)
+    first, second, third = world.lines()
+    worker = Worker(world, "worker", [third, first, second])
+    for step in range(STEPS):
+        worker.step(step)
+    world.settle()
+    assert_same(world.values(), alone(), rtol=1e-5, atol=1e-6)
+
+    with pytest.raises(UserError, match="the run has 3 servers, and 2 are named"):
+        Worker(world, "new", world.lines()[:2])
+    with pytest.raises(UserError, match="are the same server of the run, the one with shard 1"):
+        lines = world.lines()
+        Worker(world, "new", [lines[0], lines[1], world.doors[1].line()])
+    world.stewards[2].about["run"] = "b"
+    with pytest.raises(UserError, match=r"serves the run a, and .* the run b"):
+        Worker(world, "new", world.lines())
+
+
+def test_a_server_that_was_started_again_does_not_know_its_workers() -> None:
+    world = World()
+    worker = world.worker()
+    worker.step(0)
+    world.settle()
+    world.servers[0] = world.server(0)
+    with pytest.raises(Lost):
+        worker.step(1)
+    worker.join()
+    worker.step(1)
+    world.settle()
+    assert_same(world.values(), alone(2))
+
+
+def test_a_silent_worker_loses_its_place_and_disturbs_nobody() -> None:
+    world = World(timeout_seconds=5.0)
+    server = world.servers[0]
+    sleeper, other = world.worker("sleeper"), world.worker("other")
+    sleeper.fetch(0)
+    for second in range(8):
+        server.tick(float(second))
+        other.step(second)
+        world.settle()
+    assert world.stewards[0].gone == ["sleeper has been silent for 5 seconds"]
+    before = world.values()
+    sleeper.push(0)
+    world.settle()
+    assert_same(world.values(), before)
+    with pytest.raises(Lost):
+        sleeper.fetch(1)
+    sleeper.join()
+    sleeper.step(1)
+    world.settle()
+    assert world.taus[-1] == 0
+
+
+def test_a_server_that_was_stopped_finds_nobody_silent() -> None:
+    world = World(timeout_seconds=5.0)
+    world.worker()
+    world.servers[0].tick(0.0)
+    world.servers[0].tick(1000.0)
+    assert len(world.servers[0].sessions) == 1
+
+
+def test_a_name_that_comes_again_takes_its_place_over() -> None:
+    world = World()
+    dead, other = world.worker("worker 0"), world.worker("worker 1")
+    dead.fetch(0)
+    replacement = world.worker("worker 0")
+    assert replacement.welcome.place == dead.welcome.place != other.welcome.place
+    dead.push(0)
+    world.settle()
+    assert world.taus == []
+    with pytest.raises(Lost):
+        dead.fetch(1)
+
+
+def test_goodbye_brings_the_whole_account() -> None:
+    world = World()
+    worker = world.worker()
+    for step in range(3):
+        worker.step(step)
+    line = worker.servers.lines[0]
+    before = worker.servers.account()
+    worker.servers.goodbye()
+    world.settle()
+    assert world.stewards[0].gone == ["worker has said goodbye"]
+    assert world.servers[0].wire()[1:] == before[1:]
+    assert line.meter.sent > before.bytes_sent
+    assert world.servers[0].wire()[1:] == before[1:]  # and it is not counted twice
+
+
+def test_who_waits_is_told_so_while_the_parameters_stand_still() -> None:
+    world = World(timeout_seconds=5.0)
+    server, worker = world.servers[0], world.worker()
+    worker.fetch(0)
+    server.tick(0.0)
+    server.hold()
+    before = world.values()
+    assert not server.all_wait
+    worker.push(0)
+    ahead = touched(1)
+    worker.client.pull_rows(ahead)
+    world.settle()
+    assert server.all_wait
+    assert_same(world.values(), before)
+    server.tick(1.0)
+    message = worker.servers.arrived(0)
+    assert message is not None and message[0] is Kind.WAIT
+    server.release()
+    worker.client.fetch(ahead)
+    assert_same(world.values(), alone(1))
+
+
+def test_who_has_pulled_ahead_computes_no_longer_than_to_its_push() -> None:
+    world = World()
+    server, worker = world.servers[0], world.worker()
+    assert server.all_wait
+    worker.fetch(0)
+    worker.client.pull_rows(touched(1))
+    world.settle()
+    assert not server.all_wait
+    worker.push(0)
+    world.settle()
+    assert server.all_wait
+
+
+def test_the_end_is_told_to_everyone() -> None:
+    world = World()
+    worker = world.worker()
+    worker.fetch(0)
+    world.servers[0].stop("its budget is spent")
+    worker.push(0)
+    for action in (lambda: worker.fetch(1), worker.join, lambda: world.worker("new")):
+        with pytest.raises(Stopped, match="its budget is spent"):
+            action()
+    assert world.taus == []

@@ -1,0 +1,345 @@
+"""A server and its workers in one process: the run is the trainer's, and its record is whole."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from math import inf
+from pathlib import Path
+from time import monotonic, sleep
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from thinwire.config import RunConfig
+from thinwire.errors import UserError
+from thinwire.parameter_server.protocol import Position
+from thinwire.parameter_server.sessions import Server
+from thinwire.runs.checkpoints import Checkpoints
+from thinwire.train.loop import train
+from thinwire.runs.metrics import read_metrics
+from thinwire.parameter_server.leader import Serving, serve
+from thinwire.parameter_server.followers import serve_shard
+from thinwire.parameter_server.worker import Worker, work
+from thinwire.transport.messages import InProcessDoor, Line
+
+Settings = Callable[..., RunConfig]
+STEP_TOKENS = 28
+STEPS = 30
+
+
+@pytest.fixture
+def plain(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Workers that do not look ahead: every step sees the one before."""
+    monkeypatch.setattr(Worker, "_look_ahead", Worker._touch)
+
+
+class Together:
+    """Servers and workers, each a thread; the first server is the thread that calls."""
+
+    def __init__(self, data: Path, out: Path, config: RunConfig, num_shards: int = 1) -> None:
+        self.data, self.out, self.config = data, out, config
+        self.doors = [InProcessDoor() for _ in range(num_shards)]
+        self.threads: list[threading.Thread] = []
+        self.why: list[str] = []
+        self.errors: list[BaseException] = []
+        self.line: Callable[[str, Line, int], Line] = lambda name, line, index: line
+        """Makes a worker's line to server `index` another one."""
+
+    def start(self, target: Callable[[], object]) -> None:
+        def guarded() -> None:
+            try:
+                target()
+            except BaseException as error:
+                self.errors.append(error)
+
+        thread = threading.Thread(target=guarded, daemon=True)
+        thread.start()
+        self.threads.append(thread)
+
+    def worker(self, name: str) -> None:
+        lines = [self.line(name, door.line(), index) for index, door in enumerate(self.doors)]
+        self.why.append(work(self.data, lines, name=name, threads=1))
+
+    def run(self, num_workers: int = 1, *, resume: bool = False) -> None:
+        count = len(self.doors)
+        for index in range(1, count):
+            self.start(
+                lambda index=index: serve_shard(
+                    self.data,
+                    self.config,
+                    index,
+                    count,
+                    door=lambda _: self.doors[index],
+                    warn=lambda sentence: None,
+                )
+            )
+        for number in range(num_workers):
+            self.start(lambda number=number: self.worker(f"worker {number}"))
+        try:
+            serve(
+                self.data,
+                self.out,
+                self.config,
+                door=lambda max_bytes: self.doors[0],
+                others=[door.line() for door in self.doors[1:]],
+                resume=resume,
+            )
+        finally:
+            for thread in self.threads:
+                thread.join(10.0)
+        assert not any(thread.is_alive() for thread in self.threads), self.errors
+
+
+def together(
+    data: Path,
+    out: Path,
+    config: RunConfig,
+    num_workers: int = 1,
+    num_shards: int = 1,
+    resume: bool = False,
+) -> Together:
+    found = Together(data, out, config, num_shards)
+    found.run(num_workers, resume=resume)
+    assert found.errors == []
+    return found
+
+
+def lines(run: Path, event: str) -> list[dict[str, Any]]:
+    return [line for line in read_metrics(run) if line["event"] == event]
+
+
+def model(run: Path) -> dict[str, Tensor]:
+    return Checkpoints(run).load().open("model")
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {},
+        {"model": {"dropout": 0.3, "tied": True}, "optim": {"schedule": "cosine"}},
+        {"loss": {"kind": "full"}, "exchange": {"kind": "async", "select": "everything"}},
+        {"model": {"kind": "transformer"}, "data": {"context": "line"}},
+        {"loss": {"kind": "adaptive"}, "model": {"width": 64}},
+    ],
+    ids=["lstm", "tied", "everything", "lines", "adaptive"],
+)
+def test_one_worker_is_the_trainer_bit_for_bit(
+    sections: dict[str, Any], toy_data: Path, tmp_path: Path, tiny: Settings, plain: None
+) -> None:
+    config = tiny(**{"run": {"tokens": STEPS * STEP_TOKENS, "threads": 1}, **sections})
+    train(toy_data, tmp_path / "trainer", config)
+    together(toy_data, tmp_path / "served", config)
+    expected = model(tmp_path / "trainer")
+    for name, tensor in model(tmp_path / "served").items():
+        assert torch.equal(tensor, expected[name]), name
+    losses = [
+        [line["loss"] for line in lines(tmp_path / run, "train")] for run in ("trainer", "served")
+    ]
+    assert losses[0] == losses[1]
+    for run in ("trainer", "served"):
+        assert [line["ppl"] for line in lines(tmp_path / run, "valid")] == [
+            line["ppl"] for line in lines(tmp_path / "trainer", "valid")
+        ]
+
+
+@pytest.mark.parametrize("optim", [{}, {"kind": "adaptahead", "rows": "adam", "row_lr": 0.01}])
+def test_several_servers_are_one(
+    optim: dict[str, Any], toy_data: Path, tmp_path: Path, tiny: Settings, plain: None
+) -> None:
+    sections: dict[str, Any] = {
+        "optim": {"lr": 0.002, "row_lr": 0.1, "schedule": "constant", **optim},
+        "checkpoint": {"every_seconds": 0.0},
+    }
+    half = tiny(run={"tokens": STEPS // 2 * STEP_TOKENS}, **sections)
+    full = tiny(run={"tokens": STEPS * STEP_TOKENS}, **sections)
+    together(toy_data, tmp_path / "one", half)
+    together(toy_data, tmp_path / "three", half, num_shards=3)
+    together(toy_data, tmp_path / "one", full, resume=True)
+    together(toy_data, tmp_path / "three", full, num_shards=2, resume=True)
+    expected = model(tmp_path / "one")
+    for name, tensor in model(tmp_path / "three").items():
+        torch.testing.assert_close(tensor, expected[name], rtol=1e-4, atol=1e-5)
+
+
+def test_the_record_of_a_run(toy_data: Path, tmp_path: Path, tiny: Settings) -> None:
+    config = tiny(
+        run={"tokens": 60 * STEP_TOKENS, "workers": 3},
+        metrics={"every_steps": 10},
+        eval={"every_tokens": 20 * STEP_TOKENS, "tokens": 200},
+    )
+    found = together(toy_data, tmp_path / "run", config, num_workers=3)
+    assert found.why == ["its budget is spent"] * 3
+    start, end = lines(tmp_path / "run", "start")[0], lines(tmp_path / "run", "end")[0]
+    assert (start["workers"], end["reason"], end["step"]) == (3, "tokens spent", 60)
+    assert len(lines(tmp_path / "run", "valid")) >= 3
+    training = lines(tmp_path / "run", "train")
+    assert sum(STEP_TOKENS for _ in range(60)) == end["tokens"] == training[-1]["tokens"]
+    # The doors have seen what the workers tell; their last goodbyes tell all but themselves.
+    door = found.doors[0].meter
+    for line in (*training, end):
+        assert line["bytes_sent"] == line["bytes_received"] <= door.sent + door.received
+        assert line["bytes_dense"] == 8 * start["parameters"] * line["step"]
+        assert line["staleness"]["max"] >= line["staleness"]["mean"] >= 0
+        assert line["exchange_seconds"] >= 0
+    assert end["bytes_sent"] > training[-1]["bytes_dense"] / 100
+    assert end["dropped_pushes"] == 0
+
+
+def test_places_and_positions_survive_a_resume(
+    toy_data: Path, tmp_path: Path, tiny: Settings
+) -> None:
+    run = tmp_path / "run"
+    config = tiny(run={"tokens": 20 * STEP_TOKENS, "workers": 2})
+    together(toy_data, run, config, num_workers=2)
+    saved = Checkpoints(run).load().state["batches"]
+    positions = [Position(*found) for found in saved["places"].values()]
+    assert sum(position.steps for position in positions) == 20
+    more = tiny(run={"tokens": 30 * STEP_TOKENS, "workers": 2})
+    together(toy_data, run, more, num_workers=2, resume=True)
+    again = Checkpoints(run).load().state["batches"]["places"]
+    assert sum(Position(*found).steps for found in again.values()) == 30
+    assert all(again[place][2] >= saved["places"][place][2] for place in again)
+    before, end = lines(run, "resume")[0], lines(run, "end")[-1]
+    assert end["bytes_sent"] > before["bytes_sent"] > 0
+
+
+def test_a_run_goes_on_with_another_number_of_workers(
+    toy_data: Path, tmp_path: Path, tiny: Settings
+) -> None:
+    run = tmp_path / "run"
+    train(toy_data, run, tiny(run={"tokens": 20 * STEP_TOKENS}))
+    more = tiny(run={"tokens": 30 * STEP_TOKENS, "workers": 2})
+    together(toy_data, run, more, num_workers=2, resume=True)
+    places = Checkpoints(run).load().state["batches"]["places"]
+    # A half of the steps that one worker had made, of streams that are half as long.
+    assert [Position(*found).epoch for found in places.values()] == [0, 0]
+    assert sum(Position(*found).step for found in places.values()) == 2 * 10 + 10
+
+
+def test_more_workers_than_planned(toy_data: Path, tmp_path: Path, tiny: Settings) -> None:
+    config = tiny(run={"tokens": 40 * STEP_TOKENS})
+    together(toy_data, tmp_path / "run", config, num_workers=3)
+    assert lines(tmp_path / "run", "end")[0]["reason"] == "tokens spent"
+
+
+class Congested(Line):
+    """What is on its way arrives only a while after the end, and not at all from a shut door.
+
+    Args:
+        inner: what messages come from in the end.
+        ended: the server has said that the run has ended.
+        shut: its door is shut.
+        free: how many messages arrive in time before the end.
+    """
+
+    def __init__(
+        self, inner: Line, ended: threading.Event, shut: threading.Event, free: float
+    ) -> None:
+        super().__init__(inner.server)
+        self.inner, self.ended, self.shut, self.free = inner, ended, shut, free
+        self.clear_at: float | None = None
+
+    def send(self, message: Tensor) -> None:
+        self.inner.send(message)
+
+    def receive(self, timeout_seconds: float) -> Tensor | None:
+        if self.ended.is_set() and self.clear_at is None:
+            self.clear_at = monotonic() + 1.5
+        held = self.free <= 0 if self.clear_at is None else monotonic() < self.clear_at
+        if held or self.shut.is_set():
+            sleep(min(timeout_seconds, 0.01))
+            return None
+        message = self.inner.receive(timeout_seconds)
+        self.free -= message is not None
+        return message
+
+    def close(self) -> None:
+        self.inner.close()
+
+
+@pytest.mark.parametrize(("last", "free"), [(0, inf), (1, 2)], ids=["the only one", "the second"])
+def test_who_hears_of_the_end_late_still_hears_of_it(
+    last: int,
+    free: float,
+    toy_data: Path,
+    tmp_path: Path,
+    tiny: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Over a slow link an answer of 100 MB takes a minute, and the end comes behind it."""
+    ended, shut = threading.Event(), threading.Event()
+    stop = Server.stop
+
+    def stop_and_say(self: Server, why: str) -> None:
+        stop(self, why)
+        if self.door is slow:
+            ended.set()
+
+    monkeypatch.setattr(Server, "stop", stop_and_say)
+    monkeypatch.setattr("thinwire.parameter_server.serving_loop.PARTING_SECONDS", 0.1)
+    config = tiny(run={"tokens": 20 * STEP_TOKENS}, exchange={"timeout_seconds": 6.0})
+    found = Together(toy_data, tmp_path / "run", config, num_shards=1 + last)
+    slow = found.doors[last]
+    monkeypatch.setattr(slow, "close", shut.set)
+    # The last worker is the one that hears late; another, if there is one, trains to the end.
+    found.line = lambda name, line, index: (
+        Congested(line, ended, shut, free) if (name, index) == (f"worker {last}", last) else line
+    )
+    found.run(1 + last)
+    assert found.errors == [] and shut.is_set()
+    assert sorted(found.why)[0] == "its budget is spent"
+
+
+def test_a_loss_that_is_no_number_ends_the_run_for_all(
+    toy_data: Path, tmp_path: Path, tiny: Settings
+) -> None:
+    config = tiny(
+        run={"tokens": 40 * STEP_TOKENS}, optim={"rows": "sgd", "row_lr": 1e30, "clip": 0.0}
+    )
+    found = Together(toy_data, tmp_path / "run", config)
+    with pytest.raises(UserError, match="by worker 0, so training has stopped"):
+        found.run(1)
+    assert found.errors == [] and "so training has stopped" in found.why[0]
+    assert "so training has stopped" in lines(tmp_path / "run", "end")[0]["reason"]
+
+
+def test_a_full_disk_is_said_and_training_goes_on(
+    toy_data: Path,
+    tmp_path: Path,
+    tiny: Settings,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    config = tiny(run={"tokens": 20 * STEP_TOKENS}, checkpoint={"every_seconds": 0.0})
+    save = Serving._save_aloud
+
+    def full(self: Serving, *, best: bool) -> None:
+        if 5 < self.job.step < 20:
+            raise UserError("The disk is full: step 6 needs 1.0 MB")
+        save(self, best=best)
+
+    monkeypatch.setattr(Serving, "_save_aloud", full)
+    together(toy_data, tmp_path / "run", config)
+    assert "Warning: The disk is full: step 6" in capsys.readouterr().err
+    assert Checkpoints(tmp_path / "run").newest == 20
+
+
+def test_interrupted_it_saves(toy_data: Path, tmp_path: Path, tiny: Settings) -> None:
+    config = tiny(run={"tokens": 1000 * STEP_TOKENS})
+    found = Together(toy_data, tmp_path / "run", config)
+    count = Serving.count
+
+    def stopping(self: Serving, *args: Any) -> None:
+        count(self, *args)
+        self.job.stop_asked = self.job.step == 10
+
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Serving, "count", stopping)
+        found.run(1)
+    assert found.why == ["it was interrupted"]
+    assert Checkpoints(tmp_path / "run").newest == 10
+    end = lines(tmp_path / "run", "end")[0]
+    assert (end["reason"], end["step"]) == ("interrupted", 10)
