@@ -91,9 +91,9 @@ def measure(data: Path, loss: str, seconds: float, every: float) -> dict:
     from thinwire.data.corpus import Corpus
     from thinwire.loss.contract import Criterion, Plan
     from thinwire.runs.device import set_up_device
-    from thinwire.train.loop import Trainer
-    from thinwire.runs.metrics import read_metrics
     from thinwire.runs.folder import RunFolder
+    from thinwire.runs.metrics import read_metrics
+    from thinwire.train.loop import Trainer
 
     class Stock(Criterion):
         """PyTorch's own functions on every row."""

@@ -64,8 +64,8 @@ def main() -> None:
 def measure(data: Path, loss: str, seed: int, tokens: int) -> dict:
     """One run of a fixed number of tokens."""
     from thinwire.config import RunConfig
-    from thinwire.train.loop import train
     from thinwire.runs.metrics import read_metrics
+    from thinwire.train.loop import train
 
     config = RunConfig.from_dict(
         {

@@ -47,7 +47,7 @@ from torch import Tensor
 from thinwire.cli import app
 from thinwire.parameter_server.client import Client
 from thinwire.parameter_server.protocol import Kind, read_message
-from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine
+from thinwire.transport.zeromq import ZeroMQConnection, ZeroMQListener
 
 TRAINING_SECONDS, QUICK_SECONDS = 20.0, 10.0
 TIMEOUT_SECONDS = 300.0
@@ -231,7 +231,7 @@ def take_part(folder: Path, arguments: Sequence[str]) -> None:
             note("got", found[1] if isinstance(found, tuple) else found)
 
     note(arguments[0])
-    for socket in (ZeroMQLine, ZeroMQDoor):
+    for socket in (ZeroMQConnection, ZeroMQListener):
         noted(socket, "send", lambda arguments: note("sent", arguments[-1]))
         noted(socket, "receive", after=got)
     noted(Client, "push", lambda _: note("push"))

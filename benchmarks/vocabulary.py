@@ -70,10 +70,10 @@ def measure(size: int, seconds: float) -> dict:
     from thinwire.exchange.local import Local
     from thinwire.language_model import LanguageModel
     from thinwire.optim.build import dense_optimizer, row_optimizer
-    from thinwire.seeds import numpy_generator
     from thinwire.runs.checkpoints import Checkpoints
     from thinwire.runs.clock import Clock
     from thinwire.runs.device import set_up_device
+    from thinwire.seeds import numpy_generator
 
     config = RunConfig.from_dict({"run": {"threads": 1}, "loss": {"samples": 1000}})
     set_up_device(config)

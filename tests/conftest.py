@@ -148,7 +148,7 @@ def run_workers(
             found[rank] = error
             raised.append(rank)
             if isinstance(member, C10d):
-                member.leave_word(str(error))
+                member.post_failure(str(error))
         finally:
             if member is not None:
                 member.close()

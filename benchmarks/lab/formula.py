@@ -25,8 +25,8 @@ from thinwire.exchange.sizes import (
 )
 from thinwire.language_model import LanguageModel
 from thinwire.plan.traffic import ACCOUNT_NUMBERS, Counter
-from thinwire.touched import Touched
 from thinwire.runs.folder import RunFolder
+from thinwire.touched import Touched
 from thinwire.transport.collective import all_gather_bytes
 from thinwire.wire.indices import encoded_bytes
 

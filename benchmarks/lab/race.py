@@ -23,8 +23,8 @@ from thinwire.data.corpus import Corpus
 from thinwire.report.figures import duration
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.evaluation import evaluate
-from thinwire.runs.metrics import read_metrics
 from thinwire.runs.folder import RunFolder
+from thinwire.runs.metrics import read_metrics
 
 TARGET = 250.0
 """Validation perplexity at which a race is over."""

@@ -17,10 +17,10 @@ from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.exchange.config import CodecName
 from thinwire.language_model import LanguageModel
-from thinwire.plan.traffic import Counter, Sent
 from thinwire.plan.forecast import Link, async_seconds, periodic_seconds, sync_seconds
 from thinwire.plan.machine import Machine, parse_rate
 from thinwire.plan.plan import TIE
+from thinwire.plan.traffic import Counter, Sent
 
 CODECS = get_args(CodecName)
 # Where periodic is faster is looked for among these: a megabit a second to a terabit.

@@ -34,8 +34,8 @@ from thinwire.language_model import LanguageModel
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.clock import Clock
 from thinwire.runs.device import set_up_device
-from thinwire.runs.metrics import MetricsWriter
 from thinwire.runs.folder import RunFolder
+from thinwire.runs.metrics import MetricsWriter
 
 METHODS = ("ddp", "ddp-bf16", "powersgd", "diloco", "sparta")
 # With `--seconds`, at least so many steps are made.

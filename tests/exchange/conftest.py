@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
-from thinwire.parameter_server import servers as servers_module
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange
 from thinwire.exchange.local import Local
 from thinwire.optim.rowwise import RowSGD
+from thinwire.parameter_server import connections as connections_module
 from thinwire.touched import Touched
 from thinwire.train.loop import Trainer
 from thinwire.train.replicas import check_replicas
@@ -57,7 +57,7 @@ def trained() -> Callable[..., Trained]:
             for _ in range(steps):
                 found.losses.append(trainer.train_step().loss)
                 found.sent.append(trainer.collective.meter.sent)
-            trainer.exchange.settle()
+            trainer.exchange.flush()
             parameters = {**trainer.job.tables, **trainer.job.blocks}
             check_replicas(trainer.collective, parameters)
         found.parameters = {name: p.detach().clone() for name, p in parameters.items()}
@@ -136,4 +136,4 @@ def small() -> type[Small]:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting for a server that does not answer is not what these tests are about."""
-    monkeypatch.setattr(servers_module, "LIFE_SECONDS", 0.02)
+    monkeypatch.setattr(connections_module, "LIFE_SECONDS", 0.02)

@@ -47,7 +47,7 @@ def test_a_row_of_one_worker_moves_all_the_way_and_others_by_the_mean(
         before = mine.parameters()
         inputs = [1, 5] if member.rank == 0 else [5, 7]
         mine.step(mine.touched(inputs, [0, 2], [3]), scale=1.0 + 2 * member.rank)
-        mine.exchange.settle()
+        mine.exchange.flush()
         return change(before, mine.parameters())
 
     for moved in together(2, work):
@@ -71,7 +71,7 @@ def test_settling_makes_all_copies_equal(
     trained: Any,
     together: Together,
 ) -> None:
-    """To the bit: `trained` settles, and compares hashes of all parameters."""
+    """To the bit: `trained` flushes, and compares hashes of all parameters."""
     local_steps, fragments = interval
     config = tiny(**settings(codec=codec, local_steps=local_steps, fragments=fragments))
     for steps in (1, 9):
@@ -221,7 +221,7 @@ def test_rows_changed_after_they_were_sent_are_sent_again(small: Any, together: 
         for step in range(8):  # sent after 3 and 6; 7 and 8 are left to the settling
             rows = [1] if member.rank == 0 else [7]
             mine.step(mine.touched(rows, [2], []), scale=float(step + 1))
-        mine.exchange.settle()
+        mine.exchange.flush()
         return change(before, mine.parameters())
 
     for moved in together(2, work):
@@ -256,7 +256,7 @@ def test_the_outer_step_is_nesterovs(small: Any, together: Together) -> None:
         seen = []
         for step in range(4):
             mine.step(mine.touched([1], [2], []), scale=1.0 + member.rank + step)
-            mine.exchange.settle()
+            mine.exchange.flush()
             seen.append(float(mine.parameters()["embedding"][1, 0]))
         return seen
 
@@ -276,7 +276,7 @@ def test_without_momentum_and_at_rate_1_it_is_the_mean(small: Any, together: Tog
         mine = small(Periodic, member, **ONE)
         for step in range(3):
             mine.step(mine.touched([1], [], []), scale=1.0 + member.rank + step)
-        mine.exchange.settle()
+        mine.exchange.flush()
         return mine.blocks["block"].detach().clone()
 
     expected = torch.arange(12).view(6, 2) / 32 - (1.5 + 2.5 + 3.5)
@@ -293,7 +293,7 @@ def test_of_blocks_that_adam_normalised_the_mean_counts_more(
         mine = small(Periodic, member, lr=0.01, dense=torch.optim.Adam, **ONE)
         before = mine.parameters()
         mine.step(mine.touched([1], [], []), scale=1.0 + member.rank)
-        mine.exchange.settle()
+        mine.exchange.flush()
         return change(before, mine.parameters())["block"]
 
     for moved in together(4, work):
@@ -305,12 +305,12 @@ def test_settling_twice_is_settling_once(small: Any, together: Together) -> None
 
     def work(member: Collective) -> tuple[bool, int]:
         mine = small(Periodic, member, outer_momentum=0.9, **ONE)
-        mine.exchange.settle()
+        mine.exchange.flush()
         assert member.meter.sent == 0  # nothing has been done yet
         mine.step(mine.touched([1], [2], []))
-        mine.exchange.settle()
+        mine.exchange.flush()
         before, sent = mine.parameters(), member.meter.sent
-        mine.exchange.settle()
+        mine.exchange.flush()
         after = mine.parameters()
         same = all(torch.equal(before[name], after[name]) for name in before)
         return same, member.meter.sent - sent
@@ -326,7 +326,7 @@ def test_settling_twice_is_settling_once(small: Any, together: Together) -> None
 def test_goes_on_from_a_saved_state(
     momentum: float, codec: str, small: Any, together: Together
 ) -> None:
-    """Where a run has settled, it may stop and go on."""
+    """Where a run has flushed, it may stop and go on."""
 
     def steps(mine: Any, numbers: range) -> None:
         for step in numbers:
@@ -337,7 +337,7 @@ def test_goes_on_from_a_saved_state(
         options = {"local_steps": 4, "fragments": 2, "outer_momentum": momentum, "codec": codec}
         straight = small(Periodic, member, **options)
         steps(straight, range(6))
-        straight.exchange.settle()
+        straight.exchange.flush()
         resumed = small(Periodic, member, **options)
         for name, value in straight.parameters().items():
             {**resumed.tables, **resumed.blocks}[name].data.copy_(value)
@@ -346,7 +346,7 @@ def test_goes_on_from_a_saved_state(
         resumed.exchange.load_state(6, state)
         for mine in (straight, resumed):
             steps(mine, range(6, 17))
-            mine.exchange.settle()
+            mine.exchange.flush()
         return [straight.parameters(), resumed.parameters()]
 
     for straight, resumed in together(2, work):

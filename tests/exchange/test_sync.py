@@ -17,9 +17,9 @@ from thinwire.config import RunConfig
 from thinwire.data.batches import NO_TARGET, Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
-from thinwire.exchange.own_rows import own_rows
 from thinwire.exchange.sizes import TouchedTables, sync_bytes, total_bytes
 from thinwire.exchange.sync import Sync
+from thinwire.exchange.unshared_rows import unshared_rows
 from thinwire.touched import Touched
 from thinwire.transport.collective import Collective, all_gather_bytes
 from thinwire.transport.faulty import Faulty
@@ -148,7 +148,7 @@ def test_a_delay_applies_the_late_gradients_so_many_steps_late(
         for step in range(6):
             mine.step(mine.touched([1], [4], []), scale=float(1 + step))
             seen.append([float(place[0]) for place in places])
-        mine.exchange.settle()
+        mine.exchange.flush()
         seen.append([float(place[0]) for place in places])
         return [[b - row[i] for row in seen] for i, b in enumerate(before)]
 
@@ -490,7 +490,7 @@ def test_the_bytes_of_a_step_written_out(small: Any, together: Together) -> None
 def tables_of(touched: Touched, tables: dict[str, Tensor]) -> list[TouchedTables]:
     """The numbers of rows, as `sync_bytes` wants them."""
     found = []
-    for group in own_rows(touched):
+    for group in unshared_rows(touched):
         ids = group.ids_O
         found.append(
             TouchedTables(

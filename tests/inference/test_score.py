@@ -11,7 +11,7 @@ import torch
 from thinwire.inference import score as module
 from thinwire.inference.load import TrainedModel
 from thinwire.inference.score import Score
-from thinwire.train import evaluation
+from thinwire.runs import evaluation
 
 LINES = [
     "The cat sees the dog.",

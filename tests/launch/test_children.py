@@ -18,12 +18,12 @@ import pytest
 from thinwire.launch import children as module
 from thinwire.launch.children import Children, how_it_ended
 
-# What stands in for `python -m thinwire.launch.child JOB LIFELINE`: it says that it is there, then
+# What stands in for `python -m thinwire.cli.child JOB LIFELINE`: it says that it is there, then
 # waits.
 CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
-from thinwire.launch.children import end_with_parent
+from thinwire.launch.lifeline import end_with_parent
 job = json.loads(Path(sys.argv[3]).read_text())["job"]
 end_with_parent(int(sys.argv[4]))
 if job.get("stubborn"):

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 
 from thinwire.errors import UserError
-from thinwire.launch import members
-from thinwire.launch.local import train_here
+from thinwire.launch import rendezvous, replica
+from thinwire.launch.local import train_on_this_machine
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import read_metrics
 
@@ -126,7 +126,7 @@ job = json.loads(Path(sys.argv[3]).read_text())["job"]
 assert (Path(job["folder"]) / "settings.toml").read_text().count("threads = 2") == 1
 status, word = json.loads(os.environ["ENDS"])[job["rank"]]
 if word:
-    Path(job["folder"], f"worker-{job['rank']}.word").write_text(word)
+    Path(job["folder"], f"worker-{job['rank']}.message").write_text(word)
 if status < 0:
     os.kill(os.getpid(), -status)
 sys.exit(status)
@@ -160,7 +160,7 @@ def test_what_is_said_of_workers_that_fail(
     monkeypatch.setenv("ENDS", json.dumps(ends))
     config = tiny(run={"workers": 2, "threads": 2})
     with nullcontext() if sentence is None else pytest.raises(UserError, match=f"^{sentence}"):
-        train_here(Path("data"), tmp_path / "run", config, resume=False)
+        train_on_this_machine(Path("data"), tmp_path / "run", config, resume=False)
 
 
 def test_what_the_system_refuses_is_a_sentence(
@@ -173,7 +173,7 @@ def test_what_the_system_refuses_is_a_sentence(
         def __init__(self, *args: Any, **options: Any) -> None:
             pass
 
-        def leave_word(self, sentence: str) -> None:
+        def post_failure(self, sentence: str) -> None:
             words.append(sentence)
 
         def close(self) -> None:
@@ -182,14 +182,14 @@ def test_what_the_system_refuses_is_a_sentence(
     def refuse(*args: Any, **options: Any) -> None:
         raise NotADirectoryError(20, "Not a directory", "file/run")
 
-    monkeypatch.setattr(members, "C10d", Alone)
-    monkeypatch.setattr(members, "train", refuse)
+    monkeypatch.setattr(rendezvous, "C10d", Alone)
+    monkeypatch.setattr(replica, "train", refuse)
     (tmp_path / "settings.toml").write_text(tiny(run={"workers": 1}).to_toml())
     with pytest.raises(SystemExit) as caught:
-        members.run_member("data", "file/run", False, 0, str(tmp_path))
+        replica.run_replica("data", "file/run", False, 0, str(tmp_path))
     assert caught.value.code == 2
     assert words == ["file/run: Not a directory", "closed"]
-    assert (tmp_path / "worker-0.word").read_text() == "file/run: Not a directory"
+    assert (tmp_path / "worker-0.message").read_text() == "file/run: Not a directory"
 
 
 # By torchrun
@@ -259,7 +259,7 @@ def torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """How runs start, and with how many workers by their settings; none does start."""
-    from thinwire.launch import here
+    from thinwire.launch import local
     from thinwire.train import loop
 
     taken: list[tuple[str, int]] = []
@@ -267,8 +267,8 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     def way(name: str) -> Callable[..., None]:
         return lambda data, out, config, *, resume: taken.append((name, config.run.workers))
 
-    monkeypatch.setattr(members, "train_under_torchrun", way("torchrun"))
-    monkeypatch.setattr(here, "train_here", way("here"))
+    monkeypatch.setattr(replica, "train_under_torchrun", way("torchrun"))
+    monkeypatch.setattr(local, "train_on_this_machine", way("here"))
     monkeypatch.setattr(loop, "train", way("alone"))
     return taken
 

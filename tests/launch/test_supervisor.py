@@ -79,8 +79,8 @@ def children(process: subprocess.Popen[str]) -> dict[str, int]:
         with suppress(OSError, ValueError):
             words = (folder / "cmdline").read_bytes().split(b"\0")
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
-            if parent == process.pid and b"thinwire.launch.child" in words:
-                file = words[words.index(b"thinwire.launch.child") + 1]
+            if parent == process.pid and b"thinwire.cli.child" in words:
+                file = words[words.index(b"thinwire.cli.child") + 1]
                 found[Path(file.decode()).stem] = int(folder.name)
     return found
 

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from thinwire.loss import sampled as module
 from thinwire.loss.full import FullSoftmax
-from thinwire.loss.sampled_rows import plan_rows
 from thinwire.loss.sampled import SampledSoftmax, gather_sparse, sampled_softmax
+from thinwire.loss.sampled_rows import plan_rows
 from thinwire.loss.sampler import Sample, Sampler
 
 Outcomes = Callable[[Sampler], "list[tuple[float, Sample]]"]

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from thinwire.errors import UserError
+from thinwire.parameter_server.connections import Lost, Stopped
 from thinwire.parameter_server.protocol import Kind, say, say_json
 from thinwire.parameter_server.sessions import Numbers
-from thinwire.parameter_server.connections import Lost, Stopped
 from thinwire.transport.messages import Fate
 
-from .asynchronous_world import STEPS, Worker, World, alone, assert_same, touched
+from .world import STEPS, Worker, World, alone, assert_same, touched
 
 # Faults of the wire
 
@@ -34,7 +34,7 @@ def test_faults_lose_a_step_at_most(fate: Fate, direction: str) -> None:
                 done += 1
             except Lost:
                 worker.join()
-        world.settle()
+        world.flush()
         assert 7 <= len(world.taus) <= 8
         for name, ids in touched(7).rows.items():
             assert worker.tables[name][ids].isfinite().all()
@@ -51,7 +51,7 @@ def test_what_was_lost_is_sent_again() -> None:
             worker.push(step)
     other = world.worker("other")
     other.step(0)
-    world.settle()
+    world.flush()
     worker.client.fetch(touched(0))  # without joining again
     for name, ids in touched(0).rows.items():
         assert torch.equal(worker.tables[name][ids], world.values()[name][ids])
@@ -91,13 +91,13 @@ def test_garbage_is_left_alone_with_one_warning() -> None:
     world = World()
     worker = world.worker()
     worker.step(0)
-    stranger = world.doors[0].line()
+    stranger = world.listeners[0].connection()
     for message in spoilt_messages():
         stranger.send(message)
-        world.settle()
+        world.flush()
     assert len(world.warnings) == 1
     worker.step(1)
-    world.settle()
+    world.flush()
     assert_same(world.values(), alone(2))
     assert list(world.servers[0].sessions) == [worker.servers.incarnation]
 
@@ -107,21 +107,21 @@ def test_a_worker_that_speaks_wrongly_changes_nothing() -> None:
     world = World()
     worker = world.worker()
     sent: list[Tensor] = []
-    line = worker.servers.lines[0]
-    send = line.send
-    line.send = lambda message: (sent.append(message), send(message))[1]
+    connection = worker.servers.connections[0]
+    send = connection.send
+    connection.send = lambda message: (sent.append(message), send(message))[1]
     worker.step(0)
-    world.settle()
-    line.send = send
+    world.flush()
+    connection.send = send
     before = world.values()
     for message in sent:
         for length in range(0, len(message), 7):
-            line.send(message[:length])
+            connection.send(message[:length])
         for place in range(4, min(len(message), 300), 3):
             spoilt = message.clone()
             spoilt[place] ^= 128
             world.servers[0].handle(b"\0\0\0\0", spoilt)
-    world.settle()
+    world.flush()
     assert all(value.isfinite().all() for value in before.values())
     assert len(world.warnings) == 1
 
@@ -154,34 +154,34 @@ def test_a_server_that_does_not_answer_is_named() -> None:
 
 def test_servers_in_any_order_and_only_those_of_one_run() -> None:
     world = World(3)
-    first, second, third = world.lines()
+    first, second, third = world.connections()
     worker = Worker(world, "worker", [third, first, second])
     for step in range(STEPS):
         worker.step(step)
-    world.settle()
+    world.flush()
     assert_same(world.values(), alone(), rtol=1e-5, atol=1e-6)
 
     with pytest.raises(UserError, match="the run has 3 servers, and 2 are named"):
-        Worker(world, "new", world.lines()[:2])
+        Worker(world, "new", world.connections()[:2])
     with pytest.raises(UserError, match="are the same server of the run, the one with shard 1"):
-        lines = world.lines()
-        Worker(world, "new", [lines[0], lines[1], world.doors[1].line()])
+        connections = world.connections()
+        Worker(world, "new", [connections[0], connections[1], world.listeners[1].connection()])
     world.stewards[2].about["run"] = "b"
     with pytest.raises(UserError, match=r"serves the run a, and .* the run b"):
-        Worker(world, "new", world.lines())
+        Worker(world, "new", world.connections())
 
 
 def test_a_server_that_was_started_again_does_not_know_its_workers() -> None:
     world = World()
     worker = world.worker()
     worker.step(0)
-    world.settle()
+    world.flush()
     world.servers[0] = world.server(0)
     with pytest.raises(Lost):
         worker.step(1)
     worker.join()
     worker.step(1)
-    world.settle()
+    world.flush()
     assert_same(world.values(), alone(2))
 
 
@@ -193,17 +193,17 @@ def test_a_silent_worker_loses_its_place_and_disturbs_nobody() -> None:
     for second in range(8):
         server.tick(float(second))
         other.step(second)
-        world.settle()
+        world.flush()
     assert world.stewards[0].gone == ["sleeper has been silent for 5 seconds"]
     before = world.values()
     sleeper.push(0)
-    world.settle()
+    world.flush()
     assert_same(world.values(), before)
     with pytest.raises(Lost):
         sleeper.fetch(1)
     sleeper.join()
     sleeper.step(1)
-    world.settle()
+    world.flush()
     assert world.taus[-1] == 0
 
 
@@ -222,7 +222,7 @@ def test_a_name_that_comes_again_takes_its_place_over() -> None:
     replacement = world.worker("worker 0")
     assert replacement.welcome.place == dead.welcome.place != other.welcome.place
     dead.push(0)
-    world.settle()
+    world.flush()
     assert world.taus == []
     with pytest.raises(Lost):
         dead.fetch(1)
@@ -233,13 +233,13 @@ def test_goodbye_brings_the_whole_account() -> None:
     worker = world.worker()
     for step in range(3):
         worker.step(step)
-    line = worker.servers.lines[0]
+    connection = worker.servers.connections[0]
     before = worker.servers.account()
     worker.servers.goodbye()
-    world.settle()
+    world.flush()
     assert world.stewards[0].gone == ["worker has said goodbye"]
     assert world.servers[0].wire()[1:] == before[1:]
-    assert line.meter.sent > before.bytes_sent
+    assert connection.meter.sent > before.bytes_sent
     assert world.servers[0].wire()[1:] == before[1:]  # and it is not counted twice
 
 
@@ -254,7 +254,7 @@ def test_who_waits_is_told_so_while_the_parameters_stand_still() -> None:
     worker.push(0)
     ahead = touched(1)
     worker.client.pull_rows(ahead)
-    world.settle()
+    world.flush()
     assert server.all_wait
     assert_same(world.values(), before)
     server.tick(1.0)
@@ -271,10 +271,10 @@ def test_who_has_pulled_ahead_computes_no_longer_than_to_its_push() -> None:
     assert server.all_wait
     worker.fetch(0)
     worker.client.pull_rows(touched(1))
-    world.settle()
+    world.flush()
     assert not server.all_wait
     worker.push(0)
-    world.settle()
+    world.flush()
     assert server.all_wait
 
 

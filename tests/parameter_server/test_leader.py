@@ -15,15 +15,15 @@ from torch import Tensor
 
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
+from thinwire.parameter_server.follower import serve_shard
+from thinwire.parameter_server.leader import Serving, serve
 from thinwire.parameter_server.protocol import Position
 from thinwire.parameter_server.sessions import Server
-from thinwire.runs.checkpoints import Checkpoints
-from thinwire.train.loop import train
-from thinwire.runs.metrics import read_metrics
-from thinwire.parameter_server.leader import Serving, serve
-from thinwire.parameter_server.followers import serve_shard
 from thinwire.parameter_server.worker import Worker, work
-from thinwire.transport.messages import InProcessDoor, Line
+from thinwire.runs.checkpoints import Checkpoints
+from thinwire.runs.metrics import read_metrics
+from thinwire.train.loop import train
+from thinwire.transport.messages import Connection, InProcessListener
 
 Settings = Callable[..., RunConfig]
 STEP_TOKENS = 28
@@ -41,12 +41,14 @@ class Together:
 
     def __init__(self, data: Path, out: Path, config: RunConfig, num_shards: int = 1) -> None:
         self.data, self.out, self.config = data, out, config
-        self.doors = [InProcessDoor() for _ in range(num_shards)]
+        self.listeners = [InProcessListener() for _ in range(num_shards)]
         self.threads: list[threading.Thread] = []
         self.why: list[str] = []
         self.errors: list[BaseException] = []
-        self.line: Callable[[str, Line, int], Line] = lambda name, line, index: line
-        """Makes a worker's line to server `index` another one."""
+        self.connection: Callable[[str, Connection, int], Connection] = (
+            lambda name, connection, index: connection
+        )
+        """Makes a worker's connection to server `index` another one."""
 
     def start(self, target: Callable[[], object]) -> None:
         def guarded() -> None:
@@ -60,11 +62,14 @@ class Together:
         self.threads.append(thread)
 
     def worker(self, name: str) -> None:
-        lines = [self.line(name, door.line(), index) for index, door in enumerate(self.doors)]
-        self.why.append(work(self.data, lines, name=name, threads=1))
+        connections = [
+            self.connection(name, listener.connection(), index)
+            for index, listener in enumerate(self.listeners)
+        ]
+        self.why.append(work(self.data, connections, name=name, threads=1))
 
     def run(self, num_workers: int = 1, *, resume: bool = False) -> None:
-        count = len(self.doors)
+        count = len(self.listeners)
         for index in range(1, count):
             self.start(
                 lambda index=index: serve_shard(
@@ -72,7 +77,7 @@ class Together:
                     self.config,
                     index,
                     count,
-                    door=lambda _: self.doors[index],
+                    listener=lambda _: self.listeners[index],
                     warn=lambda sentence: None,
                 )
             )
@@ -83,8 +88,8 @@ class Together:
                 self.data,
                 self.out,
                 self.config,
-                door=lambda max_bytes: self.doors[0],
-                others=[door.line() for door in self.doors[1:]],
+                listener=lambda max_bytes: self.listeners[0],
+                followers=[listener.connection() for listener in self.listeners[1:]],
                 resume=resume,
             )
         finally:
@@ -177,10 +182,10 @@ def test_the_record_of_a_run(toy_data: Path, tmp_path: Path, tiny: Settings) -> 
     assert len(lines(tmp_path / "run", "valid")) >= 3
     training = lines(tmp_path / "run", "train")
     assert sum(STEP_TOKENS for _ in range(60)) == end["tokens"] == training[-1]["tokens"]
-    # The doors have seen what the workers tell; their last goodbyes tell all but themselves.
-    door = found.doors[0].meter
+    # The listeners have seen what the workers tell; their last goodbyes tell all but themselves.
+    listener = found.listeners[0].meter
     for line in (*training, end):
-        assert line["bytes_sent"] == line["bytes_received"] <= door.sent + door.received
+        assert line["bytes_sent"] == line["bytes_received"] <= listener.sent + listener.received
         assert line["bytes_dense"] == 8 * start["parameters"] * line["step"]
         assert line["staleness"]["max"] >= line["staleness"]["mean"] >= 0
         assert line["exchange_seconds"] >= 0
@@ -225,18 +230,18 @@ def test_more_workers_than_planned(toy_data: Path, tmp_path: Path, tiny: Setting
     assert lines(tmp_path / "run", "end")[0]["reason"] == "tokens spent"
 
 
-class Congested(Line):
-    """What is on its way arrives only a while after the end, and not at all from a shut door.
+class Congested(Connection):
+    """What is on its way arrives only a while after the end, and not at all from a shut listener.
 
     Args:
         inner: what messages come from in the end.
         ended: the server has said that the run has ended.
-        shut: its door is shut.
+        shut: its listener is shut.
         free: how many messages arrive in time before the end.
     """
 
     def __init__(
-        self, inner: Line, ended: threading.Event, shut: threading.Event, free: float
+        self, inner: Connection, ended: threading.Event, shut: threading.Event, free: float
     ) -> None:
         super().__init__(inner.server)
         self.inner, self.ended, self.shut, self.free = inner, ended, shut, free
@@ -275,18 +280,20 @@ def test_who_hears_of_the_end_late_still_hears_of_it(
 
     def stop_and_say(self: Server, why: str) -> None:
         stop(self, why)
-        if self.door is slow:
+        if self.listener is slow:
             ended.set()
 
     monkeypatch.setattr(Server, "stop", stop_and_say)
     monkeypatch.setattr("thinwire.parameter_server.serving_loop.PARTING_SECONDS", 0.1)
     config = tiny(run={"tokens": 20 * STEP_TOKENS}, exchange={"timeout_seconds": 6.0})
     found = Together(toy_data, tmp_path / "run", config, num_shards=1 + last)
-    slow = found.doors[last]
+    slow = found.listeners[last]
     monkeypatch.setattr(slow, "close", shut.set)
     # The last worker is the one that hears late; another, if there is one, trains to the end.
-    found.line = lambda name, line, index: (
-        Congested(line, ended, shut, free) if (name, index) == (f"worker {last}", last) else line
+    found.connection = lambda name, connection, index: (
+        Congested(connection, ended, shut, free)
+        if (name, index) == (f"worker {last}", last)
+        else connection
     )
     found.run(1 + last)
     assert found.errors == [] and shut.is_set()

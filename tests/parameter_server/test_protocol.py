@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Size
 
-from thinwire.parameter_server.assignments import Places
+from thinwire.parameter_server.assignments import Assignments
 from thinwire.parameter_server.protocol import (
     ABSENT,
     Kind,
@@ -28,7 +28,7 @@ from thinwire.parameter_server.protocol import (
     rows_bytes,
     unpacked_mask,
 )
-from thinwire.parameter_server.staleness import Lateness, Staleness
+from thinwire.parameter_server.staleness import Staleness, StalenessCounts
 from thinwire.wire.codecs import make_codec
 
 NUM_ROWS = 300
@@ -132,7 +132,7 @@ def test_rows_that_are_none(ids: list[int], num_rows: int) -> None:
 
 
 def test_places_are_taken_over_with_their_position() -> None:
-    places = Places(2, {})
+    places = Assignments(2, {})
     assert [places.take() for _ in range(4)] == [0, 1, 2, 3]
     places.move(1, Position(0, 5, 5, 0.5))
     places.free(1)
@@ -140,7 +140,7 @@ def test_places_are_taken_over_with_their_position() -> None:
     assert (places.take(), places.position(1)) == (1, Position(0, 5, 5, 0.5))
     places.move(0, Position(1, 5, 15, 1.5))
     assert places.epochs == 1.0
-    again = Places(2, places.state())
+    again = Assignments(2, places.state())
     assert [again.position(p) for p in (0, 1, 2)] == [
         Position(1, 5, 15, 1.5),
         Position(0, 5, 5, 0.5),
@@ -149,10 +149,10 @@ def test_places_are_taken_over_with_their_position() -> None:
 
 
 def test_the_distribution_of_staleness() -> None:
-    staleness = Staleness()
+    staleness = StalenessCounts()
     assert staleness.summary() == {}
     for tau in (0, 0, 0, 1, 1, 2, 2, 3, 5, 10):
-        staleness.add(Lateness(tau, 0.1 * tau))
+        staleness.add(Staleness(tau, 0.1 * tau))
     summary = staleness.summary()
     assert summary == {
         "mean": 2.4,

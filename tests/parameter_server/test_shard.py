@@ -13,7 +13,7 @@ from torch import Tensor
 
 from thinwire.optim.config import OptimConfig
 
-from .asynchronous_world import STEPS, World, alone, assert_same, backward, touched
+from .world import STEPS, World, alone, assert_same, backward, touched
 
 # One worker
 
@@ -36,7 +36,7 @@ def test_one_worker_is_plain_training(M: int, select: str, optim: OptimConfig) -
     worker = world.worker()
     for step in range(STEPS):
         worker.step(step)
-    world.settle()
+    world.flush()
     # Vectorised kernels round otherwise where rows lie otherwise in memory.
     tolerance = {} if M == 1 else {"rtol": 1e-5, "atol": 1e-6}
     assert_same(world.values(), alone(optim=optim), **tolerance)
@@ -49,7 +49,7 @@ def test_a_loss_that_touches_every_row(M: int) -> None:
     worker = world.worker()
     for step in range(STEPS):
         worker.step(step, everything=True)
-    world.settle()
+    world.flush()
     tolerance = {} if M == 1 else {"rtol": 1e-5, "atol": 1e-6}
     assert_same(world.values(), alone(everything=True), **tolerance)
 
@@ -60,10 +60,10 @@ def test_rows_pulled_ahead_are_pulled_again_where_they_have_changed() -> None:
     tasks = [touched(step) for step in range(5)]
     worker.client.pull_rows(tasks[0])
     for step in range(4):
-        world.settle()  # the pull is answered before anything else happens
+        world.flush()  # the pull is answered before anything else happens
         if step > 0:
             worker.push(step - 1)
-            world.settle()
+            world.flush()
         worker.rows = worker.client.fetch(tasks[step])
         now = world.values()
         for name, ids in tasks[step].rows.items():
@@ -81,7 +81,7 @@ def test_codecs_come_near(codec: str) -> None:
     worker = world.worker()
     for step in range(STEPS):
         worker.step(step)
-    world.settle()
+    world.flush()
     near = {"bf16": 0.05, "int8": 0.15}[codec]
     assert_same(world.values(), alone(), atol=near)
 
@@ -95,18 +95,18 @@ def test_hidden_blocks_travel_in_part_and_are_made_up_for(M: int) -> None:
     worker.fetch(0)
     assert torch.equal(worker.blocks["body.weight"], before)  # all of it is computed with
     worker.push(0)
-    world.settle()
+    world.flush()
     changed = (world.values()["body.weight"] != before).any(1)
     assert int(changed.sum()) == 3  # of 6 rows
     for step in range(1, 40):
         worker.step(step)
-    world.settle()
+    world.flush()
     after = world.values()["body.weight"]
     assert after.isfinite().all()
     assert (after != before).all()
 
 
-# Staleness
+# StalenessCounts
 
 
 def test_staleness_is_what_happened_between_pull_and_push() -> None:
@@ -115,12 +115,12 @@ def test_staleness_is_what_happened_between_pull_and_push() -> None:
     a.fetch(0)
     b.fetch(1)
     a.push(0)
-    world.settle()
+    world.flush()
     a.step(2)
-    world.settle()
+    world.flush()
     b.push(1)
-    world.settle()
-    assert [(name, lateness.tau) for name, lateness in world.stewards[0].pushes] == [
+    world.flush()
+    assert [(name, staleness.tau) for name, staleness in world.stewards[0].pushes] == [
         ("a", 0),
         ("a", 0),
         ("b", 2),
@@ -142,13 +142,13 @@ def test_a_push_beyond_the_bound_is_dropped_and_its_worker_pulls_anew() -> None:
     b.fetch(0)
     ahead = touched(9)
     b.client.pull_rows(ahead)  # looking ahead; it is answered now
-    world.settle()
+    world.flush()
     for step in range(1, 4):
         a.step(step)
-    world.settle()
+    world.flush()
     before = world.values()
     b.push(0)
-    world.settle()
+    world.flush()
     assert world.taus == [0, 0, 0, None]
     assert_same(world.values(), before)
     rows = b.client.fetch(ahead)
@@ -158,7 +158,7 @@ def test_a_push_beyond_the_bound_is_dropped_and_its_worker_pulls_anew() -> None:
     backward(rows, b.blocks, 9)
     b.rows = rows
     b.push(9)
-    world.settle()
+    world.flush()
     assert world.taus[-1] == 0
 
 
@@ -180,7 +180,7 @@ def late_pair(world: Any) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[st
     gradients |= {n: p.grad.clone() for n, p in b.blocks.items()}
     for worker in (a, b):
         worker.push(0)
-        world.settle()
+        world.flush()
         values.append(world.values())
     return values[0], values[1], values[2], gradients
 
@@ -198,9 +198,9 @@ def test_accumulated_pushes_are_applied_at_once() -> None:
     assert world.shards[0].version == 1
     worker = world.worker("c")
     worker.step(3)
-    world.settle()
+    world.flush()
     assert_same(world.values(), last)
-    world.shards[0].settle()
+    world.shards[0].flush()
     assert not torch.equal(world.values()["body.bias"], last["body.bias"])
 
 
@@ -217,5 +217,5 @@ def test_accumulated_rows_are_merged() -> None:
             total[name] += block.grad
     for number, worker in enumerate(workers):
         worker.push(number)
-    world.settle()
+    world.flush()
     assert_same(world.values(), {n: first[n] - 0.1 * total[n] / 3 for n in first}, atol=1e-6)

@@ -8,12 +8,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from thinwire.parameter_server.protocol import pull_bytes, push_bytes, rows_bytes
-from thinwire.parameter_server.connections import Lost
 from thinwire.optim.config import OptimConfig
+from thinwire.parameter_server.connections import Lost
+from thinwire.parameter_server.protocol import pull_bytes, push_bytes, rows_bytes
 from thinwire.wire.codecs import make_codec
 
-from .asynchronous_world import BLOCKS, STEPS, TABLES, Worker, World, touched
+from .world import BLOCKS, STEPS, TABLES, Worker, World, touched
 
 
 def test_only_newer_rows_are_sent_again() -> None:
@@ -22,23 +22,23 @@ def test_only_newer_rows_are_sent_again() -> None:
     values = {}
     for worker in (a, b):
         worker.fetch(0)
-        values[worker] = worker.servers.lines[0].meter.received
+        values[worker] = worker.servers.connections[0].meter.received
     a.client.fetch(touched(0))  # once more: nothing is newer
-    received = a.servers.lines[0].meter.received - values[a]
+    received = a.servers.connections[0].meter.received - values[a]
     nothing = [(0, 4), (0, 4), (0,), (0, 3), (0,)]
     masked = [3, 5, 6, 6]
     assert received == rows_bytes(make_codec("fp32"), masked, nothing)
 
     b.fetch(1)
     b.push(1)
-    world.settle()
-    before = a.servers.lines[0].meter.received
+    world.flush()
+    before = a.servers.connections[0].meter.received
     a.client.fetch(touched(0))
     rows = [set(touched(step).rows["embedding"].tolist()) for step in (0, 1)]
     words = [set(touched(step).rows["output.bias"].tolist()) for step in (0, 1)]
     newer, newer_words = len(rows[0] & rows[1]), len(words[0] & words[1])
     shapes = [(newer, 4), (newer_words, 4), (newer_words,), (6, 3), (6,)]
-    received = a.servers.lines[0].meter.received - before
+    received = a.servers.connections[0].meter.received - before
     assert received == rows_bytes(make_codec("fp32"), masked, shapes)
     for name, ids in touched(0).rows.items():
         assert torch.equal(a.tables[name][ids], world.values()[name][ids])
@@ -67,7 +67,7 @@ def test_blocks_travel_as_differences_to_what_a_worker_holds(
             worker.fetch(step)
             assert_copies_agree(world, worker)
             worker.push(step)
-            world.settle()
+            world.flush()
     worker = workers[0]
     before = {n: block.detach().clone() for n, block in worker.blocks.items()}
     worker.client.fetch(touched(STEPS))
@@ -109,7 +109,7 @@ def test_differences_of_hidden_blocks_that_travel_in_part(M: int) -> None:
         worker.fetch(step)
         assert_copies_agree(world, worker)
         worker.push(step)
-        world.settle()
+        world.flush()
     assert all(value.isfinite().all() for value in world.values().values())
 
 
@@ -122,13 +122,13 @@ def test_after_a_lost_answer_blocks_are_whole_again() -> None:
         worker.fetch(1)
     other = world.worker("other")
     other.step(0)
-    world.settle()
-    line = worker.servers.lines[0]
-    before = line.meter.received
+    world.flush()
+    connection = worker.servers.connections[0]
+    before = connection.meter.received
     worker.client.fetch(touched(1))  # without joining again
     some, blocks = [(3, 4), (5, 4), (5,)], list(BLOCKS.values())
     expected = rows_bytes(make_codec("bf16"), [3, 5, 6, 6], [*some, *blocks])
-    assert line.meter.received - before == expected
+    assert connection.meter.received - before == expected
     assert_copies_agree(world, worker)
     for name, block in world.values().items():
         if name in BLOCKS:
@@ -141,13 +141,13 @@ def test_after_a_lost_answer_blocks_are_whole_again() -> None:
 def test_every_byte_of_a_step_is_in_the_formula(M: int, select: str, codec: str) -> None:
     world = World(M, codec=codec, select=select)
     worker = world.worker()
-    meters = [line.meter for line in worker.servers.lines]
-    doors = [door.meter for door in world.doors]
+    meters = [connection.meter for connection in worker.servers.connections]
+    listeners = [listener.meter for listener in world.listeners]
     worker.step(0)
-    world.settle()
+    world.flush()
     before = [(m.sent, m.received) for m in meters]
     worker.step(0)  # the same rows once more, all of which have changed
-    world.settle()
+    world.flush()
     block_codec = make_codec({"fp32": "fp32", "bf16": "bf16"}.get(codec, "int4"))
     own, sent_codec = make_codec("fp32" if codec == "fp32" else "bf16"), make_codec(codec)
     P = len(TABLES) + len(BLOCKS)
@@ -172,4 +172,4 @@ def test_every_byte_of_a_step_is_in_the_formula(M: int, select: str, codec: str)
             pushed = push_bytes(sent_codec, P, [*groups, None, None], [*some, *blocks])
         assert meter.sent - before[index][0] == pulled + pushed
         assert meter.received - before[index][1] == answered
-        assert (doors[index].received, doors[index].sent) == (meter.sent, meter.received)
+        assert (listeners[index].received, listeners[index].sent) == (meter.sent, meter.received)

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from thinwire.parameter_server.client import Client
-from thinwire.parameter_server.protocol import Position, Push
-from thinwire.parameter_server.sessions import Server, Session, Steward
-from thinwire.parameter_server.connections import Servers
-from thinwire.parameter_server.shard import Shard
-from thinwire.parameter_server.sharding import merged, parameters_of, sliced_shard
-from thinwire.parameter_server.staleness import Lateness
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.local import Local
 from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.config import OptimConfig
+from thinwire.parameter_server.client import Client
+from thinwire.parameter_server.connections import Servers
+from thinwire.parameter_server.protocol import Position, Push
+from thinwire.parameter_server.sessions import Controller, Server, Session
+from thinwire.parameter_server.shard import Shard
+from thinwire.parameter_server.sharding import merged, parameters_of, sliced_shard
+from thinwire.parameter_server.staleness import Staleness
 from thinwire.touched import Touched
-from thinwire.transport.messages import Fate, InProcessDoor, Line, UnreliableLine
+from thinwire.transport.messages import Connection, Fate, InProcessListener, UnreliableConnection
 
 torch.set_num_threads(1)
 STEPS = 12
@@ -76,12 +76,12 @@ class Alone:
         return {n: p.detach().clone() for n, p in (*self.tables.items(), *self.blocks.items())}
 
 
-class Counting(Steward):
+class Counting(Controller):
     """Takes every worker, and writes down what happens."""
 
     def __init__(self, shard: int, num_shards: int) -> None:
         self.about = {"run": "a", "shard": shard, "num_shards": num_shards, "settings": {}}
-        self.pushes: list[tuple[str, Lateness | None]] = []
+        self.pushes: list[tuple[str, Staleness | None]] = []
         self.gone: list[str] = []
         self.ready = True
         self.num_joined = 0
@@ -102,12 +102,12 @@ class Counting(Steward):
     def expect(self, session: Session, push: Push) -> None:
         pass
 
-    def count(self, session: Session, push: Push, lateness: Lateness | None) -> None:
-        self.pushes.append((session.name, lateness))
+    def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
+        self.pushes.append((session.name, staleness))
 
     @property
     def taus(self) -> list[int | None]:
-        return [None if lateness is None else lateness.tau for _, lateness in self.pushes]
+        return [None if staleness is None else staleness.tau for _, staleness in self.pushes]
 
 
 class World:
@@ -120,10 +120,10 @@ class World:
         tables, blocks = parameters()
         self.shards = [self._shard(i, M, tables, blocks) for i in range(M)]
         self.stewards = [Counting(i, M) for i in range(M)]
-        self.doors = [InProcessDoor() for _ in range(M)]
+        self.listeners = [InProcessListener() for _ in range(M)]
         self.servers = [self.server(index) for index in range(M)]
-        for door in self.doors:
-            door.serve = self.serve
+        for listener in self.listeners:
+            listener.serve = self.serve
 
     def _shard(self, i: int, M: int, tables: Any, blocks: Any) -> Shard:
         optim = self.optim
@@ -135,7 +135,7 @@ class World:
     def server(self, index: int) -> Server:
         """A server of this shard that knows nobody yet."""
         return Server(
-            self.doors[index],
+            self.listeners[index],
             self.shards[index],
             self.stewards[index],
             data="d" * 32,
@@ -146,29 +146,29 @@ class World:
 
     def serve(self) -> bool:
         """Let one server answer one message; whether there was one."""
-        for door, server in zip(self.doors, self.servers, strict=True):
-            if (arrived := door.receive(0.0)) is not None:
+        for listener, server in zip(self.listeners, self.servers, strict=True):
+            if (arrived := listener.receive(0.0)) is not None:
                 server.handle(*arrived)
                 return True
         return False
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Let the servers answer all that has come."""
         while self.serve():
             pass
 
-    def lines(self) -> list[Line]:
-        return [door.line() for door in self.doors]
+    def connections(self) -> list[Connection]:
+        return [listener.connection() for listener in self.listeners]
 
     def worker(self, name: str = "worker", **about: Any) -> Worker:
-        return Worker(self, name, self.lines(), **about)
+        return Worker(self, name, self.connections(), **about)
 
     def worker_with(
         self, sending: Mapping[int, Fate] | None = None, receiving: Mapping[int, Fate] | None = None
     ) -> Worker:
-        """A worker whose line to the first server does not do as it is told; HELLO is message 0."""
-        first, *others = self.lines()
-        return Worker(self, "worker", [UnreliableLine(first, sending, receiving), *others])
+        """A worker whose connection to the first server is unreliable; HELLO is message 0."""
+        first, *others = self.connections()
+        return Worker(self, "worker", [UnreliableConnection(first, sending, receiving), *others])
 
     def values(self) -> dict[str, Tensor]:
         if len(self.shards) == 1:
@@ -183,10 +183,12 @@ class World:
 class Worker:
     """A worker that has joined, with a copy of the model that holds nothing yet."""
 
-    def __init__(self, world: World, name: str, lines: list[Line], **about: Any) -> None:
+    def __init__(
+        self, world: World, name: str, connections: list[Connection], **about: Any
+    ) -> None:
         self.world = world
         self.servers = Servers(
-            lines,
+            connections,
             name=name,
             timeout_seconds=world.config.timeout_seconds,
             **{"data": "d" * 32, "version": "1", **about},

@@ -18,7 +18,7 @@ from torch import Tensor
 from thinwire.cli.app import main
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
-from thinwire.launch import planning
+from thinwire.launch import auto
 from thinwire.launch.auto import chosen
 from thinwire.plan import link as link_module
 from thinwire.plan import plan as plan_module
@@ -139,7 +139,7 @@ def test_the_first_worker_chooses(
 def test_one_worker_needs_no_plan(
     toy_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(planning, "planned", None)
+    monkeypatch.setattr(auto, "planned", None)
     assert chosen(toy_data, config_of(workers=1)).exchange.kind == "sync"
     assert chosen(toy_data, config_of(workers=1), Alone()).exchange.kind == "sync"
     assert "one worker has nobody to exchange with" in capsys.readouterr().err

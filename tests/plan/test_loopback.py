@@ -9,8 +9,8 @@ import pytest
 from thinwire.exchange.config import CodecName
 from thinwire.exchange.sizes import TouchedTables, sync_bytes, total_bytes
 from thinwire.plan import loopback
-from thinwire.plan.traffic import ACCOUNT_NUMBERS, sync_rounds
 from thinwire.plan.loopback import BLOCK_SHAPE, NUM_ROWS, WIDTH, exchange_seconds
+from thinwire.plan.traffic import ACCOUNT_NUMBERS, sync_rounds
 from thinwire.transport.c10d import loopback_group
 
 

@@ -19,7 +19,6 @@ from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
 from thinwire.optim.config import OptimConfig
-from thinwire.plan.traffic import Counter, Sent
 from thinwire.plan.forecast import (
     Link,
     async_seconds,
@@ -29,9 +28,10 @@ from thinwire.plan.forecast import (
 )
 from thinwire.plan.machine import Machine, _enough, parse_rate
 from thinwire.plan.plan import make_plan
+from thinwire.plan.traffic import Counter, Sent
+from thinwire.runs.metrics import read_metrics
 from thinwire.touched import Touched
 from thinwire.train.loop import train
-from thinwire.runs.metrics import read_metrics
 from thinwire.transport.c10d import loopback_group
 from thinwire.transport.in_process import in_process_group
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from thinwire.errors import UserError
-from thinwire.train import checkpoints as module
+from thinwire.runs import checkpoints as module
 from thinwire.runs.checkpoints import Checkpoint, Checkpoints
 
 

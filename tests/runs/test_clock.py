@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from thinwire.config import DEFAULT_SECONDS, RunSettings
-from thinwire.train import clock as module
+from thinwire.runs import clock as module
 from thinwire.runs.clock import Budget, Clock
 
 

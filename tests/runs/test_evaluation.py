@@ -15,7 +15,7 @@ from thinwire.language_model import LanguageModel
 from thinwire.loss import full
 from thinwire.loss.config import LossConfig
 from thinwire.models.config import ModelConfig
-from thinwire.train import evaluation
+from thinwire.runs import evaluation
 from thinwire.runs.evaluation import Evaluation, Ids, evaluate
 
 V, EOS, UNK = 30, 0, 1

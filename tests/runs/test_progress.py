@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
-from thinwire.train import progress as module
+from thinwire.runs import progress as module
 from thinwire.runs.progress import (
     BARS,
     CURVE_WIDTH,

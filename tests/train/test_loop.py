@@ -23,15 +23,15 @@ from thinwire.errors import UserError
 from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
 from thinwire.optim.schedules import Schedule
-from thinwire.train import checkpoints as checkpoints_module
-from thinwire.train import clock as clock_module
+from thinwire.runs import checkpoints as checkpoints_module
+from thinwire.runs import clock as clock_module
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.clock import Every
 from thinwire.runs.evaluation import evaluate
-from thinwire.train.loop import Trainer, train
+from thinwire.runs.folder import RunFolder
 from thinwire.runs.metrics import METRICS_FILE, read_metrics
 from thinwire.runs.run import PLATEAU_EVALUATIONS
-from thinwire.runs.folder import RunFolder
+from thinwire.train.loop import Trainer, train
 
 Settings = Callable[..., RunConfig]
 STEP_TOKENS = 28

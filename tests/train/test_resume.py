@@ -17,9 +17,9 @@ from thinwire.cli.app import main
 from thinwire.config import RunConfig
 from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
-from thinwire.train.loop import Trainer, train
-from thinwire.runs.metrics import read_metrics
 from thinwire.runs.folder import CONFIG_FILE, RunFolder
+from thinwire.runs.metrics import read_metrics
+from thinwire.train.loop import Trainer, train
 
 Settings = Callable[..., RunConfig]
 STEP_TOKENS = 28

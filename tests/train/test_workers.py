@@ -24,8 +24,10 @@ from thinwire.exchange.coded import CodedCollective
 from thinwire.exchange.contract import ExchangeState
 from thinwire.language_model import LanguageModel
 from thinwire.runs.checkpoints import Checkpoints
-from thinwire.train.loop import Trainer, train
 from thinwire.runs.metrics import read_metrics
+from thinwire.runs.run import Run
+from thinwire.train.barrier import keep_alive_barrier
+from thinwire.train.loop import Trainer, train
 from thinwire.train.replicas import (
     check_replicas,
     gathered_state,
@@ -33,8 +35,6 @@ from thinwire.train.replicas import (
     introduce,
     scattered_state,
 )
-from thinwire.runs.run import Run
-from thinwire.train.barrier import standstill
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective
 from thinwire.transport.faulty import Faulty
@@ -75,7 +75,7 @@ def test_all_learn_what_the_first_has_found(size: int, together: Together) -> No
         exchange: Any = CodedCollective(member, "fp32", seed=0)
         found = []
         for number in (12.5, math.inf, 3.0):
-            with standstill(exchange, member.rank == 0, patience_seconds=0.02) as result:
+            with keep_alive_barrier(exchange, member.rank == 0, patience_seconds=0.02) as result:
                 if member.rank == 0:
                     sleep(0.6 if number == 12.5 else 0.0)
                     result.number = number
@@ -88,14 +88,14 @@ def test_all_learn_what_the_first_has_found(size: int, together: Together) -> No
 def test_a_failure_of_the_first_ends_the_others_wait(outcomes: Together) -> None:
     def work(member: Collective) -> None:
         exchange: Any = CodedCollective(member, "fp32", seed=0)
-        with standstill(exchange, member.rank == 0, patience_seconds=0.02):
+        with keep_alive_barrier(exchange, member.rank == 0, patience_seconds=0.02):
             if member.rank == 0:
                 raise UserError("the disk is full")
 
     found = outcomes(2, work)
     assert str(found[0]) == "the disk is full"
     assert isinstance(found[1], UserError) and "worker 0 of 2" in str(found[1])
-    assert not [thread for thread in threading.enumerate() if thread.name == "standstill"]
+    assert not [thread for thread in threading.enumerate() if thread.name == "keep_alive_barrier"]
 
 
 def test_a_worker_that_goes_meanwhile_is_named(outcomes: Together) -> None:
@@ -105,7 +105,7 @@ def test_a_worker_that_goes_meanwhile_is_named(outcomes: Together) -> None:
         exchange: Any = CodedCollective(member, "fp32", seed=0)
         if member.rank == 1:
             return
-        with standstill(exchange, True, patience_seconds=0.02):
+        with keep_alive_barrier(exchange, True, patience_seconds=0.02):
             sleep(0.2)
 
     found = outcomes(2, work)
@@ -405,7 +405,7 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(
     cut, steps = 8, 18
 
     def config(count: int) -> RunConfig:
-        # Evaluating settles a periodic run; the other evaluation is the one at the end.
+        # Evaluating flushes a periodic run; the other evaluation is the one at the end.
         budget, at_the_cut = {"tokens": count * 56}, {"every_tokens": cut * 56}
         if "data" in sections:
             budget, at_the_cut = {"epochs": count / 300}, {}

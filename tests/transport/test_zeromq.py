@@ -1,4 +1,4 @@
-"""Messages over ZeroMQ on loopback: what the in-process door does, and strangers get nothing."""
+"""Messages over ZeroMQ on loopback: as the in-process listener; strangers get nothing."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 
 from thinwire.errors import UserError
 from thinwire.transport.keys import Key, read_or_make_key
-from thinwire.transport.messages import Line
+from thinwire.transport.messages import Connection
 from thinwire.transport.zeromq import (
     PART_BYTES,
-    ZeroMQDoor,
-    ZeroMQLine,
+    ZeroMQConnection,
+    ZeroMQListener,
     is_loopback,
     split_address,
 )
@@ -42,21 +42,21 @@ def key(request: pytest.FixtureRequest, tmp_path: Path) -> Key | None:
 
 def opened(
     stack: ExitStack, key: Key | None, listen: str = "127.0.0.1:0", max_bytes: int = 1 << 20
-) -> ZeroMQDoor:
-    return stack.enter_context(closing(ZeroMQDoor(listen, key, max_bytes)))
+) -> ZeroMQListener:
+    return stack.enter_context(closing(ZeroMQListener(listen, key, max_bytes)))
 
 
-def connected(stack: ExitStack, address: str, key: Key | None) -> ZeroMQLine:
-    return stack.enter_context(closing(ZeroMQLine(address, key)))
+def connected(stack: ExitStack, address: str, key: Key | None) -> ZeroMQConnection:
+    return stack.enter_context(closing(ZeroMQConnection(address, key)))
 
 
-def exchanged(door: ZeroMQDoor, line: Line, message: Tensor) -> Tensor:
-    """What comes back of a message that the door sends back."""
-    line.send(message)
-    arrived = door.receive(PATIENCE_SECONDS)
+def exchanged(listener: ZeroMQListener, connection: Connection, message: Tensor) -> Tensor:
+    """What comes back of a message that the listener sends back."""
+    connection.send(message)
+    arrived = listener.receive(PATIENCE_SECONDS)
     assert arrived is not None
-    door.send(*arrived)
-    answer = line.receive(PATIENCE_SECONDS)
+    listener.send(*arrived)
+    answer = connection.receive(PATIENCE_SECONDS)
     assert answer is not None
     return answer
 
@@ -65,92 +65,92 @@ def exchanged(door: ZeroMQDoor, line: Line, message: Tensor) -> Tensor:
 def test_messages_arrive_whole_and_are_counted(
     size: int, key: Key | None, stack: ExitStack
 ) -> None:
-    door = opened(stack, key, max_bytes=size)
-    line = connected(stack, door.address, key)
+    listener = opened(stack, key, max_bytes=size)
+    connection = connected(stack, listener.address, key)
     message = torch.arange(size).to(torch.uint8)
-    assert torch.equal(exchanged(door, line, message), message)
-    assert [door.meter.sent, door.meter.received] == [size, size]
-    assert [line.meter.sent, line.meter.received] == [size, size]
+    assert torch.equal(exchanged(listener, connection, message), message)
+    assert [listener.meter.sent, listener.meter.received] == [size, size]
+    assert [connection.meter.sent, connection.meter.received] == [size, size]
 
 
 def test_a_large_message_goes_in_parts(stack: ExitStack) -> None:
     """Each of them shows on a slow link that the connection lives."""
-    door = opened(stack, None)
+    listener = opened(stack, None)
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.linger = 0
-        peer.connect(f"tcp://{door.address}")
+        peer.connect(f"tcp://{listener.address}")
         peer.send(b"hello")
-        arrived = door.receive(PATIENCE_SECONDS)
+        arrived = listener.receive(PATIENCE_SECONDS)
         assert arrived is not None
-        door.send(arrived[0], torch.ones(2 * PART_BYTES + 1, dtype=torch.uint8))
+        listener.send(arrived[0], torch.ones(2 * PART_BYTES + 1, dtype=torch.uint8))
         assert peer.poll(round(1000 * PATIENCE_SECONDS))
         assert [len(part) for part in peer.recv_multipart()] == [PART_BYTES, PART_BYTES, 1]
 
 
 def test_what_is_received_can_be_written_to(stack: ExitStack) -> None:
-    door = opened(stack, None)
-    line = connected(stack, door.address, None)
-    answer = exchanged(door, line, torch.ones(100_000, dtype=torch.uint8))
+    listener = opened(stack, None)
+    connection = connected(stack, listener.address, None)
+    answer = exchanged(listener, connection, torch.ones(100_000, dtype=torch.uint8))
     answer += 1
     assert int(answer.sum()) == 200_000
 
 
 def test_each_worker_is_answered_on_its_own_line(key: Key | None, stack: ExitStack) -> None:
-    door = opened(stack, key)
-    lines = [connected(stack, door.address, key) for _ in range(3)]
-    for number, line in enumerate(lines):
-        line.send(torch.tensor([number], dtype=torch.uint8))
-    for _ in lines:
-        arrived = door.receive(PATIENCE_SECONDS)
+    listener = opened(stack, key)
+    connections = [connected(stack, listener.address, key) for _ in range(3)]
+    for number, connection in enumerate(connections):
+        connection.send(torch.tensor([number], dtype=torch.uint8))
+    for _ in connections:
+        arrived = listener.receive(PATIENCE_SECONDS)
         assert arrived is not None
-        door.send(*arrived)
-    for number, line in enumerate(lines):
-        answer = line.receive(PATIENCE_SECONDS)
+        listener.send(*arrived)
+    for number, connection in enumerate(connections):
+        answer = connection.receive(PATIENCE_SECONDS)
         assert answer is not None and answer.tolist() == [number]
 
 
 def test_a_line_finds_a_door_that_opens_again(key: Key | None, stack: ExitStack) -> None:
-    door = ZeroMQDoor("127.0.0.1:0", key)
-    line = connected(stack, door.address, key)
+    listener = ZeroMQListener("127.0.0.1:0", key)
+    connection = connected(stack, listener.address, key)
     first = torch.tensor([1], dtype=torch.uint8)
-    exchanged(door, line, first)
-    door.close()
-    door = opened(stack, key, door.address)
+    exchanged(listener, connection, first)
+    listener.close()
+    listener = opened(stack, key, listener.address)
     deadline = monotonic() + PATIENCE_SECONDS
     arrived = None
     while arrived is None and monotonic() < deadline:
-        line.send(first)
-        arrived = door.receive(0.2)
+        connection.send(first)
+        arrived = listener.receive(0.2)
     assert arrived is not None
 
 
 def test_strangers_get_nothing_and_disturb_nothing(stack: ExitStack, tmp_path: Path) -> None:
     key, _ = read_or_make_key(tmp_path / "key")
     other, _ = read_or_make_key(tmp_path / "other")
-    door = opened(stack, key)
-    friend = connected(stack, door.address, key)
+    listener = opened(stack, key)
+    friend = connected(stack, listener.address, key)
     hello = torch.ones(10, dtype=torch.uint8)
     public, secret = zmq.curve_keypair()
     strangers = [
-        connected(stack, door.address, None),  # no key
-        connected(stack, door.address, other),  # that of another run
+        connected(stack, listener.address, None),  # no key
+        connected(stack, listener.address, other),  # that of another run
         # who knows the server's public key, but not its secret one
-        _knows(stack, door.address, key.public, Key(public, secret)),
+        _knows(stack, listener.address, key.public, Key(public, secret)),
     ]
     for stranger in strangers:
         stranger.send(hello)
     raw = stack.enter_context(
-        socket.create_connection(("127.0.0.1", split_address(door.address)[1]))
+        socket.create_connection(("127.0.0.1", split_address(listener.address)[1]))
     )
     raw.sendall(b"GET / HTTP/1.1\r\n\r\n" + bytes(range(256)) * 40)
-    assert door.receive(STRANGER_SECONDS) is None
-    assert torch.equal(exchanged(door, friend, hello), hello)
+    assert listener.receive(STRANGER_SECONDS) is None
+    assert torch.equal(exchanged(listener, friend, hello), hello)
     assert all(stranger.receive(0.0) is None for stranger in strangers)
-    assert door.receive(STRANGER_SECONDS) is None
+    assert listener.receive(STRANGER_SECONDS) is None
 
 
-def _knows(stack: ExitStack, address: str, server: bytes, own: Key) -> Line:
-    class Knowing(ZeroMQLine):
+def _knows(stack: ExitStack, address: str, server: bytes, own: Key) -> Connection:
+    class Knowing(ZeroMQConnection):
         def __init__(self) -> None:
             super().__init__(address, None)
             self._socket.close()
@@ -164,38 +164,40 @@ def _knows(stack: ExitStack, address: str, server: bytes, own: Key) -> Line:
 
 
 def test_messages_that_are_too_large_are_received_as_nothing(stack: ExitStack) -> None:
-    """Nothing that could be read comes out, and the door goes on."""
-    door = opened(stack, None)  # it takes 1 + 1 MB
+    """Nothing that could be read comes out, and the listener goes on."""
+    listener = opened(stack, None)  # it takes 1 + 1 MB
     with zmq.Context() as context, context.socket(zmq.DEALER) as peer:
         peer.linger = 0
-        peer.connect(f"tcp://{door.address}")
+        peer.connect(f"tcp://{listener.address}")
         peer.send_multipart([bytes(1 << 20)] * 3)
-        arrived = door.receive(PATIENCE_SECONDS)
+        arrived = listener.receive(PATIENCE_SECONDS)
         assert arrived is not None and len(arrived[1]) == 0
         peer.send(bytes(3 << 20))
-        assert door.receive(STRANGER_SECONDS) is None
-    line = connected(stack, door.address, None)
-    assert exchanged(door, line, torch.ones(5, dtype=torch.uint8)).tolist() == [1] * 5
+        assert listener.receive(STRANGER_SECONDS) is None
+    connection = connected(stack, listener.address, None)
+    assert exchanged(listener, connection, torch.ones(5, dtype=torch.uint8)).tolist() == [1] * 5
 
 
 def test_beyond_loopback_a_key_is_needed() -> None:
     with pytest.raises(UserError, match=r"0\.0\.0\.0:0 can be reached from other machines"):
-        ZeroMQDoor("0.0.0.0:0", None)
+        ZeroMQListener("0.0.0.0:0", None)
     with pytest.raises(UserError, match=r"192\.0\.2\.1:5555 is on another machine"):
-        ZeroMQLine("192.0.2.1:5555", None)
+        ZeroMQConnection("192.0.2.1:5555", None)
 
 
 def test_beyond_loopback_with_a_key(stack: ExitStack, tmp_path: Path) -> None:
     key, _ = read_or_make_key(tmp_path / "key")
-    door = opened(stack, key, "*:0")
-    line = connected(stack, f"127.0.0.1:{split_address(door.address)[1]}", key)
-    assert exchanged(door, line, torch.ones(5, dtype=torch.uint8)).tolist() == [1] * 5
+    listener = opened(stack, key, "*:0")
+    connection = connected(stack, f"127.0.0.1:{split_address(listener.address)[1]}", key)
+    assert exchanged(listener, connection, torch.ones(5, dtype=torch.uint8)).tolist() == [1] * 5
 
 
 def test_a_port_that_is_taken(stack: ExitStack) -> None:
-    door = opened(stack, None)
-    with pytest.raises(UserError, match=f"cannot listen on {door.address}: Address already in use"):
-        ZeroMQDoor(door.address, None)
+    listener = opened(stack, None)
+    with pytest.raises(
+        UserError, match=f"cannot listen on {listener.address}: Address already in use"
+    ):
+        ZeroMQListener(listener.address, None)
 
 
 @pytest.mark.parametrize("address", ["", "5555", ":5555", "host:", "host:port", "host:70000"])

@@ -1,4 +1,4 @@
-"""The meter: what passes the door, whoever carries it."""
+"""The meter: what passes the listener, whoever carries it."""
 
 from __future__ import annotations
 

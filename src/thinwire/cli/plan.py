@@ -51,9 +51,9 @@ def plan(
 
     given, N = Link(parse_rate(link)) if link else None, settings.run.workers
     if team_size() > 1:
-        from thinwire.launch.replica import Meeting
+        from thinwire.launch.rendezvous import TorchrunMeeting
 
-        meeting = Meeting(settings)
+        meeting = TorchrunMeeting(settings)
         workers: tuple[int, ...] = (N if N > 1 else team_size(),)
         with meeting.team("plan") as team:
             found = planned(data, meeting.config, given, workers, team)

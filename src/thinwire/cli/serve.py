@@ -48,9 +48,9 @@ def serve(
     resume
         Go on with the run in --out, with its own settings; budgets may be raised.
     """
-    from thinwire.launch.parameter_server import serve_here
+    from thinwire.launch.parameter_server import start_server
 
-    serve_here(
+    start_server(
         data,
         out,
         settings,

@@ -32,6 +32,6 @@ def work(
     device
         Where to compute. Default: as the run says.
     """
-    from thinwire.launch.parameter_server import work_here
+    from thinwire.launch.parameter_server import start_worker
 
-    work_here(data, servers, key_file=key, threads=threads, device=device)
+    start_worker(data, servers, key_file=key, threads=threads, device=device)

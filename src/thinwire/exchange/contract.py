@@ -85,12 +85,12 @@ class Exchange(ABC):
         """This worker's account of the wire so far: bytes and seconds, named as in metrics."""
 
     @abstractmethod
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Make the parameters at hand those that all workers agree on, before they are read."""
 
     @abstractmethod
     def state(self) -> ExchangeState:
-        """What `load_state` needs to go on; taken after `settle`."""
+        """What `load_state` needs to go on; taken after `flush`."""
 
     @abstractmethod
     def load_state(self, step: int, state: ExchangeState) -> None:

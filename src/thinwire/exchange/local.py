@@ -84,7 +84,7 @@ class Local(Exchange):
         """Nothing: there is no wire."""
         return {}
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Nothing to do."""
 
     def state(self) -> ExchangeState:

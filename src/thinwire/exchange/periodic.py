@@ -137,7 +137,7 @@ class Periodic(Exchange):
         """See `Exchange`."""
         return self._coded.record(self._dense_bytes)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Agree on every fragment, whoever's turn it is; then all copies are the anchor."""
         if self._settled:  # once more would only let the momentum run on
             return

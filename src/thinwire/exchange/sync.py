@@ -35,12 +35,12 @@ from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange, ExchangeState, nothing
 from thinwire.exchange.hidden import HiddenBlocks, Selection
 from thinwire.exchange.local import Local
-from thinwire.exchange.own_rows import (
+from thinwire.exchange.unshared_rows import (
     MergedRows,
-    OwnRows,
+    UnsharedRows,
     announced_ids,
     announcement,
-    own_rows,
+    unshared_rows,
 )
 from thinwire.touched import Touched
 from thinwire.transport.collective import Collective, Pending
@@ -49,7 +49,7 @@ from thinwire.transport.collective import Collective, Pending
 class _Announced(Pending[list[list[Tensor]]]):
     """For each worker the ids of its own rows, by group; both parts of a step need them."""
 
-    def __init__(self, messages: Pending[list[Tensor]], groups: Sequence[OwnRows]) -> None:
+    def __init__(self, messages: Pending[list[Tensor]], groups: Sequence[UnsharedRows]) -> None:
         self._messages, self._groups = messages, groups
         self._ids_by_rank: list[list[Tensor]] | None = None
 
@@ -65,7 +65,7 @@ class _Step:
     """What a step touches, and what the others have been told of it."""
 
     touched: Touched
-    groups: list[OwnRows]
+    groups: list[UnsharedRows]
     announced: _Announced
 
     def early(self) -> list[str]:
@@ -136,7 +136,7 @@ class Sync(Exchange):
 
     def announce(self, touched: Touched) -> None:
         """Tell the others the rows that they cannot know."""
-        groups = own_rows(touched)
+        groups = unshared_rows(touched)
         messages = self.collective.all_gather(announcement(groups))
         self._next = _Step(touched, groups, _Announced(messages, groups))
 
@@ -232,7 +232,7 @@ class Sync(Exchange):
         """See `Exchange`."""
         return self._coded.record(self._dense_bytes)
 
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Apply what is under way; replicas are identical after every step."""
         while self._late:
             self._apply([self._late.popleft()])

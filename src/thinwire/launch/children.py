@@ -7,7 +7,6 @@ also for a child that has been stopped.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -17,12 +16,10 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from threading import Thread
 from types import FrameType, TracebackType
 from typing import Any
 
 GRACE_SECONDS = 10.0
-_PR_SET_PDEATHSIG = 1
 
 
 class Children:
@@ -56,17 +53,17 @@ class Children:
         job: Mapping[str, Any],
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start `python -m thinwire.launch.child` on a job; a name that is taken is taken over.
+        """Start `python -m thinwire.cli.child` on a job; a name that is taken is taken over.
 
         Args:
             name: what to call the process in a sentence: "worker 2".
-            role: which function of `thinwire.launch.child` it runs.
+            role: which function of `thinwire.cli.child` it runs.
             job: that function's arguments, fit for JSON.
             environment: variables besides this process's own.
         """
         file = self.folder / f"{name.replace(' ', '-')}.json"
         file.write_text(json.dumps({"role": role, "job": dict(job)}), encoding="utf-8")
-        command = [sys.executable, "-m", "thinwire.launch.child", str(file), str(self._lifeline)]
+        command = [sys.executable, "-m", "thinwire.cli.child", str(file), str(self._lifeline)]
         # A session of its own: Ctrl+C on the terminal reaches the parent, which passes it on once.
         self.processes[name] = subprocess.Popen(
             command,
@@ -110,18 +107,6 @@ def passing_signals_on(children: Children) -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-def end_with_parent(lifeline: int) -> None:
-    """In a child: end as soon as the parent has ended."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-
-    def watch() -> None:
-        os.read(lifeline, 1)
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    Thread(target=watch, name="lifeline", daemon=True).start()
 
 
 def how_it_ended(status: int) -> str:

@@ -14,14 +14,14 @@ from time import monotonic, sleep
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
 from thinwire.launch.children import Children, how_it_ended, passing_signals_on
+from thinwire.launch.handover import SETTINGS_FILE, last_message, post_failure
 from thinwire.transport.timeouts import ROLL_CALL_SECONDS
 
-SETTINGS_FILE = "settings.toml"
 # What a worker that still runs may take to see that another one has said why it ended.
 NOTICE_SECONDS = 1.0
 
 
-def train_here(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
+def train_on_this_machine(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
     """Start `run.workers` workers on this machine and wait until all have ended.
 
     Raises:
@@ -39,19 +39,14 @@ def train_here(data: Path, out: Path, config: RunConfig, *, resume: bool) -> Non
             job["folder"] = str(folder)
             children.start(_name(rank), "member", job, {"LOCAL_RANK": str(rank)})
         failed = _wait(children, W, received)
-        said = [_word(folder, rank) for rank in range(W)]
+        said = [last_message(folder, rank) for rank in range(W)]
     if failed is None:
         return
-    sentence = said[failed] or next((word for word in said if word), None)
+    sentence = said[failed] or next((message for message in said if message), None)
     if received and (sentence is None or len(received) > 1):
         raise KeyboardInterrupt
     killed = f"{_name(failed)} of {W} {_end_of(children, failed)}; go on with --resume"
     raise UserError(sentence or killed)
-
-
-def word_file(folder: Path, rank: int) -> Path:
-    """Where a worker leaves the sentence with which it ends; the parent says it."""
-    return folder / f"worker-{rank}.word"
 
 
 def _wait(children: Children, num_workers: int, received: Sequence[int]) -> int | None:
@@ -66,12 +61,10 @@ def _wait(children: Children, num_workers: int, received: Sequence[int]) -> int 
         for rank in [rank for rank, process in running.items() if process.poll() is not None]:
             if not running.pop(rank).returncode or failed is not None:
                 continue
-            failed, silent = rank, _word(children.folder, rank) is None
+            failed, silent = rank, last_message(children.folder, rank) is None
             if silent and running and not received:  # it could not say why, so we do
-                from thinwire.launch.replica import speak_for
-
-                word = f"it {_end_of(children, rank)}; go on with --resume from what is saved"
-                speak_for(rank, num_workers, children.folder, word)
+                message = f"it {_end_of(children, rank)}; go on with --resume from what is saved"
+                post_failure(children.folder, num_workers, rank, message)
             deadline = monotonic() + (ROLL_CALL_SECONDS if silent else NOTICE_SECONDS)
     children.end()
     return failed
@@ -83,8 +76,3 @@ def _name(rank: int) -> str:
 
 def _end_of(children: Children, rank: int) -> str:
     return how_it_ended(children.processes[_name(rank)].returncode)
-
-
-def _word(folder: Path, rank: int) -> str | None:
-    file = word_file(folder, rank)
-    return file.read_text(encoding="utf-8") if file.exists() else None

@@ -1,7 +1,7 @@
 """One server or one worker of an asynchronous run, over ZeroMQ.
 
-`serve_here` and `work_here` are for runs that may span machines: starting them, and starting them
-again, is up to whoever runs the machines. The others are started by `asynchronous.py`, on loopback.
+`start_server` and `start_worker` are for runs that may span machines: whoever runs the machines
+starts them, and starts them again. `supervisor.py` starts the others, on loopback.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from typing import Any
 from thinwire.config import RunConfig
 from thinwire.console import console
 from thinwire.errors import UserError
+from thinwire.parameter_server.follower import serve_shard
 from thinwire.parameter_server.leader import serve
-from thinwire.parameter_server.followers import serve_shard
 from thinwire.parameter_server.worker import work
 from thinwire.transport.keys import read_key, read_or_make_key
-from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine, split_address
+from thinwire.transport.zeromq import ZeroMQConnection, ZeroMQListener, split_address
 
 LOOK_SECONDS = 0.1
 INTERRUPTED = 130
@@ -40,8 +40,8 @@ def serve_on_loopback(
     port = file.read_text(encoding="utf-8") if file.exists() else "0"
     addresses: list[str] = []
 
-    def door(max_bytes: int) -> ZeroMQDoor:
-        opened = ZeroMQDoor(f"127.0.0.1:{port}", None, max_bytes)
+    def listener(max_bytes: int) -> ZeroMQListener:
+        opened = ZeroMQListener(f"127.0.0.1:{port}", None, max_bytes)
         addresses.append(opened.address)
         return opened
 
@@ -50,16 +50,18 @@ def serve_on_loopback(
 
     config, count = RunConfig.from_dict(settings), len(port_files)
     if shard > 0:
-        serve_shard(Path(data), config, shard, count, door=door, ready=ready, warn=_warn, threads=1)
+        serve_shard(
+            Path(data), config, shard, count, listener=listener, ready=ready, warn=_warn, threads=1
+        )
         return
-    lines = _lines(port_files[1:])
+    connections = _connections(port_files[1:])
     serve(
         Path(data),
         Path(out),
         config,
-        door=door,
+        listener=listener,
         resume=resume,
-        others=lines,
+        followers=connections,
         ready=ready,
         threads=1,
     )
@@ -68,12 +70,12 @@ def serve_on_loopback(
 def work_on_loopback(data: str, name: str, threads: int, port_files: list[str]) -> None:
     """A worker that `run_async` has started."""
     try:
-        work(Path(data), _lines(port_files), name=name, threads=threads)
+        work(Path(data), _connections(port_files), name=name, threads=threads)
     except KeyboardInterrupt:  # the server says it, once for all
         raise SystemExit(INTERRUPTED) from None
 
 
-def _lines(port_files: Sequence[str]) -> list[ZeroMQLine]:
+def _connections(port_files: Sequence[str]) -> list[ZeroMQConnection]:
     """To the servers at the ports in these files, which the servers write when they are ready.
 
     Without a limit: if a server does not get ready, the parent ends this process.
@@ -83,7 +85,7 @@ def _lines(port_files: Sequence[str]) -> list[ZeroMQLine]:
         while not file.exists():
             sleep(LOOK_SECONDS)
         ports.append(file.read_text(encoding="utf-8"))
-    return [ZeroMQLine(f"127.0.0.1:{port}", None) for port in ports]
+    return [ZeroMQConnection(f"127.0.0.1:{port}", None) for port in ports]
 
 
 def _write_port(file: Path, port: int) -> None:
@@ -92,7 +94,7 @@ def _write_port(file: Path, port: int) -> None:
     os.replace(temporary, file)
 
 
-def serve_here(
+def start_server(
     data: Path,
     out: Path,
     config: RunConfig,
@@ -130,23 +132,23 @@ def serve_here(
         key, made = read_or_make_key(key_file)
         if made:
             _say(f"Wrote the key {key_file}; copy it to the workers.")
-    doors: list[ZeroMQDoor] = []
+    listeners: list[ZeroMQListener] = []
 
-    def door(max_bytes: int) -> ZeroMQDoor:
-        doors.append(ZeroMQDoor(listen, key, max_bytes))
-        return doors[0]
+    def listener(max_bytes: int) -> ZeroMQListener:
+        listeners.append(ZeroMQListener(listen, key, max_bytes))
+        return listeners[0]
 
     def ready() -> None:
-        _say(f"Serving at {doors[0].address}")
+        _say(f"Serving at {listeners[0].address}")
 
     if index > 0:
-        serve_shard(data, config, index, count, door=door, ready=ready, warn=_warn)
+        serve_shard(data, config, index, count, listener=listener, ready=ready, warn=_warn)
         return
-    lines = [ZeroMQLine(address, key) for address in addresses[1:]]
-    serve(data, out, config, door=door, resume=resume, others=lines, ready=ready)
+    connections = [ZeroMQConnection(address, key) for address in addresses[1:]]
+    serve(data, out, config, listener=listener, resume=resume, followers=connections, ready=ready)
 
 
-def work_here(
+def start_worker(
     data: Path,
     servers: str,
     *,
@@ -167,9 +169,9 @@ def work_here(
         UserError: what the user can mend.
     """
     key = None if key_file is None else read_key(key_file)
-    lines = [ZeroMQLine(address, key) for address in servers.split(",")]
+    connections = [ZeroMQConnection(address, key) for address in servers.split(",")]
     name = f"worker {socket.gethostname()}:{os.getpid()}"
-    why = work(data, lines, name=name, threads=threads, device=device, told=_say)
+    why = work(data, connections, name=name, threads=threads, device=device, told=_say)
     _say(f"The run has ended: {why}.")
 
 

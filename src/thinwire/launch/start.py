@@ -49,6 +49,6 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
 
         run_async(data, out, config, resume=resume)
     else:
-        from thinwire.launch.local import train_here
+        from thinwire.launch.local import train_on_this_machine
 
-        train_here(data, out, config, resume=resume)
+        train_on_this_machine(data, out, config, resume=resume)

@@ -204,17 +204,3 @@ def _is_stopped(pid: int) -> bool:
     except OSError:
         return False
     return stat.rpartition(")")[2].split()[0] == "T"
-
-
-def run_server(**job: Any) -> None:
-    """A server that `run_async` has started."""
-    from thinwire.launch.parameter_server import serve_on_loopback
-
-    serve_on_loopback(**job)
-
-
-def run_worker(**job: Any) -> None:
-    """A worker that `run_async` has started."""
-    from thinwire.launch.parameter_server import work_on_loopback
-
-    work_on_loopback(**job)

@@ -13,14 +13,20 @@ How many updates a server has made between answering a pull and receiving its gr
 gradients' staleness. This is asynchronous SGD with a parameter server (Li et al., OSDI 2014), for
 which the paper's sampling decides what travels; the details are ours.
 
-    protocol.py      the messages, and their sizes
-    shard.py         one server's rows: pulling from them, pushing to them
-    pile.py          pushes that wait to be applied at once
-    places.py        which worker reads which part of the text
-    server.py        a server's side: who the workers are, and what each is answered
-    staleness.py     the distribution of staleness
-    client.py        a worker's side: pulling and pushing
-    wanted.py        what a step needs of each server
-    servers.py       all servers, as one worker sees them
-    slices.py        how M servers' rows make one model
+    protocol.py         the messages, and their sizes
+    shard.py            one server's rows: pulling from them, pushing to them
+    accumulation.py     pushes that are collected to be applied at once
+    assignments.py      which worker reads which part of the text
+    sessions.py         a server's side: who the workers are, and what each is answered
+    serving_loop.py     what all servers do: answer a message at a time, and see workers off
+    leader.py           the first server: it steers the run and keeps its record
+    followers.py        the other servers, as the leader sees them
+    follower.py         one of the others
+    staleness.py        the distribution of staleness
+    worker.py           a worker's loop
+    client.py           a worker's side: pulling and pushing
+    requests.py         the rows that a step needs of each server
+    connections.py      all servers, as one worker sees them
+    sharding.py         how M servers' rows make one model
+    parameter_codec.py  how a parameter's values travel
 """

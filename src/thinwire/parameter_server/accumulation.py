@@ -15,7 +15,7 @@ Gradient = tuple[Tensor | None, Tensor]
 """Row ids `[R]` (None: every row) and the gradients of those rows, `[R, ...]`."""
 
 
-class Pile:
+class GradientBuffer:
     """Gradients of several pushes, waiting to be applied at once."""
 
     def __init__(self) -> None:

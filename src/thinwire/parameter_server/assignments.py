@@ -14,7 +14,7 @@ from typing import Any
 from thinwire.parameter_server.protocol import Position
 
 
-class Places:
+class Assignments:
     """The places of a run.
 
     Args:

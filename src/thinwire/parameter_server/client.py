@@ -17,6 +17,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Size, Tensor
 
+from thinwire.exchange.config import ExchangeConfig
+from thinwire.exchange.hidden import HiddenBlocks
+from thinwire.exchange.hidden import Selection as HiddenSelection
+from thinwire.optim.clipping import clip_gradients
+from thinwire.optim.rows import write
+from thinwire.parameter_server.connections import Servers
 from thinwire.parameter_server.parameter_codec import ParameterCodec
 from thinwire.parameter_server.protocol import (
     ABSENT,
@@ -30,14 +36,8 @@ from thinwire.parameter_server.protocol import (
     decoded,
     unpacked_mask,
 )
-from thinwire.parameter_server.connections import Servers
+from thinwire.parameter_server.requests import Group, RowRequest
 from thinwire.parameter_server.sharding import every
-from thinwire.parameter_server.requests import Group, Wanted
-from thinwire.exchange.config import ExchangeConfig
-from thinwire.exchange.hidden import HiddenBlocks
-from thinwire.exchange.hidden import Selection as HiddenSelection
-from thinwire.optim.clipping import clip_gradients
-from thinwire.optim.rows import write
 from thinwire.seeds import derive
 from thinwire.touched import Touched
 from thinwire.wire.codecs import make_codec
@@ -49,7 +49,7 @@ class _Awaited:
     """A pull that is under way, and its answers so far."""
 
     number: int
-    wanted: Wanted
+    wanted: RowRequest
     answers: dict[int, Rows] = field(default_factory=dict)
 
 
@@ -58,7 +58,7 @@ class _Fetched:
     """What a step computes with, and the number of the last pull that it waited for."""
 
     number: int
-    wanted: Wanted
+    wanted: RowRequest
 
 
 class Client:
@@ -100,7 +100,7 @@ class Client:
         # Of rows that do not travel in a step it needs the values even so.
         self._lacks_blocks = config.hidden_fraction < 1.0
         self._num_pulls = self._num_pushes = self._held = self._num_steps = 0
-        self._wanted_next: Wanted | None = None
+        self._wanted_next: RowRequest | None = None
         self._awaited: _Awaited | None = None
         self._fetched: _Fetched | None = None
 
@@ -115,20 +115,20 @@ class Client:
         if not self._everything:
             self._ask(self._wanted_next.only(self._names, self.tables))
 
-    def _ask(self, wanted: Wanted) -> None:
+    def _ask(self, wanted: RowRequest) -> None:
         self._num_pulls += 1
         self._awaited = _Awaited(self._num_pulls, wanted)
         incarnation, number = self.servers.incarnation, self._num_pulls
-        for index in range(len(self.servers.lines)):
+        for index in range(len(self.servers.connections)):
             selection = self._pulled(wanted, index)
             pull = Pull(incarnation, number, self._held, self._everything, selection)
             self.servers.send(index, pull.pack())
 
-    def _pulled(self, wanted: Wanted, index: int) -> Selection:
+    def _pulled(self, wanted: RowRequest, index: int) -> Selection:
         if self._everything:
             P = len(self._names)
             return Selection(tuple(range(P)), (None,) * P)
-        return wanted.selection(index, len(self.servers.lines))[0]
+        return wanted.selection(index, len(self.servers.connections))[0]
 
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
         """The touched rows of each table, `[R, ...]`, as leaves that collect gradients.
@@ -139,7 +139,7 @@ class Client:
         wanted, self._wanted_next = self._wanted_next, None
         if wanted is None or wanted.touched is not touched:
             wanted = self._wanted(touched, self._selected())
-        for index in range(len(self.servers.lines)):
+        for index in range(len(self.servers.connections)):
             while (message := self.servers.arrived(index)) is not None:
                 self._take(index, *message)
         if self._awaited is not None:
@@ -162,7 +162,7 @@ class Client:
         awaited = self._awaited
         assert awaited is not None
         try:
-            for index in range(len(self.servers.lines)):
+            for index in range(len(self.servers.connections)):
                 while index not in awaited.answers:
                     self._take(index, *self.servers.wait(index))
         finally:  # whether they came or not, nothing is under way any more
@@ -186,7 +186,7 @@ class Client:
     @torch.no_grad()
     def _write(self, rows: Rows, selection: Selection, index: int) -> None:
         """Put the rows that server `index` has sent into this worker's copy."""
-        M = len(self.servers.lines)
+        M = len(self.servers.connections)
         masks: list[Tensor | None] = []
         for group, (mask, ids_N) in enumerate(zip(rows.masks, selection.ids, strict=True)):
             N = self._num_rows(selection, group, index) if ids_N is None else len(ids_N)
@@ -213,7 +213,7 @@ class Client:
 
     def _num_rows(self, selection: Selection, group: int, index: int) -> int:
         parameter = selection.group_of.index(group)
-        return len(self._parameters[self._names[parameter]][index :: len(self.servers.lines)])
+        return len(self._parameters[self._names[parameter]][index :: len(self.servers.connections)])
 
     # Pushing
 
@@ -245,14 +245,14 @@ class Client:
         self._num_pushes += 1
         values = {name: on_host(gradient) for name, gradient in gradients.items()}
         report = Report(loss, norm, num_targets, position, self.servers.account())
-        for index in range(len(self.servers.lines)):
+        for index in range(len(self.servers.connections)):
             self.servers.send(index, self._packed(fetched, values, report, index))
         return norm
 
     def _packed(
         self, fetched: _Fetched, gradients: Mapping[str, Tensor], report: Report, index: int
     ) -> Tensor:
-        M, wanted = len(self.servers.lines), fetched.wanted
+        M, wanted = len(self.servers.connections), fetched.wanted
         selection, places = wanted.selection(index, M)
         group_of = tuple(
             group if name in gradients else ABSENT
@@ -290,7 +290,7 @@ class Client:
         self._num_steps += 1
         return self._hidden.select(self._num_steps - 1)
 
-    def _wanted(self, touched: Touched, blocks: HiddenSelection) -> Wanted:
+    def _wanted(self, touched: Touched, blocks: HiddenSelection) -> RowRequest:
         group_of: list[int] = []
         groups: list[Group | None] = []
         known: dict[int, int] = {}
@@ -306,7 +306,7 @@ class Client:
                 groups.append(None if ids_R is None else Group(*ids_R.cpu().sort()))
             else:
                 group_of.append(known[id(ids_R)])
-        return Wanted(touched, blocks, tuple(group_of), tuple(groups))
+        return RowRequest(touched, blocks, tuple(group_of), tuple(groups))
 
 
 def on_host(values: Tensor) -> Tensor:

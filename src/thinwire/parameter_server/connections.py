@@ -25,7 +25,7 @@ from thinwire.parameter_server.protocol import (
     text_of,
 )
 from thinwire.parameter_server.sessions import LIFE_SECONDS
-from thinwire.transport.messages import Line
+from thinwire.transport.messages import Connection
 from thinwire.wire.frames import Frame
 
 INCARNATION_BITS = 48
@@ -58,7 +58,7 @@ class Servers:
     """All servers of a run, as one worker sees them.
 
     Args:
-        lines: one to each, in any order.
+        connections: one to each, in any order.
         data: the data folder's fingerprint.
         version: of thinwire.
         name: what to call this worker in a sentence.
@@ -68,7 +68,7 @@ class Servers:
 
     def __init__(
         self,
-        lines: Sequence[Line],
+        connections: Sequence[Connection],
         *,
         data: str,
         version: str,
@@ -76,7 +76,7 @@ class Servers:
         timeout_seconds: float,
         stopping: Callable[[], bool] = lambda: False,
     ) -> None:
-        self.lines = list(lines)
+        self.connections = list(connections)
         self.timeout_seconds = timeout_seconds
         self.incarnation = 0
         self._hello = {"protocol": PROTOCOL, "thinwire": version, "data": data, "name": name}
@@ -85,7 +85,7 @@ class Servers:
         self._before = WireAccount()
 
     def join(self) -> Welcome:
-        """Say HELLO to every server until each has said WELCOME; put the lines in their order.
+        """Say HELLO to every server until each has said WELCOME, and sort the connections by shard.
 
         Raises:
             UserError: a server refuses, does not answer in time, or is not of the same run.
@@ -93,20 +93,20 @@ class Servers:
         """
         self.incarnation = 1 + secrets.randbits(INCARNATION_BITS)
         hello = say_json(Kind.HELLO, self._hello | {"incarnation": self.incarnation})
-        found = [self._joined(line, hello) for line in self.lines]
+        found = [self._joined(connection, hello) for connection in self.connections]
         order = self._order(found)
-        self.lines = [self.lines[index] for index in order]
+        self.connections = [self.connections[index] for index in order]
         self._before = self._total()
         first = found[order[0]]
         return Welcome(first["place"], Position(*first["position"]), first["settings"])
 
-    def _joined(self, line: Line, hello: Tensor) -> dict[str, Any]:
+    def _joined(self, connection: Connection, hello: Tensor) -> dict[str, Any]:
         said_hello, deadline = float("-inf"), monotonic() + self.timeout_seconds
         while monotonic() < deadline:
             if monotonic() - said_hello >= LIFE_SECONDS:
                 said_hello = monotonic()
-                line.send(hello)
-            received = self._receive(line, LIFE_SECONDS)
+                connection.send(hello)
+            received = self._receive(connection, LIFE_SECONDS)
             if received is None:
                 continue
             kind, frame = received
@@ -115,12 +115,12 @@ class Servers:
             if kind is Kind.WELCOME and json_of(frame).get("incarnation") == self.incarnation:
                 return json_of(frame)
         raise UserError(
-            f"the server {line.server} has not answered {self._hello['name']} for "
+            f"the server {connection.server} has not answered {self._hello['name']} for "
             f"{self.timeout_seconds:g} seconds: is it running, and has it the same key?"
         )
 
     def _order(self, found: Sequence[Mapping[str, Any]]) -> list[int]:
-        names = [line.server for line in self.lines]
+        names = [connection.server for connection in self.connections]
         for name, welcome in zip(names, found, strict=True):
             if welcome["run"] != found[0]["run"]:
                 raise UserError(
@@ -143,11 +143,11 @@ class Servers:
 
     def send(self, index: int, message: Tensor) -> None:
         """Send to server `index`."""
-        self.lines[index].send(message)
+        self.connections[index].send(message)
 
     def arrived(self, index: int) -> tuple[Kind, Frame] | None:
         """A message of server `index` that is there already."""
-        return self._receive(self.lines[index], 0.0)
+        return self._receive(self.connections[index], 0.0)
 
     def wait(self, index: int) -> tuple[Kind, Frame]:
         """The next message of server `index`, which is asked for a sign of life meanwhile.
@@ -160,18 +160,18 @@ class Servers:
         began = perf_counter()
         try:
             while True:
-                received = self._receive(self.lines[index], LIFE_SECONDS)
+                received = self._receive(self.connections[index], LIFE_SECONDS)
                 if received is not None:
                     return received
                 if perf_counter() - began >= self.timeout_seconds:
                     raise Lost
-                self.lines[index].send(say(Kind.ALIVE, self.incarnation))
+                self.connections[index].send(say(Kind.ALIVE, self.incarnation))
         finally:
             self._waited_seconds += perf_counter() - began
 
     def goodbye(self) -> None:
         """Leave, with the whole account of the wire."""
-        for index in range(len(self.lines)):
+        for index in range(len(self.connections)):
             self.send(index, say(Kind.GOODBYE, self.incarnation, *self.account()))
 
     def account(self) -> WireAccount:
@@ -180,17 +180,17 @@ class Servers:
         return WireAccount(*(now - before for now, before in pairs))
 
     def _total(self) -> WireAccount:
-        sent = sum(line.meter.sent for line in self.lines)
-        received = sum(line.meter.received for line in self.lines)
+        sent = sum(connection.meter.sent for connection in self.connections)
+        received = sum(connection.meter.received for connection in self.connections)
         return WireAccount(self._waited_seconds, sent, received)
 
-    def _receive(self, line: Line, timeout_seconds: float) -> tuple[Kind, Frame] | None:
+    def _receive(self, connection: Connection, timeout_seconds: float) -> tuple[Kind, Frame] | None:
         """The next message that can be read and is for this incarnation."""
         deadline = monotonic() + timeout_seconds
         while True:
             if self._stopping():
                 raise Interrupted
-            message = line.receive(min(POLL_SECONDS, max(0.0, deadline - monotonic())))
+            message = connection.receive(min(POLL_SECONDS, max(0.0, deadline - monotonic())))
             if message is not None:
                 with suppress(ValueError):
                     kind, frame = read_message(message)

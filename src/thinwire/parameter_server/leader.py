@@ -28,21 +28,20 @@ from thinwire.console import console
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
-from thinwire.parameter_server.assignments import Places
+from thinwire.parameter_server.assignments import Assignments
+from thinwire.parameter_server.followers import Followers
 from thinwire.parameter_server.protocol import Push
+from thinwire.parameter_server.serving_loop import SHORT_POLL_SECONDS, ServingLoop
 from thinwire.parameter_server.sessions import Server, Session
 from thinwire.parameter_server.shard import Shard
 from thinwire.parameter_server.sharding import sliced_shard
-from thinwire.parameter_server.staleness import Lateness, Staleness
-from thinwire.parameter_server.serving_loop import SHORT_POLL_SECONDS, Answering
+from thinwire.parameter_server.staleness import Staleness, StalenessCounts
 from thinwire.runs.device import set_up_device
-from thinwire.train.loop import resumed_folder
+from thinwire.runs.folder import RunFolder, resumed_folder
 from thinwire.runs.metrics import read_metrics
 from thinwire.runs.run import Run
-from thinwire.runs.folder import RunFolder
-from thinwire.parameter_server.followers import Others
 from thinwire.runs.signals import stop_on_signals
-from thinwire.transport.messages import Door, Line
+from thinwire.transport.messages import Connection, Listener
 
 
 def serve(
@@ -50,9 +49,9 @@ def serve(
     out: Path,
     config: RunConfig,
     *,
-    door: Callable[[int], Door],
+    listener: Callable[[int], Listener],
     resume: bool = False,
-    others: Sequence[Line] = (),
+    followers: Sequence[Connection] = (),
     ready: Callable[[], None] = lambda: None,
     threads: int | None = None,
 ) -> None:
@@ -64,7 +63,7 @@ def serve(
         data: a data folder.
         out: the run folder.
         config: all settings; `run.workers` says for how many workers the text is cut.
-        door: opens the server's door, for messages of so many bytes at most.
+        listener: opens the server's listener, for messages of so many bytes at most.
         resume: go on from the newest whole step.
         others: to the other servers of the run, in the order of their shards.
         ready: called when workers may come.
@@ -85,14 +84,14 @@ def serve(
     saved: Mapping[str, Any] = {}
     if resume and job.checkpoints is not None and job.checkpoints.newest is not None:
         saved = job.load().state
-    opened = door(message_bytes(job.num_parameters))
+    opened = listener(message_bytes(job.num_parameters))
     # Only now, so that what cannot be leaves no run behind.
     if resume:
         _say_what_is_lost(job, saved)
         folder.write_config()
     else:
         folder.write(corpus)
-    serving = Serving(job, opened, others, saved)
+    serving = Serving(job, opened, followers, saved)
     try:
         serving.run(resumed=resume, ready=ready)
     finally:
@@ -104,12 +103,12 @@ def message_bytes(num_parameters: int) -> int:
     return 8 * num_parameters
 
 
-class Serving(Answering):
+class Serving(ServingLoop):
     """A run, the server of its workers, and the loop over what they say.
 
     Args:
         job: the run, loaded already if it is resumed.
-        door: where the workers are.
+        listener: where the workers are.
         others: to the other servers, in the order of their shards.
         saved: the state that the run was resumed from; empty: there is none.
     """
@@ -117,21 +116,21 @@ class Serving(Answering):
     def __init__(
         self,
         job: Run,
-        door: Door,
-        others: Sequence[Line] = (),
+        listener: Listener,
+        followers: Sequence[Connection] = (),
         saved: Mapping[str, Any] | None = None,
     ) -> None:
-        self.job, self.door = job, door
+        self.job, self.listener = job, listener
         config = self.config = job.config
         saved = saved or {}
         self.run_id = token_hex(8)
-        self.num_shards = 1 + len(others)
+        self.num_shards = 1 + len(followers)
         self.settings = asdict(config)
-        self.places = Places(config.run.workers, _places(job, saved.get("batches", {})))
-        job.epochs = self.places.epochs
+        self.assignments = Assignments(config.run.workers, _places(job, saved.get("batches", {})))
+        job.epochs = self.assignments.epochs
         self.shard = self._shard()
         self.server = Server(
-            door,
+            listener,
             self.shard,
             self,
             data=job.corpus.meta.fingerprint,
@@ -139,12 +138,14 @@ class Serving(Answering):
             timeout_seconds=config.exchange.timeout_seconds,
             warn=_warn,
         )
-        self.others: Others | None = None
-        if others:
-            self.others = Others(others, job, self.shard, self.run_id, self.settings, _warn)
+        self.followers: Followers | None = None
+        if followers:
+            self.followers = Followers(
+                followers, job, self.shard, self.run_id, self.settings, _warn
+            )
         self.dropped = self._num_steps = 0
         self._counted = False
-        self._staleness, self._all_staleness = Staleness(), Staleness()
+        self._staleness, self._all_staleness = StalenessCounts(), StalenessCounts()
         self._before = {name: saved.get(name, 0) for name in self._account()}
 
     def _shard(self) -> Shard:
@@ -170,16 +171,16 @@ class Serving(Answering):
         job.wire = self._wire()
         with stop_on_signals(job), job.recording(resumed=resumed):
             try:
-                if self.others is not None:
-                    self.others.gather_round(lambda: job.stop_asked)
+                if self.followers is not None:
+                    self.followers.gather_round(lambda: job.stop_asked)
                 self._steer()
                 ready()
                 self._loop()
             except Exception as error:
                 self.server.stop(str(error) if isinstance(error, UserError) else "it has failed")
                 self.part()
-                if self.others is not None:
-                    self.others.end()
+                if self.followers is not None:
+                    self.followers.end()
                 raise
         if job.stop_asked:
             raise KeyboardInterrupt
@@ -205,8 +206,8 @@ class Serving(Answering):
 
     def _turn_among_servers(self) -> None:
         self.turn()
-        if self.others is not None:
-            self.others.look_after()
+        if self.followers is not None:
+            self.followers.look_after()
 
     def _end(self) -> None:
         job = self.job
@@ -216,30 +217,30 @@ class Serving(Answering):
                 self.server.stop("it was interrupted" if asked else "its budget is spent")
             self.part()
             self._report()
-            self.shard.settle()
+            self.shard.flush()
             if not job.evaluated and not asked:
                 self._helped(self._evaluate)
             self._helped(lambda: self._save_aloud(best=False))
             if job.checkpoints is not None:
                 self._helped(job.checkpoints.wait)
             self.see_off()
-            if self.others is not None:
-                self.others.end()
+            if self.followers is not None:
+                self.followers.end()
         job.stop_asked = asked
         job.wire = self._wire(self._all_staleness)
         job.end()
 
     def close(self) -> None:
-        """Shut the door."""
-        self.door.close()
-        if self.others is not None:
-            self.others.close()
+        """Shut the listener."""
+        self.listener.close()
+        if self.followers is not None:
+            self.followers.close()
 
     # Evaluating and saving
 
     def _stand_still(self, action: Callable[[], None]) -> None:
         """Have this done while the parameters stand still."""
-        self.shard.settle()
+        self.shard.flush()
         self.server.hold()
         with ExitStack() as stack:
             self._helped(action, lambda: stack.enter_context(self.job.clock.paused()))
@@ -292,17 +293,17 @@ class Serving(Answering):
     def _save_aloud(self, *, best: bool) -> None:
         if self._collected(optimizers=True):
             data, N = self.config.data, self.config.run.workers
-            first = self.places.position(0)
+            first = self.assignments.position(0)
             where = {"epoch": first.epoch, "step": first.step}
             streams = {"streams": N * data.batch, "length": data.length}
-            self.job.save({}, {**where, **streams, "places": self.places.state()}, best=best)
+            self.job.save({}, {**where, **streams, "places": self.assignments.state()}, best=best)
 
     def _collected(self, *, optimizers: bool) -> bool:
         """Have the other servers' rows put into the run's model; whether all of them came."""
-        if self.others is None:
+        if self.followers is None:
             return True
         try:
-            self.others.collect(optimizers=optimizers)
+            self.followers.collect(optimizers=optimizers)
         except UserError as error:
             _warn(str(error))
             return False
@@ -313,9 +314,9 @@ class Serving(Answering):
     def _report(self) -> None:
         self.job.wire = self._wire(self._staleness)
         self.job.report()
-        self._staleness = Staleness()
+        self._staleness = StalenessCounts()
 
-    def _wire(self, staleness: Staleness | None = None) -> dict[str, Any]:
+    def _wire(self, staleness: StalenessCounts | None = None) -> dict[str, Any]:
         account = self._account()
         wire: dict[str, Any] = {n: account[n] + before for n, before in self._before.items()}
         if staleness is not None:
@@ -338,12 +339,12 @@ class Serving(Answering):
             "dropped_pushes": self.dropped,
         }
 
-    # What the server asks its steward
+    # What the server asks its controller
 
     def welcome(self, session: Session, before: Session | None) -> dict[str, Any] | None:
-        """See `Steward`."""
+        """See `Controller`."""
         if before is None:
-            session.place = self.places.take()
+            session.place = self.assignments.take()
         elif before is not session:
             session.place = before.place
             console.print(f"{session.name} has joined again.", markup=False, soft_wrap=True)
@@ -352,18 +353,18 @@ class Serving(Answering):
             "shard": 0,
             "num_shards": self.num_shards,
             "place": session.place,
-            "position": list(self.places.position(session.place)),
+            "position": list(self.assignments.position(session.place)),
             "settings": self.settings,
         }
 
     def left(self, session: Session, why: str) -> None:
-        """See `Steward`."""
-        self.places.free(session.place)
+        """See `Controller`."""
+        self.assignments.free(session.place)
         if not self.server.stopped:
             console.print(f"{session.name} {why}.", markup=False, soft_wrap=True)
 
     def expect(self, session: Session, push: Push) -> None:
-        """See `Steward`."""
+        """See `Controller`."""
         job = self.job
         for what, number in (("loss", push.report.loss), ("gradient's norm", push.report.norm)):
             if not isfinite(number):
@@ -372,18 +373,18 @@ class Serving(Answering):
                 )
         self._steer()
 
-    def count(self, session: Session, push: Push, lateness: Lateness | None) -> None:
-        """See `Steward`."""
+    def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
+        """See `Controller`."""
         job = self.job
-        self.places.move(session.place, push.report.position)
-        if lateness is None:
+        self.assignments.move(session.place, push.report.position)
+        if staleness is None:
             self.dropped += 1
             return
-        self._staleness.add(lateness)
-        self._all_staleness.add(lateness)
+        self._staleness.add(staleness)
+        self._all_staleness.add(staleness)
         self._num_steps += 1
         self._counted = True
-        job.advance(push.report.num_targets, self.places.epochs)
+        job.advance(push.report.num_targets, self.assignments.epochs)
         job.observe(push.report.loss)
         self._steer()
         if job.progress() >= 1.0:

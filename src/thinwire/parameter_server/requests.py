@@ -23,7 +23,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class RowRequest:
     """What a step needs.
 
     Attributes:
@@ -38,7 +38,7 @@ class Wanted:
     group_of: tuple[int, ...]
     groups: tuple[Group | None, ...]
 
-    def only(self, names: Sequence[str], among: Container[str]) -> Wanted:
+    def only(self, names: Sequence[str], among: Container[str]) -> RowRequest:
         """The same for some of the parameters, whose order is that of `names`."""
         kept = [g if n in among else ABSENT for n, g in zip(names, self.group_of, strict=True)]
         numbers = sorted(set(kept) - {ABSENT})

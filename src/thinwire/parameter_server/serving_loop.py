@@ -5,8 +5,8 @@ from __future__ import annotations
 from time import monotonic
 
 from thinwire.config import RunConfig
-from thinwire.parameter_server.sessions import Server, Steward
-from thinwire.transport.messages import Door
+from thinwire.parameter_server.sessions import Controller, Server
+from thinwire.transport.messages import Listener
 
 # How long a server waits for a message before it looks at what else there is to do.
 POLL_SECONDS = 0.1
@@ -16,22 +16,22 @@ SHORT_POLL_SECONDS = 0.02
 PARTING_SECONDS = 3.0
 
 
-class Answering(Steward):
+class ServingLoop(Controller):
     """A server of a run, which answers a message a turn.
 
     Attributes:
         config: all settings.
-        door: where the workers are.
+        listener: where the workers are.
         server: its side of the conversation.
     """
 
     config: RunConfig
-    door: Door
+    listener: Listener
     server: Server
 
     def turn(self, timeout_seconds: float = POLL_SECONDS) -> bool:
         """Answer one message, if one comes; whether one came."""
-        found = self.door.receive(timeout_seconds)
+        found = self.listener.receive(timeout_seconds)
         self.server.tick(monotonic())
         if found is not None:
             self.server.handle(*found)
@@ -46,8 +46,8 @@ class Answering(Steward):
     def see_off(self) -> None:
         """Stay for those who still ask.
 
-        Over a slow link the end comes behind what was sent before it, which closing the door would
-        throw away; they would wait in vain.
+        On a slow link the end follows what was sent before it. Closing the listener would discard
+        it, and the workers would wait in vain.
         """
         deadline = monotonic() + self.config.exchange.timeout_seconds
         while self.server.hears_someone() and monotonic() < deadline:

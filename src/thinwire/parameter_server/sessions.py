@@ -33,8 +33,8 @@ from thinwire.parameter_server.protocol import (
     whole,
 )
 from thinwire.parameter_server.shard import Held, Shard
-from thinwire.parameter_server.staleness import Lateness
-from thinwire.transport.messages import Door
+from thinwire.parameter_server.staleness import Staleness
+from thinwire.transport.messages import Listener
 from thinwire.wire.frames import Frame
 
 # A worker that waits says ALIVE so often, and is told WAIT so often.
@@ -102,7 +102,7 @@ class Session:
         return self.newest_step > self.newest_push
 
 
-class Steward(ABC):
+class Controller(ABC):
     """Who steers the run that a server serves. Only `expect` and `count` may raise."""
 
     @abstractmethod
@@ -123,7 +123,7 @@ class Steward(ABC):
         """A push is about to be applied."""
 
     @abstractmethod
-    def count(self, session: Session, push: Push, lateness: Lateness | None) -> None:
+    def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
         """It has been applied, or dropped because it came too late."""
 
 
@@ -131,9 +131,9 @@ class Server:
     """Answers workers.
 
     Args:
-        door: where they are.
+        listener: where they are.
         shard: what they pull from and push to.
-        steward: steers the run.
+        controller: steers the run.
         data: the data folder's fingerprint.
         version: of thinwire.
         timeout_seconds: the longest silence of a worker.
@@ -142,16 +142,16 @@ class Server:
 
     def __init__(
         self,
-        door: Door,
+        listener: Listener,
         shard: Shard,
-        steward: Steward,
+        controller: Controller,
         *,
         data: str,
         version: str,
         timeout_seconds: float,
         warn: Callable[[str], None],
     ) -> None:
-        self.door, self.shard, self.steward = door, shard, steward
+        self.listener, self.shard, self.controller = listener, shard, controller
         self.sessions: dict[int, Session] = {}
         self.on_lead: Callable[[bytes, Kind, Frame], None] | None = None
         """What to do with messages of the first server."""
@@ -216,24 +216,24 @@ class Server:
 
     def _hello(self, client: bytes, hello: Mapping[str, Any]) -> None:
         if self._stopped is not None:
-            self.door.send(client, self._stopped)
+            self.listener.send(client, self._stopped)
             return
         refusal = self._refusal(hello)
         if refusal is not None:
-            self.door.send(client, say(Kind.REFUSED, text=refusal))
+            self.listener.send(client, say(Kind.REFUSED, text=refusal))
             return
         session = Session(hello["incarnation"], hello["name"], client, self._lived)
         before = next((s for s in self.sessions.values() if s.name == session.name), None)
         if before is not None and before.incarnation == session.incarnation:
             session, before.client = before, client  # it has asked twice
-        welcome = self.steward.welcome(session, before)
+        welcome = self.controller.welcome(session, before)
         if welcome is None:
             return
         if before is not None and before is not session:
             self._departed.append(self.sessions.pop(before.incarnation).wire)
         self.sessions[session.incarnation] = session
         told = welcome | {"incarnation": session.incarnation}
-        self.door.send(client, say_json(Kind.WELCOME, told))
+        self.listener.send(client, say_json(Kind.WELCOME, told))
 
     def _refusal(self, hello: Mapping[str, Any]) -> str | None:
         name, data, version = hello["name"], hello["data"], hello["thinwire"]
@@ -264,10 +264,10 @@ class Server:
             self._drop(session, "has said goodbye")
         elif self._stopped is not None:
             if kind is not Kind.GOODBYE:
-                self.door.send(client, self._stopped)
+                self.listener.send(client, self._stopped)
         elif session is None:
             if kind is not Kind.GOODBYE:
-                self.door.send(client, say(Kind.AGAIN, incarnation))
+                self.listener.send(client, say(Kind.AGAIN, incarnation))
         else:
             if isinstance(message, Push):
                 if not session.pushes.first(message.number):
@@ -290,20 +290,22 @@ class Server:
                 self._ignore(error)
                 return
             if rows is not None:
-                self.door.send(session.client, rows.pack())
+                self.listener.send(session.client, rows.pack())
                 if self.shard.begins_step(message):
                     session.newest_step = message.number
             return
-        self.steward.expect(session, message)
+        self.controller.expect(session, message)
         try:
-            lateness = self.shard.push(session.held, message)
+            staleness = self.shard.push(session.held, message)
         except ValueError as error:
             self._ignore(error)
             return
         session.wire = message.report.wire
-        self.steward.count(session, message, lateness)
-        if lateness is None:
-            self.door.send(session.client, say(Kind.TOO_OLD, session.incarnation, message.number))
+        self.controller.count(session, message, staleness)
+        if staleness is None:
+            self.listener.send(
+                session.client, say(Kind.TOO_OLD, session.incarnation, message.number)
+            )
 
     # What time brings
 
@@ -319,12 +321,12 @@ class Server:
             self._wait_due = self._lived + LIFE_SECONDS
             for session in self.sessions.values():
                 if session.waiting is not None:
-                    self.door.send(session.client, say(Kind.WAIT, session.incarnation))
+                    self.listener.send(session.client, say(Kind.WAIT, session.incarnation))
 
     def _drop(self, session: Session, why: str) -> None:
         del self.sessions[session.incarnation]
         self._departed.append(session.wire)
-        self.steward.left(session, why)
+        self.controller.left(session, why)
 
     # What the run does
 
@@ -367,7 +369,7 @@ class Server:
         self._stopped = say(Kind.STOP, text=why)
         self._kept_back.clear()
         for session in self.sessions.values():
-            self.door.send(session.client, self._stopped)
+            self.listener.send(session.client, self._stopped)
 
     def wire(self) -> WireAccount:
         """The workers' accounts of the wire, added up; also of those who have left."""

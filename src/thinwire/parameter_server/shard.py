@@ -15,12 +15,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from thinwire.parameter_server.parameter_codec import ParameterCodec
-from thinwire.parameter_server.accumulation import Gradient, Pile
-from thinwire.parameter_server.protocol import Pull, Push, Rows, decoded, packed_mask
-from thinwire.parameter_server.staleness import Lateness
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.optim.rows import RowOptimizer
+from thinwire.parameter_server.accumulation import Gradient, GradientBuffer
+from thinwire.parameter_server.parameter_codec import ParameterCodec
+from thinwire.parameter_server.protocol import Pull, Push, Rows, decoded, packed_mask
+from thinwire.parameter_server.staleness import Staleness
 from thinwire.wire.codecs import make_codec
 
 # A worker has the pulls of two steps under way, two each, and more after a push that came too late.
@@ -76,7 +76,7 @@ class Shard:
         self._names = list(self.parameters)
         self._changed = {n: torch.zeros(len(p), dtype=torch.int32) for n, p in _items(self)}
         self._codec, self._parameter_codec = make_codec(config.codec), ParameterCodec(config.codec)
-        self._pile = Pile()
+        self._pile = GradientBuffer()
 
     @property
     def num_rows(self) -> list[int]:
@@ -169,7 +169,7 @@ class Shard:
             del held.answered[number]
 
     @torch.no_grad()
-    def push(self, held: Held, push: Push) -> Lateness | None:
+    def push(self, held: Held, push: Push) -> Staleness | None:
         """Take the gradients of a push; None: it came too late, and nothing was changed.
 
         Raises:
@@ -182,14 +182,14 @@ class Shard:
         tau, bound = self.version - answered, self.config.staleness_bound
         if bound and tau > bound:
             return None
-        lateness = Lateness(tau, self._changed_rows(gradients, answered))
+        staleness = Staleness(tau, self._changed_rows(gradients, answered))
         self._pile.add(gradients)
         if self._pile.size >= self.config.accumulate:
             self._update(self._pile.take())
-        return lateness
+        return staleness
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def flush(self) -> None:
         """Apply what has been piled up, before the parameters are read as the run's result."""
         if self._pile.size:
             self._update(self._pile.take())

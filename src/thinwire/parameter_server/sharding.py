@@ -12,11 +12,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from thinwire.parameter_server.shard import Shard
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.config import OptimConfig
 from thinwire.optim.state import load_named_state, named_state
+from thinwire.parameter_server.shard import Shard
 
 MODEL = "model/"
 _KINDS = ("rows.", "blocks.")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Lateness:
+class Staleness:
     """How stale a push was.
 
     Attributes:
@@ -19,17 +19,17 @@ class Lateness:
     changed_rows: float
 
 
-class Staleness:
+class StalenessCounts:
     """The distribution of tau over some pushes."""
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
         self._changed_rows = 0.0
 
-    def add(self, lateness: Lateness) -> None:
+    def add(self, staleness: Staleness) -> None:
         """Count a push."""
-        self._counts[lateness.tau] += 1
-        self._changed_rows += lateness.changed_rows
+        self._counts[staleness.tau] += 1
+        self._changed_rows += staleness.changed_rows
 
     def summary(self) -> dict[str, float]:
         """Mean, median, 90th percentile and maximum of tau, and the mean part of changed rows."""

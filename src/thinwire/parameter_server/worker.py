@@ -25,8 +25,10 @@ from thinwire import __version__
 from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
+from thinwire.language_model import LanguageModel, Task
+from thinwire.models.contract import State
+from thinwire.models.noise import Noise
 from thinwire.parameter_server.client import Client
-from thinwire.parameter_server.protocol import Position
 from thinwire.parameter_server.connections import (
     Interrupted,
     Lost,
@@ -34,13 +36,11 @@ from thinwire.parameter_server.connections import (
     Stopped,
     Welcome,
 )
-from thinwire.language_model import LanguageModel, Task
-from thinwire.models.contract import State
-from thinwire.models.noise import Noise
-from thinwire.seeds import derive
+from thinwire.parameter_server.protocol import Position
 from thinwire.runs.device import set_up_device
 from thinwire.runs.signals import stop_on_signals
-from thinwire.transport.messages import Line
+from thinwire.seeds import derive
+from thinwire.transport.messages import Connection
 
 # Until the servers have told it `exchange.timeout_seconds`.
 PATIENCE_SECONDS = 60.0
@@ -48,20 +48,20 @@ PATIENCE_SECONDS = 60.0
 
 def work(
     data: Path,
-    lines: Sequence[Line],
+    connections: Sequence[Connection],
     *,
     name: str,
     threads: int | None = None,
     device: str | None = None,
     told: Callable[[str], None] = lambda sentence: None,
 ) -> str:
-    """Work for the servers at the other end of the lines until the run ends; returns why it did.
+    """Work for the servers until the run ends; returns why it ended.
 
     Ctrl+C says goodbye to them and raises KeyboardInterrupt.
 
     Args:
         data: a copy of the servers' data folder.
-        lines: to all servers of the run, in any order.
+        connections: to all servers of the run, in any order.
         name: what to call this worker in a sentence; one that takes over another's work has its
             name.
         threads: compute threads; None: what the run says.
@@ -72,8 +72,8 @@ def work(
         UserError: what the user can mend.
     """
     corpus = Corpus.open(data)
-    told(f"Waiting for {' and '.join(line.server for line in lines)}")
-    return Worker(corpus, lines, name=name, threads=threads, device=device, told=told).run()
+    told(f"Waiting for {' and '.join(connection.server for connection in connections)}")
+    return Worker(corpus, connections, name=name, threads=threads, device=device, told=told).run()
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class Worker:
     def __init__(
         self,
         corpus: Corpus,
-        lines: Sequence[Line],
+        connections: Sequence[Connection],
         *,
         name: str,
         threads: int | None = None,
@@ -103,7 +103,7 @@ class Worker:
         self.stop_asked = False
         self._threads, self._device, self._told = threads, device, told
         self.servers = Servers(
-            lines,
+            connections,
             data=corpus.meta.fingerprint,
             version=__version__,
             name=name,
@@ -129,8 +129,8 @@ class Worker:
                 return str(stopped)
             finally:
                 self.servers.goodbye()
-                for line in self.servers.lines:
-                    line.close()
+                for connection in self.servers.connections:
+                    connection.close()
 
     def _begin(self, welcome: Welcome) -> None:
         """Take the place that the servers have given."""

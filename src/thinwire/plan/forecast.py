@@ -27,8 +27,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
-from thinwire.plan.traffic import Sent
 from thinwire.plan.machine import LARGE_BYTES, Machine
+from thinwire.plan.traffic import Sent
 
 SYNC_MESSAGES = 2
 """What late values take, one after the other: parts, and their sums."""

@@ -13,12 +13,12 @@ from thinwire.exchange.contract import nothing
 from thinwire.exchange.local import Local
 from thinwire.exchange.sync import Sync
 from thinwire.optim.rowwise import RowSGD
-from thinwire.plan.traffic import ACCOUNT_NUMBERS, sync_rounds
 from thinwire.plan.timing import mean_seconds
+from thinwire.plan.traffic import ACCOUNT_NUMBERS, sync_rounds
 from thinwire.touched import Touched
 from thinwire.transport.c10d import C10d, loopback_group
 from thinwire.transport.keys import Key
-from thinwire.transport.zeromq import ZeroMQDoor, ZeroMQLine
+from thinwire.transport.zeromq import ZeroMQConnection, ZeroMQListener
 from thinwire.wire.frames import Frame, pack, unpack
 
 # Two workers exchange rows of two tables, as many shared ones of the output as each has of its own
@@ -49,12 +49,12 @@ def exchange_seconds() -> tuple[float, dict[str, float]]:
 def message_seconds(num_bytes: int) -> float:
     """For a byte of an encrypted message; of its sender or its receiver."""
     content, key = torch.zeros(num_bytes, dtype=torch.uint8), Key.new()
-    door = ZeroMQDoor("127.0.0.1:0", key)
-    line = ZeroMQLine(door.address, key)
+    listener = ZeroMQListener("127.0.0.1:0", key)
+    line = ZeroMQConnection(listener.address, key)
 
     def pass_on() -> None:
         line.send(pack(Frame(0, parts=(content,))))
-        while (received := door.receive(1.0)) is None:
+        while (received := listener.receive(1.0)) is None:
             pass
         unpack(received[1])
 
@@ -62,7 +62,7 @@ def message_seconds(num_bytes: int) -> float:
         return mean_seconds(pass_on) / 2 / num_bytes
     finally:
         line.close()
-        door.close()
+        listener.close()
 
 
 class _Worker(Local):

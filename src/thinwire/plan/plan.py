@@ -13,7 +13,6 @@ from thinwire.data.corpus import Corpus
 from thinwire.exchange.config import CodecName
 from thinwire.language_model import LanguageModel
 from thinwire.optim.build import dense_optimizer, row_optimizer
-from thinwire.plan.traffic import Counter, Sent
 from thinwire.plan.forecast import (
     LOOPBACK,
     Forecast,
@@ -25,6 +24,7 @@ from thinwire.plan.forecast import (
 )
 from thinwire.plan.link import measure_link
 from thinwire.plan.machine import Machine, measure
+from thinwire.plan.traffic import Counter, Sent
 from thinwire.runs.device import find_device
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective

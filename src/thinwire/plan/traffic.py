@@ -19,9 +19,6 @@ from torch import Tensor
 from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
-from thinwire.parameter_server.parameter_codec import ParameterCodec
-from thinwire.parameter_server.protocol import pull_bytes, push_bytes, rows_bytes
-from thinwire.exchange.own_rows import own_rows
 from thinwire.exchange.sizes import (
     TouchedTables,
     fragment_shapes,
@@ -29,7 +26,10 @@ from thinwire.exchange.sizes import (
     sync_bytes,
     total_bytes,
 )
+from thinwire.exchange.unshared_rows import unshared_rows
 from thinwire.language_model import LanguageModel
+from thinwire.parameter_server.parameter_codec import ParameterCodec
+from thinwire.parameter_server.protocol import pull_bytes, push_bytes, rows_bytes
 from thinwire.touched import Touched
 from thinwire.wire.codecs import make_codec
 
@@ -243,7 +243,7 @@ class Counter:
 
     def touched_tables(self, touched: Touched) -> list[TouchedTables]:
         """What one worker touches of the tables, those that it touches alike put together."""
-        own = {names.names: names for names in own_rows(touched)}
+        own = {names.names: names for names in unshared_rows(touched)}
         tables = []
         for group, ids in _groups(touched):
             shapes = [tuple(self.tables[name].shape[1:]) for name in group]

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -163,3 +163,31 @@ def load_parameters(model: LanguageModel, saved: Checkpoint) -> None:
             )
         with torch.no_grad():
             parameter.copy_(found[name])
+
+
+def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
+    """The run in `out`, to go on with these settings and this data.
+
+    Raises:
+        UserError: there is none, or it was trained on other data or with other settings.
+    """
+    folder = RunFolder.open(out)
+    if corpus.meta.fingerprint != folder.fingerprint:
+        raise UserError(
+            f"{out} was trained on a corpus with fingerprint {folder.fingerprint[:12]}, "
+            f"but {corpus.path} has {corpus.meta.fingerprint[:12]}"
+        )
+    for section in ("model", "loss", "data", "optim"):
+        saved, asked = getattr(folder.config, section), getattr(config, section)
+        for name in vars(saved):
+            if getattr(saved, name) != getattr(asked, name):
+                raise UserError(
+                    f"a resumed run keeps its settings, but {section}.{name} was "
+                    f"{getattr(saved, name)} in {out} and is now {getattr(asked, name)}"
+                )
+    if folder.config.run.seed != config.run.seed:
+        raise UserError(
+            f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, "
+            f"not {config.run.seed}"
+        )
+    return replace(folder, config=config, data=corpus.path.resolve())

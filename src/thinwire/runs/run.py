@@ -28,9 +28,9 @@ from thinwire.optim.state import load_named_state, named_state
 from thinwire.runs.checkpoints import Checkpoint, Checkpoints
 from thinwire.runs.clock import Budget, Clock, Every
 from thinwire.runs.evaluation import Evaluation, evaluate
+from thinwire.runs.folder import RunFolder, load_parameters
 from thinwire.runs.metrics import Averages, MetricsWriter
 from thinwire.runs.progress import TrainingDisplay, wire_sentence
-from thinwire.runs.folder import RunFolder, load_parameters
 
 # A smoothed loss so far above its lowest value will not come back; 2 nats are a factor of 7 in
 # perplexity.

@@ -23,7 +23,9 @@ class Result:
 
 
 @contextmanager
-def standstill(exchange: Exchange, leads: bool, patience_seconds: float) -> Iterator[Result]:
+def keep_alive_barrier(
+    exchange: Exchange, leads: bool, patience_seconds: float
+) -> Iterator[Result]:
     """The first worker's body counts; the others' `Result` holds its number afterwards."""
     result = Result()
     if not leads:
@@ -41,7 +43,7 @@ def standstill(exchange: Exchange, leads: bool, patience_seconds: float) -> Iter
         except UserError:  # a worker has gone: the last sum will say so too
             return
 
-    living = Thread(target=live, name="standstill", daemon=True)
+    living = Thread(target=live, name="keep_alive_barrier", daemon=True)
     living.start()
     try:
         yield result

@@ -32,6 +32,10 @@ from thinwire.language_model import Task
 from thinwire.models.contract import State
 from thinwire.models.noise import Noise
 from thinwire.runs.device import set_up_device
+from thinwire.runs.folder import RunFolder, resumed_folder
+from thinwire.runs.run import Run
+from thinwire.runs.signals import stop_on_signals
+from thinwire.train.barrier import Result, keep_alive_barrier
 from thinwire.train.replicas import (
     check_replicas,
     gathered_state,
@@ -39,10 +43,6 @@ from thinwire.train.replicas import (
     introduce,
     scattered_state,
 )
-from thinwire.runs.run import Run
-from thinwire.runs.folder import RunFolder
-from thinwire.runs.signals import stop_on_signals
-from thinwire.train.barrier import Result, standstill
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective, Pending
 
@@ -83,34 +83,6 @@ def train(
         else:
             folder.write(corpus)
     trainer.run(resumed=resume)
-
-
-def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
-    """The run in `out`, to go on with these settings and this data.
-
-    Raises:
-        UserError: there is none, or it was trained on other data or with other settings.
-    """
-    folder = RunFolder.open(out)
-    if corpus.meta.fingerprint != folder.fingerprint:
-        raise UserError(
-            f"{out} was trained on a corpus with fingerprint {folder.fingerprint[:12]}, "
-            f"but {corpus.path} has {corpus.meta.fingerprint[:12]}"
-        )
-    for section in ("model", "loss", "data", "optim"):
-        saved, asked = getattr(folder.config, section), getattr(config, section)
-        for name in vars(saved):
-            if getattr(saved, name) != getattr(asked, name):
-                raise UserError(
-                    f"a resumed run keeps its settings, but {section}.{name} was "
-                    f"{getattr(saved, name)} in {out} and is now {getattr(asked, name)}"
-                )
-    if folder.config.run.seed != config.run.seed:
-        raise UserError(
-            f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, "
-            f"not {config.run.seed}"
-        )
-    return replace(folder, config=config, data=corpus.path.resolve())
 
 
 @dataclass(frozen=True)
@@ -184,7 +156,7 @@ class Trainer:
                 self._evaluate()
             if agreed.save:
                 self.save()
-        self.exchange.settle()
+        self.exchange.flush()
         self._hear(self._tell())
         with job.clock.paused():
             job.report()
@@ -271,11 +243,11 @@ class Trainer:
     def _evaluate(self) -> None:
         """The first worker measures, and all take note."""
         job = self.job
-        self.exchange.settle()
+        self.exchange.flush()
         with job.clock.paused():
             if self.config.exchange.check_replicas:
                 check_replicas(self.collective, {**job.tables, **job.blocks})
-            with self._standstill() as result:
+            with self._barrier() as result:
                 found = job.measure() if self.collective.rank == 0 else None
                 result.number = found.ppl if found else 0.0
             best = job.take_evaluation(result.number, found)
@@ -284,10 +256,10 @@ class Trainer:
 
     def save(self, *, best: bool = False) -> None:
         """Save this step, if it is not saved yet; the first worker writes."""
-        self.exchange.settle()
+        self.exchange.flush()
         with self.job.clock.paused():
             carry = gathered_state(self.collective, self.state or (), self.exchange.state())
-            with self._standstill():
+            with self._barrier():
                 self.job.save(carry, self.position, best=best)
 
     def restore(self, *, resume: bool) -> None:
@@ -313,8 +285,8 @@ class Trainer:
         if same_streams and streams:
             self.state = tuple(s.to(job.device) for s in streams)
 
-    def _standstill(self) -> AbstractContextManager[Result]:
+    def _barrier(self) -> AbstractContextManager[Result]:
         if self.collective.size == 1:
             return nullcontext(Result())
         patience_seconds = self.config.exchange.timeout_seconds / 4
-        return standstill(self.exchange, self.collective.rank == 0, patience_seconds)
+        return keep_alive_barrier(self.exchange, self.collective.rank == 0, patience_seconds)

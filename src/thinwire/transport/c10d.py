@@ -132,7 +132,7 @@ class C10d(Collective):
             turn.thread.shutdown(wait=not broken, cancel_futures=broken)
             turn.group = None
 
-    def leave_word(self, sentence: str) -> None:
+    def post_failure(self, sentence: str) -> None:
         """Let the others know why this worker ends before its time."""
         self._abandoned = True
         try:

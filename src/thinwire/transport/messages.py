@@ -1,9 +1,9 @@
-"""Messages: a server at its door, and the lines that lead to it.
+"""Messages: a server at its listener, and the connections that lead to it.
 
 A message is one string of bytes. Nobody promises that it arrives: it may be lost, late, or come
 twice, and who is at the other end may be another process than a moment ago. Whoever sends has to
-live with that. Every message is counted at the door and at the line, both ways, as it is sent and
-received.
+live with that. Every message is counted at the listener and at the connection, both ways, as it
+is sent and received.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from thinwire.wire.meter import Meter
 Fate = Literal["lost", "twice", "late", "spoilt"]
 
 
-class Door(ABC):
+class Listener(ABC):
     """Where a server receives the messages of all its clients and answers each of them."""
 
     def __init__(self) -> None:
@@ -41,8 +41,8 @@ class Door(ABC):
         """Let what was sent get out, for a moment, and shut."""
 
 
-class Line(ABC):
-    """A client's line to one server.
+class Connection(ABC):
+    """A client's connection to one server.
 
     Args:
         server: what to call the server in a sentence.
@@ -65,11 +65,11 @@ class Line(ABC):
         """Let what was sent get out, for a moment, and hang up."""
 
 
-class InProcessDoor(Door):
-    """A door for clients in the same process: threads, or one thread that takes turns.
+class InProcessListener(Listener):
+    """A listener for clients in the same process: threads, or one thread that takes turns.
 
-    In one thread a line that has nothing to receive lets `serve` work, which says whether it found
-    anything to do; so a test decides who does what when.
+    In one thread a connection that has nothing to receive lets `serve` work, which says whether
+    it found anything to do; so a test decides who does what when.
     """
 
     def __init__(self) -> None:
@@ -77,22 +77,22 @@ class InProcessDoor(Door):
         self.serve: Callable[[], bool] | None = None
         self.changed = Condition()
         self._arrived: deque[tuple[bytes, Tensor]] = deque()
-        self._lines: list[InProcessLine] = []
+        self._connections: list[InProcessConnection] = []
 
-    def line(self) -> InProcessLine:
-        """A new client's line."""
-        line = InProcessLine(self, len(self._lines).to_bytes(4, "little"))
-        self._lines.append(line)
-        return line
+    def connection(self) -> InProcessConnection:
+        """A new client's connection."""
+        connection = InProcessConnection(self, len(self._connections).to_bytes(4, "little"))
+        self._connections.append(connection)
+        return connection
 
     def put(self, client: bytes, message: Tensor) -> None:
-        """Take a message from a line."""
+        """Take a message from a connection."""
         with self.changed:
             self._arrived.append((client, message))
             self.changed.notify_all()
 
     def receive(self, timeout_seconds: float) -> tuple[bytes, Tensor] | None:
-        """See `Door`."""
+        """See `Listener`."""
         with self.changed:
             if not self.changed.wait_for(lambda: bool(self._arrived), timeout_seconds):
                 return None
@@ -101,35 +101,35 @@ class InProcessDoor(Door):
         return client, message
 
     def send(self, client: bytes, message: Tensor) -> None:
-        """See `Door`."""
+        """See `Listener`."""
         self.meter.count(sent=len(message))
-        self._lines[int.from_bytes(client, "little")].put(message)
+        self._connections[int.from_bytes(client, "little")].put(message)
 
     def close(self) -> None:
         """Nothing to do."""
 
 
-class InProcessLine(Line):
-    """A line to an `InProcessDoor`."""
+class InProcessConnection(Connection):
+    """A connection to an `InProcessListener`."""
 
-    def __init__(self, door: InProcessDoor, client: bytes) -> None:
+    def __init__(self, listener: InProcessListener, client: bytes) -> None:
         super().__init__("the server in this process")
-        self._door, self._client = door, client
+        self._door, self._client = listener, client
         self._arrived: deque[Tensor] = deque()
 
     def put(self, message: Tensor) -> None:
-        """Take a message from the door."""
+        """Take a message from the listener."""
         with self._door.changed:
             self._arrived.append(message)
             self._door.changed.notify_all()
 
     def send(self, message: Tensor) -> None:
-        """See `Line`."""
+        """See `Connection`."""
         self.meter.count(sent=len(message))
         self._door.put(self._client, message)
 
     def receive(self, timeout_seconds: float) -> Tensor | None:
-        """See `Line`."""
+        """See `Connection`."""
         if self._door.serve is not None:
             timeout_seconds = 0.0
             while not self._arrived and self._door.serve():
@@ -145,7 +145,7 @@ class InProcessLine(Line):
         """Nothing to do."""
 
 
-class UnreliableLine(Line):
+class UnreliableConnection(Connection):
     """Passes messages on, but for those that a fate awaits: for tests.
 
     lost: it is not passed on; twice: it is, twice; late: only after the one that follows it;
@@ -159,7 +159,7 @@ class UnreliableLine(Line):
 
     def __init__(
         self,
-        inner: Line,
+        inner: Connection,
         sending: Mapping[int, Fate] | None = None,
         receiving: Mapping[int, Fate] | None = None,
     ) -> None:
@@ -173,7 +173,7 @@ class UnreliableLine(Line):
         self._late: list[Tensor] = []
 
     def send(self, message: Tensor) -> None:
-        """See `Line`."""
+        """See `Connection`."""
         fate = self._sending.get(self._num_sent)
         self._num_sent += 1
         if fate == "late":
@@ -185,7 +185,7 @@ class UnreliableLine(Line):
             self._inner.send(self._held_back.pop(0))
 
     def receive(self, timeout_seconds: float) -> Tensor | None:
-        """See `Line`."""
+        """See `Connection`."""
         if self._arrived:
             return self._arrived.popleft()
         message = self._inner.receive(timeout_seconds)
@@ -201,7 +201,7 @@ class UnreliableLine(Line):
         return self._arrived.popleft() if self._arrived else None
 
     def close(self) -> None:
-        """See `Line`."""
+        """See `Connection`."""
         self._inner.close()
 
 

@@ -1,4 +1,4 @@
-"""Messages over ZeroMQ: a ROUTER socket at the door, a DEALER socket for a line.
+"""Messages over ZeroMQ: a ROUTER socket at the listener, a DEALER socket for a connection.
 
 ZeroMQ's own threads send and receive, so that neither call waits for the wire, and reconnect by
 themselves. With a key both sides prove that they have it, and the wire is encrypted (CURVE); who
@@ -23,7 +23,7 @@ from zmq.utils import z85
 
 from thinwire.errors import UserError
 from thinwire.transport.keys import Key
-from thinwire.transport.messages import Door, Line
+from thinwire.transport.messages import Connection, Listener
 
 # How long a socket that is closed goes on sending what it was given.
 LINGER_MILLISECONDS = 2_000
@@ -35,7 +35,7 @@ PART_BYTES = 1 << 20
 SMALL_MESSAGE_BYTES = 1 << 20
 
 
-class ZeroMQDoor(Door):
+class ZeroMQListener(Listener):
     """A server's socket.
 
     Args:
@@ -79,7 +79,7 @@ class ZeroMQDoor(Door):
             self._poller.register(self._gate.socket, zmq.POLLIN)
 
     def receive(self, timeout_seconds: float) -> tuple[bytes, Tensor] | None:
-        """See `Door`; those who knock meanwhile are let in or not."""
+        """See `Listener`; those who knock meanwhile are let in or not."""
         deadline = monotonic() + timeout_seconds
         while True:
             left = max(0.0, deadline - monotonic())
@@ -97,17 +97,17 @@ class ZeroMQDoor(Door):
                 return None
 
     def send(self, client: bytes, message: Tensor) -> None:
-        """See `Door`; a message to a client that has gone is dropped."""
+        """See `Listener`; a message to a client that has gone is dropped."""
         with suppress(zmq.Again):
             self._socket.send_multipart([client, *_parts(message)], zmq.NOBLOCK, copy=False)
             self.meter.count(sent=len(message))
 
     def close(self) -> None:
-        """See `Door`."""
+        """See `Listener`."""
         self._context.destroy(linger=LINGER_MILLISECONDS)
 
 
-class ZeroMQLine(Line):
+class ZeroMQConnection(Connection):
     """A worker's socket.
 
     Args:
@@ -135,13 +135,13 @@ class ZeroMQLine(Line):
         self._socket.connect(f"tcp://{_numeric(host)}:{port}")
 
     def send(self, message: Tensor) -> None:
-        """See `Line`."""
+        """See `Connection`."""
         with suppress(zmq.Again):
             self._socket.send_multipart(_parts(message), zmq.NOBLOCK, copy=False)
             self.meter.count(sent=len(message))
 
     def receive(self, timeout_seconds: float) -> Tensor | None:
-        """See `Line`."""
+        """See `Connection`."""
         if not self._socket.poll(round(1000 * timeout_seconds)):
             return None
         parts = self._socket.recv_multipart(copy=False)
@@ -149,7 +149,7 @@ class ZeroMQLine(Line):
         return _joined(parts)
 
     def close(self) -> None:
-        """See `Line`."""
+        """See `Connection`."""
         self._context.destroy(linger=LINGER_MILLISECONDS)
 
 

@@ -1,4 +1,4 @@
-"""Counts the bytes that pass the door."""
+"""Counts the bytes that pass the listener."""
 
 from __future__ import annotations
 

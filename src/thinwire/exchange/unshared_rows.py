@@ -19,7 +19,7 @@ from thinwire.wire.indices import decode_ids, encode_ids, ids_bytes
 
 
 @dataclass(frozen=True)
-class OwnRows:
+class UnsharedRows:
     """Own rows of the tables that are touched alike, as an output's weight and its bias are.
 
     Attributes:
@@ -39,7 +39,7 @@ class OwnRows:
         return gradient_R[len(self.shared_S) :].index_select(0, self.order_O)
 
 
-def own_rows(touched: Touched) -> list[OwnRows]:
+def unshared_rows(touched: Touched) -> list[UnsharedRows]:
     """The tables of which not every row is touched, in groups that share their ids."""
     groups: dict[int, list[str]] = {}
     for name, ids in touched.rows.items():
@@ -51,16 +51,16 @@ def own_rows(touched: Touched) -> list[OwnRows]:
         assert ids_R is not None
         shared_S, rest_O = ids_R.tensor_split([touched.num_shared.get(names[0], 0)])
         ids_O, order_O = rest_O.sort()
-        own.append(OwnRows(tuple(names), shared_S, ids_O, order_O))
+        own.append(UnsharedRows(tuple(names), shared_S, ids_O, order_O))
     return own
 
 
-def announcement(own: Sequence[OwnRows]) -> Tensor:
+def announcement(own: Sequence[UnsharedRows]) -> Tensor:
     """The ids of all own rows, as bytes."""
     return joined([encode_ids(group.ids_O) for group in own])
 
 
-def announced_ids(message: Tensor, own: Sequence[OwnRows]) -> list[Tensor]:
+def announced_ids(message: Tensor, own: Sequence[UnsharedRows]) -> list[Tensor]:
     """The ids `[O]` of each group that a worker announced."""
     ids = []
     for group in own:
@@ -74,13 +74,13 @@ def announced_ids(message: Tensor, own: Sequence[OwnRows]) -> list[Tensor]:
 class MergedRows:
     """The rows of a group that any worker touched: the shared ones, then all own ones, sorted."""
 
-    group: OwnRows
+    group: UnsharedRows
     ids_of: Sequence[Tensor]
     """For each worker, its own ids."""
     ids_U: Tensor
 
     @classmethod
-    def of(cls, group: OwnRows, ids_of: Sequence[Tensor]) -> MergedRows:
+    def of(cls, group: UnsharedRows, ids_of: Sequence[Tensor]) -> MergedRows:
         """Merge the ids that the workers announced."""
         return cls(group, ids_of, torch.cat(list(ids_of)).unique())
 

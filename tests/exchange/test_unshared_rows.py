@@ -8,12 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from thinwire.exchange.own_rows import (
+from thinwire.exchange.unshared_rows import (
     MergedRows,
-    OwnRows,
+    UnsharedRows,
     announced_ids,
     announcement,
-    own_rows,
+    unshared_rows,
 )
 from thinwire.touched import Touched
 from thinwire.wire.indices import encoded_bytes
@@ -36,7 +36,7 @@ def touched(shared: list[int], own: list[int]) -> Touched:
 
 def exchanged(steps: list[Touched]) -> list[list[MergedRows]]:
     """For each worker, its groups merged with what all have announced."""
-    groups_of = [own_rows(step) for step in steps]
+    groups_of = [unshared_rows(step) for step in steps]
     messages = [announcement(groups) for groups in groups_of]
     merged = []
     for groups in groups_of:
@@ -69,7 +69,7 @@ def assert_adds_up(steps: list[Touched]) -> None:
     for merged in exchanged(steps):
         for index, group in enumerate(merged):
             for name in group.group.names:
-                groups = [own_rows(step)[index] for step in steps]
+                groups = [unshared_rows(step)[index] for step in steps]
                 num_shared = len(group.group.shared_S)
                 parts = list(zip(groups, gradients, strict=True))
                 own_of = [own.of(gradient[name]) for own, gradient in parts]
@@ -120,14 +120,14 @@ def test_a_tied_table_has_own_rows_alone() -> None:
         tied = int64(sorted({*inputs, 1, 2, *targets}))
         steps.append(Touched({"embedding": tied, "bias": int64([1, 2, *targets])}, {"bias": 2}))
     assert_adds_up(steps)
-    (embedding, bias) = own_rows(steps[0])
+    (embedding, bias) = unshared_rows(steps[0])
     assert embedding.names == ("embedding",) and not len(embedding.shared_S)
     assert bias.shared_S.tolist() == [1, 2] and bias.ids_O.tolist() == [5, 9]
 
 
 def test_groups_are_tables_with_the_same_ids() -> None:
     step = touched([1, 2], [9, 5])
-    embedding, output = own_rows(step)
+    embedding, output = unshared_rows(step)
     assert (embedding.names, output.names) == (("embedding",), ("weight", "bias"))
     assert output.shared_S.tolist() == [1, 2]
     assert output.ids_O.tolist() == [5, 9] and output.order_O.tolist() == [1, 0]
@@ -137,18 +137,18 @@ def test_groups_are_tables_with_the_same_ids() -> None:
 
 def test_tables_of_which_all_is_touched_need_no_ids() -> None:
     step = Touched({"embedding": int64([2]), "weight": None, "bias": None})
-    assert [group.names for group in own_rows(step)] == [("embedding",)]
-    assert not own_rows(Touched({"weight": None}))
+    assert [group.names for group in unshared_rows(step)] == [("embedding",)]
+    assert not unshared_rows(Touched({"weight": None}))
     assert not len(announcement([]))
 
 
 def test_an_announcement_has_the_bytes_documented() -> None:
-    groups = own_rows(touched([1, 2], [9, 5]))
+    groups = unshared_rows(touched([1, 2], [9, 5]))
     assert len(announcement(groups)) == 2 * encoded_bytes(2, 4) == 2 * (8 + 8 + 1)
 
 
 def test_shared_rows_keep_their_order() -> None:
-    group = OwnRows(("a",), int64([9, 3]), int64([1]), int64([0]))
+    group = UnsharedRows(("a",), int64([9, 3]), int64([1]), int64([0]))
     merged = MergedRows.of(group, [int64([1]), int64([0, 1])])
     assert merged.ids.tolist() == [9, 3, 0, 1]
     found = merged.added_up(

@@ -1,4 +1,4 @@
-"""`python -m thinwire.launch.child JOB LIFELINE`: what a process that `Children` starts does."""
+"""`python -m thinwire.cli.child JOB LIFELINE`: what a process that `Children` starts does."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ def main() -> int:
     # Whoever wants to end well has a handler of its own; before and after, the parent says it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from thinwire.cli.app import guarded
-    from thinwire.launch.children import end_with_parent
+    from thinwire.launch.lifeline import end_with_parent
 
     end_with_parent(int(sys.argv[2]))
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
@@ -23,23 +23,23 @@ def main() -> int:
 
 def member(**job: Any) -> None:
     """A worker of a synchronous or periodic run."""
-    from thinwire.launch.replica import run_member
+    from thinwire.launch.replica import run_replica
 
-    run_member(**job)
+    run_replica(**job)
 
 
 def server(**job: Any) -> None:
     """A server of an asynchronous run."""
-    from thinwire.launch.supervisor import run_server
+    from thinwire.launch.parameter_server import serve_on_loopback
 
-    run_server(**job)
+    serve_on_loopback(**job)
 
 
 def worker(**job: Any) -> None:
     """A worker of an asynchronous run."""
-    from thinwire.launch.supervisor import run_worker
+    from thinwire.launch.parameter_server import work_on_loopback
 
-    run_worker(**job)
+    work_on_loopback(**job)
 
 
 ROLES = {"member": member, "server": server, "worker": worker}

@@ -1,0 +1,232 @@
+"""A server that is not the first of its run: it holds its rows, and does as the leader says.
+
+`followers.py` has the conversation from the leader's side.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from thinwire import __version__
+from thinwire.config import RunConfig
+from thinwire.data.corpus import Corpus
+from thinwire.errors import UserError
+from thinwire.language_model import LanguageModel
+from thinwire.parameter_server.protocol import (
+    PROTOCOL,
+    Kind,
+    Position,
+    Push,
+    json_of,
+    say,
+    say_json,
+)
+from thinwire.parameter_server.serving_loop import ServingLoop
+from thinwire.parameter_server.sessions import Server, Session
+from thinwire.parameter_server.sharding import (
+    MODEL,
+    contents,
+    described,
+    load_shard,
+    optimizers_of,
+    parameters_of,
+    restored,
+    sliced_shard,
+)
+from thinwire.parameter_server.staleness import Staleness
+from thinwire.runs.device import set_up_device
+from thinwire.runs.signals import stop_on_signals
+from thinwire.transport.messages import Listener
+from thinwire.wire.frames import Frame
+
+AGAIN_SECONDS = 0.05
+# What servers of one run must have in common.
+SAME = ("model", "loss", "data", "optim", "exchange")
+
+
+def serve_shard(
+    data: Path,
+    config: RunConfig,
+    index: int,
+    count: int,
+    *,
+    listener: Callable[[int], Listener],
+    ready: Callable[[], None] = lambda: None,
+    warn: Callable[[str], None],
+    threads: int | None = None,
+) -> None:
+    """Serve shard `index`, not the first, of `count`, until the first server says that it is over.
+
+    Args:
+        data: a copy of the first server's data folder.
+        config: the first server's settings.
+        index: which rows.
+        count: how many servers.
+        listener: opens the server's listener, for messages of so many bytes at most.
+        ready: called when workers and the first server may come.
+        warn: says a sentence to people.
+        threads: of this server; None: `run.threads` or, if that is 0, the cores.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    corpus = Corpus.open(data)
+    config = replace(config, exchange=replace(config.exchange, kind="async"))
+    device = set_up_device(config, threads)
+    follower = Follower(corpus, config, index, count, listener, warn, device)
+    ready()
+    try:
+        follower.run()
+    finally:
+        follower.listener.close()
+    if follower.stop_asked:
+        raise KeyboardInterrupt
+
+
+class Follower(ServingLoop):
+    """A server that is not the first of its run."""
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        config: RunConfig,
+        index: int,
+        count: int,
+        listener: Callable[[int], Listener],
+        warn: Callable[[str], None],
+        device: torch.device,
+    ) -> None:
+        self.config, self.index, self.num_shards = config, index, count
+        self.stop_asked = self.ended = False
+        self._data = corpus.meta.fingerprint
+        self._run_id: str | None = None
+        self._ready = False
+        counts_V = torch.from_numpy(corpus.counts_V)
+        model = LanguageModel(
+            config.model, config.loss, counts_V, config.run.seed, initialise=False
+        ).to(device)
+        num_parameters = sum(p.numel() for p in model.parameters())
+        self.listener = listener(8 * num_parameters)
+        exchange = config.exchange.for_workers(config.run.workers)
+        self.shard = sliced_shard(
+            model.tables(), model.blocks(), index, count, config.optim, exchange
+        )
+        self.server = Server(
+            self.listener,
+            self.shard,
+            self,
+            data=self._data,
+            version=__version__,
+            timeout_seconds=config.exchange.timeout_seconds,
+            warn=warn,
+        )
+        self.server.on_lead = self._follow
+
+    def run(self) -> None:
+        """Answer until the run ends."""
+        with stop_on_signals(self):
+            while not (self.stop_asked or self.ended):
+                self.turn()
+            if self.ended:
+                self.see_off()
+
+    def _follow(self, client: bytes, kind: Kind, frame: Frame) -> None:
+        """What the first server says; what it does not say is left alone."""
+        try:
+            content = json_of(frame)
+            self._do(client, kind, content, frame.parts[1:])
+        except UserError as error:
+            self.listener.send(client, say(Kind.REFUSED, text=str(error)))
+        except (ValueError, KeyError, TypeError, AttributeError):
+            pass
+
+    def _do(
+        self, client: bytes, kind: Kind, content: Mapping[str, Any], parts: Sequence[Tensor]
+    ) -> None:
+        match kind:
+            case Kind.LEAD:
+                self._led(client, content)
+            # One that comes late, when workers have pushed already, must undo nothing.
+            case Kind.TAKE if content["run"] == self._run_id and not self._ready:
+                tensors = restored(content["tensors"], parts)
+                parameters = {
+                    n.removeprefix(MODEL): t for n, t in tensors.items() if n.startswith(MODEL)
+                }
+                load_shard(self.shard, parameters, tensors)
+                self.server.forget()
+                self._ready = True
+            case Kind.GIVE:
+                self.shard.flush()
+                held = {f"{MODEL}{n}": t for n, t in parameters_of(self.shard).items()}
+                held |= optimizers_of(self.shard) if content["optimizers"] else {}
+                told = {"request": content["request"], "tensors": described(held)}
+                self.listener.send(client, say_json(Kind.SLICES, told, contents(held)))
+            case Kind.END if content["run"] == self._run_id:
+                self.server.stop("the first server has ended it")
+                self.ended = True
+            case _:
+                pass
+
+    def _led(self, client: bytes, lead: Mapping[str, Any]) -> None:
+        refusal = self._refusal(lead)
+        if refusal is not None:
+            self.listener.send(client, say(Kind.REFUSED, text=refusal))
+            return
+        if lead["run"] != self._run_id:
+            self._run_id, self._ready = lead["run"], False
+            self.server.forget()
+        self.listener.send(client, say_json(Kind.LED, {"ready": self._ready}))
+
+    def _refusal(self, lead: Mapping[str, Any]) -> str | None:
+        """Why this server cannot be of that run: a sentence with both values."""
+        own: dict[str, Any] = {
+            "protocol": PROTOCOL,
+            "thinwire": __version__,
+            "data": self._data,
+            "shard": self.index,
+            "num_shards": self.num_shards,
+        }
+        for name, value in own.items():
+            if lead[name] != value:
+                return f"the first server has {name} {lead[name]}, and one of the others {value}"
+        settings = asdict(self.config)
+        for section in SAME:
+            for name, value in settings[section].items():
+                theirs = lead["settings"][section].get(name)
+                if theirs != value:
+                    return (
+                        f"{section}.{name} is {theirs} at the first server, and {value} at shard "
+                        f"{self.index}: give all servers the same settings"
+                    )
+        return None
+
+    # What the server asks its controller
+
+    def welcome(self, session: Session, before: Session | None) -> dict[str, Any] | None:
+        """See `Controller`."""
+        if not self._ready:
+            return None
+        return {
+            "run": self._run_id,
+            "shard": self.index,
+            "num_shards": self.num_shards,
+            "place": 0,
+            "position": list(Position()),
+            "settings": {},
+        }
+
+    def left(self, session: Session, why: str) -> None:
+        """See `Controller`."""
+
+    def expect(self, session: Session, push: Push) -> None:
+        """See `Controller`."""
+        self.shard.factor = push.factor
+
+    def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
+        """See `Controller`."""
