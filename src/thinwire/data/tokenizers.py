@@ -7,8 +7,9 @@ as fast, and a vocabulary of a million words loads in a fraction of the time.
 
 A literal `<unk>` in the text is the unknown word, for kinds `word` and `space`; in
 `tokenizer.json` it is a special token, found before anything else. `</s>` has no such power: text
-cannot end a line but by ending it. (Kind `space` takes a literal `</s>` for that word of the
-vocabulary.)
+cannot end a line but by ending it. A literal `</s>` is text like any other: three marks and a
+letter for kind `word`, an unknown word for kind `space`, letters for `bpe` and `bytes`. A tokenizer
+of others that takes a literal end-of-line token for that token is kept from it.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ PATTERNS = {
 _FIND = {
     "word": regex.compile(rf"{UNK}|{PATTERNS['word']}"),
     "space": regex.compile(rf"{UNK}|(?:(?!{UNK})\S)+"),
+}
+
+# In `tokenizer.json` of kind `space`: a literal `</s>` becomes a word that no text can hold, and so
+# no vocabulary.
+_EOS_IS_UNKNOWN = {
+    "type": "Replace",
+    "pattern": {"Regex": rf"(?<!\S){EOS}(?!\S)"},
+    "content": "\0",
 }
 
 Ids = npt.NDArray[np.uint32]
@@ -99,7 +108,7 @@ class WordTokenizer(Tokenizer):
 
     def __init__(self, kind: str, vocab: dict[str, int]) -> None:
         self.kind = kind
-        self.ids = vocab
+        self._id_of = {word: id for word, id in vocab.items() if word != EOS}
         self.vocab_size = len(vocab)
         self.unk_id: int = vocab[UNK]
         self.eos_id = vocab[EOS]
@@ -107,7 +116,7 @@ class WordTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """The ids of one line, without its end-of-line."""
-        get, unk_id = self.ids.get, self.unk_id
+        get, unk_id = self._id_of.get, self.unk_id
         return [get(word, unk_id) for word in find_words(self.kind, text)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -132,22 +141,48 @@ class HFTokenizer(Tokenizer):
             raise UserError(f"{name} is no tokenizer.json of HF tokenizers: {error}") from error
         self._hf.no_truncation()
         self._hf.no_padding()
+        self._name = name
         # Not the number of tokens: others' ids may have holes.
         self.vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.unk_id = self._find_unknown(name, content)
         self.eos_id = self._find_end_of_line(name)
+        self._encoder = self._without_end_of_line(content)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one line, without its end-of-line."""
-        ids: list[int] = self._hf.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._never_ends(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def encode_lines(self, lines: Iterable[str]) -> list[Ids]:
         """The ids of each line, `eos_id` after them."""
         return [
-            np.array([*line.ids, self.eos_id], dtype=np.uint32)
-            for line in self._hf.encode_batch_fast(list(lines), add_special_tokens=False)
+            np.array([*self._never_ends(line.ids), self.eos_id], dtype=np.uint32)
+            for line in self._encoder.encode_batch_fast(list(lines), add_special_tokens=False)
         ]
+
+    def _without_end_of_line(self, content: dict[str, Any]) -> tokenizers.Tokenizer:
+        """The same tokenizer, which does not look for its end-of-line token in a text."""
+        added = content.get("added_tokens") or []
+        others = [token for token in added if token["content"] != self.token(self.eos_id)]
+        if len(others) == len(added):
+            return self._hf
+        encoder = type(self._hf).from_str(json.dumps(content | {"added_tokens": others}))
+        encoder.no_truncation()
+        encoder.no_padding()
+        return encoder
+
+    def _never_ends(self, ids: list[int]) -> list[int]:
+        """The ids of a line, in which no literal end-of-line token has the power of one.
+
+        Where the token is in the model's own vocabulary, as a word or a piece is, text may spell it.
+        """
+        if self.eos_id not in ids:
+            return ids
+        if self.unk_id is None:
+            raise UserError(
+                f"the text holds {self.token(self.eos_id)!r}, which {self._name} takes for the end "
+                "of a line: take it out of the text, or out of the tokenizer's vocabulary"
+            )
+        return [self.unk_id if id == self.eos_id else id for id in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text; an end-of-line becomes a line end."""
@@ -184,12 +219,25 @@ class HFTokenizer(Tokenizer):
             id = self._hf.token_to_id(model["unk_token"])
             if id is not None:
                 return int(id)
-        if '"ByteLevel"' in json.dumps(content.get("pre_tokenizer")) or model.get("byte_fallback"):
-            return None
-        raise UserError(
-            f"{name} neither names an unknown token nor works on bytes, so it would drop "
-            "what it does not know"
-        )
+        spelling = None
+        if '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("normalizer")]):
+            spelling = {token for byte, token in byte_tokens().items() if byte not in _NEVER}
+        elif model.get("byte_fallback"):
+            spelling = {f"<0x{byte:02X}>" for byte in range(256) if byte not in _NEVER}
+        if spelling is None:
+            raise UserError(
+                f"{name} neither names an unknown token nor works on bytes, so it would drop "
+                "what it does not know"
+            )
+        # Line ends and NUL are in no line.
+        spelling -= {byte_tokens()[0], byte_tokens()[ord("\n")], "<0x00>", "<0x0A>"}
+        if missing := spelling - self._hf.get_vocab(with_added_tokens=True).keys():
+            raise UserError(
+                f"{name} names no unknown token, and its vocabulary lacks {len(missing)} of the "
+                f"{len(spelling)} bytes that a text may hold, {min(missing)!r} for one: it would "
+                "drop them"
+            )
+        return None
 
 
 def find_words(kind: str, text: str) -> list[str]:
@@ -220,7 +268,7 @@ def word_tokenizer_json(kind: str, words: Sequence[str]) -> str:
                 "special": True,
             }
         ],
-        "normalizer": None,
+        "normalizer": _EOS_IS_UNKNOWN if kind == "space" else None,
         "pre_tokenizer": {
             "type": "Split",
             "pattern": {"Regex": PATTERNS[kind]},
@@ -232,6 +280,9 @@ def word_tokenizer_json(kind: str, words: Sequence[str]) -> str:
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": UNK},
     }
     return to_json(content)
+
+
+_NEVER = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))  # bytes that UTF-8 cannot hold
 
 
 @cache
@@ -249,8 +300,7 @@ def bytes_tokenizer() -> dict[str, Any]:
 
     Without the 13 that it cannot hold, an id fits in one byte.
     """
-    never = {0xC0, 0xC1, *range(0xF5, 0x100)}
-    tokens = [token for byte, token in byte_tokens().items() if byte not in never]
+    tokens = [token for byte, token in byte_tokens().items() if byte not in _NEVER]
     return _byte_level(tokens, merges=[], use_regex=False)
 
 
@@ -326,7 +376,9 @@ def _byte_level(tokens: Sequence[str], merges: list[Any], use_regex: bool) -> di
 def _kind(content: dict[str, Any]) -> str | None:
     """`word` or `space` where the file is one that `word_tokenizer_json` writes."""
     model, splitter = content["model"], content.get("pre_tokenizer") or {}
-    if model["type"] != "WordLevel" or content.get("normalizer") or splitter.get("type") != "Split":
+    if model["type"] != "WordLevel" or splitter.get("type") != "Split":
+        return None
+    if content.get("normalizer") not in (None, _EOS_IS_UNKNOWN):
         return None
     if model.get("unk_token") != UNK or not {UNK, EOS} <= model["vocab"].keys():
         return None

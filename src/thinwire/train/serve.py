@@ -34,6 +34,7 @@ from thinwire.exchange.asynchronous.server import Server, Session
 from thinwire.exchange.asynchronous.shard import Shard
 from thinwire.exchange.asynchronous.slices import sliced_shard
 from thinwire.exchange.asynchronous.staleness import Lateness, Staleness
+from thinwire.locks import one_writer
 from thinwire.train.answering import SHORT_POLL_SECONDS, Answering
 from thinwire.train.device import set_up_device
 from thinwire.train.loop import resumed_folder
@@ -73,6 +74,20 @@ def serve(
     Raises:
         UserError: what the user can mend.
     """
+    with one_writer(out):
+        _serve(data, out, config, door, resume, others, ready, threads)
+
+
+def _serve(
+    data: Path,
+    out: Path,
+    config: RunConfig,
+    door: Callable[[int], Door],
+    resume: bool,
+    others: Sequence[Line],
+    ready: Callable[[], None],
+    threads: int | None,
+) -> None:
     corpus = Corpus.open(data)
     if not len(corpus.ids("valid")):
         raise UserError(
@@ -97,6 +112,8 @@ def serve(
         serving.run(resumed=resume, ready=ready)
     finally:
         serving.close()
+        if job.checkpoints is not None:  # before another process may write
+            job.checkpoints.finish()
 
 
 def message_bytes(num_parameters: int) -> int:
