@@ -136,7 +136,7 @@ class Checkpoints:
             best = best or self._is_best(step)
             folder.mkdir(parents=True)
             for stem, group in tensors.items():
-                save_tensors(group, folder / f"{stem}.safetensors")
+                _save_tensors(group, folder / f"{stem}.safetensors")
             (folder / STATE).write_text(state_json, encoding="utf-8")
             files = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
             manifest = {"format": FORMAT, "step": step, "best": best, "files": files}
@@ -343,7 +343,7 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+def _save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
     """Write a safetensors file, readable for whom the umask says.
 
     `save_file` writes straight from the tensors' memory (1 GB saved: 0.3 MB more resident). It

@@ -25,7 +25,7 @@ from thinwire.errors import UserError, may_not_read
 from thinwire.files import write_whole
 from thinwire.language_model import LanguageModel
 from thinwire.loss.config import LossConfig
-from thinwire.train.checkpoints import Checkpoint, save_tensors
+from thinwire.train.checkpoints import Checkpoint, _save_tensors
 
 CONFIG_FILE = "config.toml"
 TOKENIZER_FILE = "tokenizer.json"
@@ -87,7 +87,7 @@ class RunFolder:
         counts_file = self.path / COUNTS_FILE
         try:
             shutil.copyfile(corpus.tokenizer_file, self.tokenizer_file)
-            save_tensors({"counts": torch.from_numpy(corpus.counts_V)}, counts_file)
+            _save_tensors({"counts": torch.from_numpy(corpus.counts_V)}, counts_file)
             self.write_config()
         except BaseException:
             for file in (self.tokenizer_file, counts_file):
