@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 
@@ -11,6 +12,19 @@ class UserError(ValueError):
     The command line prints the sentence alone and exits with status 2; any other exception is a
     defect of thinwire and keeps its traceback.
     """
+
+
+def require_posix(system: str = os.name) -> None:
+    """Refuse every system but POSIX ones.
+
+    Raises:
+        UserError: it is another one.
+    """
+    if system != "posix":
+        raise UserError(
+            "thinwire runs on POSIX systems (Linux, macOS) only; on Windows, use the Windows "
+            "Subsystem for Linux"
+        )
 
 
 def may_not_read(file: Path) -> UserError:

@@ -2,16 +2,16 @@
 
 The lock is flock(2). What is supported, said here once:
 
-- POSIX systems only (Linux, macOS): elsewhere every command refuses with one sentence at its start.
-- Local file systems, and network file systems whose server keeps locks. Linux turns flock into a lock
-  at the server on NFS and SMB, so that it holds between machines; a machine that dies keeps its lock
-  until the server finds out.
-- Where a file system has no locks (some FUSE and Lustre mounts), a warning says so, and nothing holds
-  a second writer back.
+- POSIX systems only (Linux, macOS): elsewhere every command refuses with a sentence at its start.
+- Local file systems, and network file systems whose server keeps locks. Linux turns flock into a
+  lock at the server on NFS and SMB, so that it holds between machines; a machine that dies keeps
+  its lock until the server finds out.
+- Where a file system has no locks (some FUSE and Lustre mounts), a warning says so, and nothing
+  holds a second writer back.
 
 The file is removed when the writer is done. A writer that was killed leaves it behind, unlocked; it
-does not stand in the way. Who opens the file just before it is removed holds a lock on a file without
-a name: that is noticed, and the lock is taken anew.
+does not stand in the way. Who opens the file just before it is removed holds a lock on a file
+without a name: that is noticed, and the lock is taken anew.
 """
 
 from __future__ import annotations
@@ -23,25 +23,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from thinwire.console import console
-from thinwire.errors import UserError
+from thinwire.console import warn
+from thinwire.errors import UserError, require_posix
 
 LOCK_FILE = "lock"
 _HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
 _NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.EINVAL)
-
-
-def require_posix(system: str = os.name) -> None:
-    """Refuse every other system.
-
-    Raises:
-        UserError: the system is not POSIX.
-    """
-    if system != "posix":
-        raise UserError(
-            "thinwire runs on POSIX systems (Linux, macOS) only; on Windows, use the Windows "
-            "Subsystem for Linux"
-        )
 
 
 @contextmanager
@@ -58,12 +45,9 @@ def only_writer(file: Path, what: str) -> Iterator[bool]:
     require_posix()
     descriptor = _locked(file, what)
     if descriptor is None:
-        console.print(
-            f"Warning: the file system of {file.parent} has no locks, so nothing keeps a second "
-            f"process from writing {what} at the same time",
-            style="yellow",
-            markup=False,
-            soft_wrap=True,
+        warn(
+            f"the file system of {file.parent} has no locks, so nothing keeps a second process "
+            f"from writing {what} at the same time"
         )
         yield False
         return

@@ -35,7 +35,7 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.progress import DownloadColumn, Progress
 
-from thinwire.console import console, progress_bar
+from thinwire.console import console, progress_bar, warn
 from thinwire.data.corpus import (
     META_FILE,
     SPLITS,
@@ -45,6 +45,7 @@ from thinwire.data.corpus import (
     SplitMeta,
     file_digest,
     narrowest_dtype,
+    unknown_sentence,
 )
 from thinwire.data.encoders import Encoder
 from thinwire.data.recipes import Options, Recipe, find_recipe
@@ -126,7 +127,11 @@ def prepare(
         vocabulary = recipe.vocabulary(_count(divided[0], work))
         _write(divided, recipe, vocabulary, folder, num_processes, progress)
         shutil.rmtree(work)
-    return Corpus.open(out, verify=False)
+    corpus = Corpus.open(out, verify=False)
+    for name, about in corpus.meta.splits.items():
+        if sentence := unknown_sentence(f"the {name} split", about.unknown, about.tokens):
+            warn(sentence)
+    return corpus
 
 
 class _Text:

@@ -25,10 +25,14 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from thinwire.console import warn
 from thinwire.errors import UserError
 
 if TYPE_CHECKING:
     import tokenizers
+
+LONGEST_LEARNT_WORD = 256
+_LONG_WORD = regex.compile(rf"\S{{{LONGEST_LEARNT_WORD}}}(?=\S)")
 
 UNK = "<unk>"
 EOS = "</s>"
@@ -173,7 +177,7 @@ class HFTokenizer(Tokenizer):
     def _never_ends(self, ids: list[int]) -> list[int]:
         """The ids of a line, in which no literal end-of-line token has the power of one.
 
-        Where the token is in the model's own vocabulary, as a word or a piece is, text may spell it.
+        Where the token is in the model's own vocabulary, as words are, a text may spell it.
         """
         if self.eos_id not in ids:
             return ids
@@ -322,11 +326,32 @@ def train_bpe(lines: Iterator[str], vocab_size: int) -> dict[str, Any]:
         initial_alphabet=[token for token in bytes_vocab if token != EOS],
         show_progress=False,
     )
-    hf.train_from_iterator(lines, trainer)
+    hf.train_from_iterator(_cut_words(lines), trainer)
     model = json.loads(hf.to_str())["model"]
     return _byte_level(
         sorted(model["vocab"], key=model["vocab"].__getitem__), model["merges"], use_regex=True
     )
+
+
+def _cut_words(lines: Iterator[str]) -> Iterator[str]:
+    """The same text, no word longer than `LONGEST_LEARNT_WORD`, and a warning where one was.
+
+    Every merge looks through the whole of each word that it changes: words of a mebibyte take
+    minutes.
+    """
+    num_cut = 0
+    for line in lines:
+        if len(line) <= LONGEST_LEARNT_WORD:
+            yield line
+            continue
+        pieces = _LONG_WORD.sub(r"\g<0>\n", line).split("\n")
+        num_cut += len(pieces) > 1
+        yield from pieces
+    if num_cut:
+        warn(
+            f"{num_cut:,} lines hold words of more than {LONGEST_LEARNT_WORD} characters; BPE "
+            "learns from their parts"
+        )
 
 
 def renumbered(content: dict[str, Any], tokens: Sequence[str]) -> str:
