@@ -165,11 +165,19 @@ class HFTokenizer(Tokenizer):
 
     def _without_end_of_line(self, content: dict[str, Any]) -> tokenizers.Tokenizer:
         """The same tokenizer, which does not look for its end-of-line token in a text."""
-        added = content.get("added_tokens") or []
-        others = [token for token in added if token["content"] != self.token(self.eos_id)]
-        if len(others) == len(added):
+        added, eos = content.get("added_tokens") or [], self.token(self.eos_id)
+        if all(token["content"] != eos for token in added):
             return self._hf
-        encoder = type(self._hf).from_str(json.dumps(content | {"added_tokens": others}))
+        if eos in self._hf.get_vocab(with_added_tokens=False):
+            added = [token for token in added if token["content"] != eos]
+        else:  # HF tokenizers numbers added tokens by their order: a name that no text can hold
+            added = [
+                token | {"content": "\0"} if token["content"] == eos else token for token in added
+            ]
+        encoder = type(self._hf).from_str(json.dumps(content | {"added_tokens": added}))
+        ids, changed = self._hf.get_vocab(), encoder.get_vocab()
+        if any(changed.get(token) != id for token, id in ids.items() if token != eos):
+            return self._hf
         encoder.no_truncation()
         encoder.no_padding()
         return encoder
