@@ -557,6 +557,6 @@ def test_a_run_folder_has_one_writer(toy_data: Path, tmp_path: Path, tiny: Setti
 def test_a_name_that_is_not_utf8_is_refused(toy_data: Path, tmp_path: Path, tiny: Settings) -> None:
     real = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
     shutil.copytree(toy_data, real)
-    with pytest.raises(UserError, match="is not UTF-8, and config.toml, which is"):
+    with pytest.raises(UserError, match=r"is not UTF-8, and config\.toml, which is"):
         train(real, tmp_path / "run", tiny(run={"tokens": 1}))
     assert not (tmp_path / "run").exists()
