@@ -18,6 +18,11 @@ from rich.progress import (
 console = Console(stderr=True, highlight=False)
 
 
+def warn(sentence: str) -> None:
+    """Say that something may not be as the user thinks."""
+    console.print(f"Warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+
+
 def progress_bar(*columns: ProgressColumn) -> Progress:
     """A bar on standard error: description, bar, `columns` (default: m of n), time left."""
     return Progress(

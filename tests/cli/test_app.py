@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import io
 import os
 import subprocess
 import sys
@@ -157,3 +158,11 @@ def test_a_full_disk_under_standard_output() -> None:
             [sys.executable, "-c", PRINTS_MUCH], stdout=full, stderr=subprocess.PIPE, timeout=60
         )
     assert (done.returncode, done.stderr) == (2, b"thinwire: No space left on device\n")
+
+
+def test_output_in_an_encoding_that_lacks_a_character(monkeypatch: pytest.MonkeyPatch) -> None:
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="ascii"))
+    app._print_in_any_encoding()
+    assert app.guarded(lambda: print("caf\u00e9 \udcff")) == 0
+    assert written.getvalue() == b"caf\\xe9 \\udcff\n"

@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import lzma
+import signal
+import subprocess
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -407,3 +409,92 @@ def test_the_command(thinwire: Thinwire, book: Path, tmp_path: Path) -> None:
     assert piped.returncode == 0, piped.stderr
     meta = json.loads((tmp_path / "piped" / "meta.json").read_text())
     assert meta["fingerprint"] == Corpus.open(tmp_path / "piped").meta.fingerprint
+
+
+def test_a_token_may_hold_any_character(tmp_path: Path) -> None:
+    vocab = {UNK: 0, EOS: 1, "\0": 2, "a\nb": 3, "": 4, "bird": 5, "cat": 6}
+    theirs = hf.Tokenizer(hf.models.WordLevel(vocab, unk_token=UNK))
+    theirs.pre_tokenizer = hf.pre_tokenizers.WhitespaceSplit()
+    theirs.save(str(tmp_path / "tokenizer.json"))
+    (tmp_path / "text.txt").write_text("bird cat\ncat dog\n")
+    corpus = prepare(
+        [str(tmp_path / "text.txt")],
+        out=tmp_path / "data",
+        tokenizer=str(tmp_path / "tokenizer.json"),
+        valid=0,
+        test=0,
+    )
+    assert corpus.ids("train").tolist() == [5, 6, 1, 6, 0, 1]
+
+
+def test_a_literal_end_of_line_is_an_unknown_word(tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("a </s> a\n" * 4)
+    corpus = prepare(
+        [str(tmp_path / "text.txt")], out=tmp_path / "d", tokenizer="space", valid=0, test=0
+    )
+    tokenizer = Tokenizer.load(corpus.tokenizer_file)
+    assert corpus.ids("train").tolist() == [*tokenizer.encode("a </s> a"), tokenizer.eos_id] * 4
+    assert (corpus.meta.splits["train"].unknown, corpus.meta.counts) == (4, [8, 4, 4])
+
+
+def test_what_a_killed_prepare_left_is_cleared_away(book: Path, tmp_path: Path) -> None:
+    first = files(prepare([str(book)], out=tmp_path / "data").path)
+    # Killed between its two renames, with the new folder still there.
+    (tmp_path / "data").rename(tmp_path / ".data.123.old")
+    for name in (".data.123.new", ".data.45.new", ".other.123.new"):
+        (tmp_path / name / "work").mkdir(parents=True)
+    (tmp_path / ".data.lock").touch()
+    with pytest.raises(UserError, match="holds data already"):
+        prepare([str(book)], out=tmp_path / "data")
+    assert files(tmp_path / "data") == first
+    found = {path.name for path in tmp_path.iterdir()}
+    assert found == {"book.txt", "data", ".other.123.new"}
+
+
+def test_a_prepare_that_runs_keeps_others_away(book: Path, tmp_path: Path) -> None:
+    with module._new_folder(tmp_path / "data", force=False) as folder:
+        with pytest.raises(UserError, match="one writer at a time"):
+            prepare([str(book)], out=tmp_path / "data")
+        assert folder.exists()
+
+
+def test_says_that_most_is_unknown(
+    book: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "words.txt").write_text("xyzzy\n")
+    prepare([str(book)], out=tmp_path / "data", vocab=tmp_path / "words.txt")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "of the tokens of the train split are unknown words" in said
+    prepare([str(book)], out=tmp_path / "fits")
+    assert "unknown words" not in capsys.readouterr().err
+
+
+HELPERS = """
+import sys
+from thinwire.data import sources
+from thinwire.data.prepare import prepare
+if __name__ == "__main__":
+    sources.BLOCK_BYTES = 1000
+    import multiprocessing, os, signal
+    from thinwire.data import prepare as module
+    def killed(*_):
+        print(*[child.pid for child in multiprocessing.active_children()], flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    spool = module.spool
+    def tell(*args):
+        pieces = spool(*args)
+        yield next(pieces)
+        killed()
+    module.spool = tell
+    prepare([sys.argv[1]], out=sys.argv[2] and __import__("pathlib").Path(sys.argv[2]),
+            num_processes=2)
+"""
+
+
+def test_helpers_end_with_a_killed_parent(book: Path, tmp_path: Path) -> None:
+    (tmp_path / "program.py").write_text(HELPERS)
+    command = [sys.executable, str(tmp_path / "program.py"), str(book), str(tmp_path / "data")]
+    # The pipe ends when the last process that holds it, helpers among them, has ended.
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    assert len(done.stdout.split()) == 2

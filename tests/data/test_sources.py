@@ -88,7 +88,7 @@ def test_unpacks(tmp_path: Path, suffix: str) -> None:
     assert sum(heard) == file.stat().st_size == total_bytes([file])
 
 
-@pytest.mark.parametrize("suffix", [".gz", ".xz"])
+@pytest.mark.parametrize("suffix", [".gz", ".xz", ".zst"])
 def test_says_that_a_packed_file_is_damaged(tmp_path: Path, suffix: str) -> None:
     packed = PACKERS[suffix](b"some text\n" * 1000)
     for damaged in (packed[:-10], b"no such thing"):
@@ -98,11 +98,18 @@ def test_says_that_a_packed_file_is_damaged(tmp_path: Path, suffix: str) -> None
             read(file)
 
 
-def test_says_that_a_zst_file_is_damaged(tmp_path: Path) -> None:
+def test_a_zst_file_cut_anywhere_is_refused_and_frames_follow_one_another(tmp_path: Path) -> None:
     file = tmp_path / "text.zst"
-    file.write_bytes(b"no such thing")
-    with pytest.raises(UserError, match=r"text\.zst is no whole \.zst file"):
-        read(file)
+    pack = PACKERS[".zst"]
+    text = "".join(f"line {number}\n" for number in range(100)).encode()
+    packed = pack(text)
+    for length in range(1, len(packed)):
+        file.write_bytes(packed[:length])
+        with pytest.raises(UserError, match=r"is no whole \.zst file: it ends before its end"):
+            read(file)
+    skippable = b"\x50\x2a\x4d\x18\x03\0\0\0abc"  # RFC 8878, 3.1.2
+    file.write_bytes(packed + skippable + pack(b"") + packed)
+    assert content(file) == text + text
 
 
 def test_says_what_zst_needs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -143,6 +150,24 @@ def test_a_long_line_is_cut_before_a_space(tmp_path: Path, monkeypatch: pytest.M
     blocks = [block.data for block in read(file)]
     assert b"".join(blocks) == b"one two three four five six seven\n"
     assert len(blocks) > 1 and all(block.startswith(b" ") for block in blocks[1:])
+
+
+def test_a_long_line_is_cut_before_other_white_space(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sources, "BLOCK_BYTES", 16)
+    monkeypatch.setattr(sources, "LONGEST_WORD_BYTES", 100)
+    file = tmp_path / "table"
+    file.write_bytes(b"one\ttwo\tthree\tfour\t" * 50 + b"\r\nnext")
+    assert content(file) == b"one\ttwo\tthree\tfour\t" * 50 + b"\nnext\n"
+
+
+def test_a_byte_order_mark_may_come_in_pieces() -> None:
+    for pieces in ([b"\xef", b"\xbb", b"\xbf", b"one"], [b"\xef\xbb\xbfone"]):
+        assert b"".join(sources._without_mark(iter(pieces), "it")) == b"one"
+    assert b"".join(sources._without_mark(iter([b"\xef", b"\xbc\x81"]), "it")) == b"\xef\xbc\x81"
+    with pytest.raises(UserError, match="it is UTF-16"):
+        list(sources._without_mark(iter([b"\xff\xfea\0"]), "it"))
 
 
 def test_refuses_a_line_without_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

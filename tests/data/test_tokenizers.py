@@ -240,3 +240,48 @@ def test_letters_and_numbers_are_the_same_to_both_libraries() -> None:
         for line in lines:
             found = theirs.pre_tokenizer.pre_tokenize_str(line)
             assert [word for word, _ in found] == find_words(kind, line)
+
+
+def test_a_literal_end_of_line_never_ends_a_line() -> None:
+    ours, theirs = both("space", ["a"])
+    for line in (EOS, f"a {EOS} a", f"{UNK}{EOS}", f"{EOS}{UNK} a", f"a{EOS}", f"{EOS} {EOS}"):
+        assert agree(ours, theirs, line)
+        assert ours.eos_id not in ours.encode(line)
+    assert ours.encode(f"a {EOS}") == [0, ours.unk_id]
+    # A file of before, which HF tokenizers reads otherwise, means the same here.
+    content = json.loads(word_tokenizer_json("space", ["a", UNK, EOS])) | {"normalizer": None}
+    assert Tokenizer.parse(json.dumps(content), "it").encode(f"a {EOS}") == [0, 1]
+
+
+def test_nor_does_that_of_a_tokenizer_of_others() -> None:
+    special = given_tokenizer()
+    special.add_special_tokens(["<eos>", "<s>"])
+    ours = Tokenizer.parse(special.to_str(), "it")
+    assert (ours.eos_id, ours.token(ours.eos_id)) == (3, "<eos>")
+    assert ours.encode("a <s> <eos> b") == [0, 4, 2, 2, 2, 1]  # "<", "eos", ">"
+    assert ours.encode_lines(["<eos>"])[0].tolist() == [2, 2, 2, 3]
+    word = hf.Tokenizer(hf.models.WordLevel({"a": 0, "[UNK]": 1, EOS: 2}, unk_token="[UNK]"))
+    word.pre_tokenizer = hf.pre_tokenizers.WhitespaceSplit()
+    assert Tokenizer.parse(word.to_str(), "it").encode(f"a {EOS}") == [0, 1]
+
+
+def test_refuses_a_tokenizer_of_bytes_that_lacks_some() -> None:
+    level = hf.Tokenizer(hf.models.BPE({"a": 0, "b": 1, EOS: 2}, []))
+    level.pre_tokenizer = hf.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    with pytest.raises(UserError, match=r"lacks 239 of the 241 bytes that a text may hold"):
+        Tokenizer.parse(level.to_str(), "it")
+    pieces = {f"<0x{byte:02X}>": byte for byte in range(256)} | {EOS: 256}
+    fallback = hf.Tokenizer(hf.models.BPE(pieces, [], byte_fallback=True))
+    assert Tokenizer.parse(fallback.to_str(), "it").encode("é") == [0xC3, 0xA9]
+    del pieces["<0xC3>"]
+    fallback = hf.Tokenizer(hf.models.BPE(pieces, [], byte_fallback=True))
+    with pytest.raises(UserError, match=r"lacks 1 of the 241 bytes .* '<0xC3>' for one"):
+        Tokenizer.parse(fallback.to_str(), "it")
+
+
+def test_bpe_learns_from_parts_of_a_giant_word(capsys: pytest.CaptureFixture[str]) -> None:
+    content = train_bpe(iter(["ab" * 100_000]), 300)
+    assert "1 lines hold words of more than 256" in " ".join(capsys.readouterr().err.split())
+    assert max(map(len, content["model"]["vocab"])) == 256
+    train_bpe(iter(["ab " * 1000]), 300)
+    assert capsys.readouterr().err == ""

@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 
+import thinwire
 from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
 from thinwire.inference.evaluate import evaluate_split, evaluate_text
+from thinwire.train.loop import train
 
 
 @pytest.fixture
@@ -90,3 +92,19 @@ def test_an_empty_text(trained, tmp_path: Path) -> None:
     assert evaluate_text(trained(), str(tmp_path / "lines.txt")).evaluation.tokens_scored == 2
     with pytest.raises(UserError, match="there is no file"):
         evaluate_text(trained(), str(tmp_path / "gone.txt"))
+
+
+def test_a_literal_end_of_line_means_the_same_to_evaluation_and_scores(
+    tmp_path: Path, tiny
+) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("the <s> cat </s> sees <unk> the dog .\n</s> the dog\n" * 100)
+    prepare([str(text)], out=tmp_path / "data", tokenizer="space", valid=0.1, num_processes=1)
+    settings = {"run": {"tokens": 2000, "threads": 1}, "data": {"batch": 4, "context": "line"}}
+    train(tmp_path / "data", tmp_path / "run", tiny(**settings))
+    model = thinwire.load(tmp_path / "run")
+    found = evaluate_text(model, str(text)).evaluation
+    score = model.score(text.read_text())
+    assert (found.tokens_scored, found.tokens_unknown) == (1400, 300)
+    assert (score.num_tokens, score.num_unknown) == (1400, 300)
+    assert -score.logprob == pytest.approx(found.nats, rel=1e-5)

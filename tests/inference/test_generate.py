@@ -154,3 +154,10 @@ def test_a_character_that_is_never_whole_is_not_lost(by_bytes: Tokenizer) -> Non
 def test_settings_out_of_range(trained, settings: dict, sentence: str) -> None:
     with pytest.raises(UserError, match=sentence):
         trained().generate("The", **settings)
+
+
+def test_no_temperature_is_too_low() -> None:
+    logprob_V = torch.tensor([-3.0, -1.0, -2.0, -float("inf")], dtype=torch.float64)
+    for temperature in (1e-310, 5e-324, 1e-200):
+        sampling = Sampling(temperature=temperature)
+        assert choose(logprob_V, sampling, torch.Generator().manual_seed(1)) == 1

@@ -119,3 +119,11 @@ def test_probabilities_of_all_lines_of_two_tokens_sum_to_those_of_their_first(tr
     words = [word for word in words if word != "</s>"]
     total = sum(exp(score.logprob) for score in model.score_lines(words))
     assert 0 < total < 1
+
+
+def test_a_string_is_scored_as_a_file_is(trained) -> None:
+    model = trained()
+    expected = model.score("The cat sees the dog.\nThe dog.")
+    assert model.score("\ufeffThe cat sees the dog.\r\nThe dog.\r\n") == expected
+    (line,) = model.score_lines(["The dog.\r\n"])
+    assert line == model.score("The dog.")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import stat
 import subprocess
 import sys
 import threading
@@ -382,3 +384,40 @@ def test_files_are_what_others_read(tmp_path: Path) -> None:
     names = sorted(path.name for path in (tmp_path / "step-5").iterdir())
     assert names == ["checksums.json", "model.safetensors", "optimizer.safetensors", "state.json"]
     assert json.loads((tmp_path / "step-5" / "state.json").read_text()) == {"step": 5}
+
+
+def test_files_honour_the_umask(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        save(tmp_path, 5)
+    finally:
+        os.umask(before)
+    modes = {stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "step-5").iterdir()}
+    assert modes == {0o640}
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "checksums.json"])
+def test_what_may_not_be_read_is_not_called_damaged(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    save(tmp_path, 10, 20)
+
+    def denied(file: Path) -> str:
+        raise PermissionError(errno.EACCES, "Permission denied", str(file))
+
+    if name == "checksums.json":
+        monkeypatch.setattr(Path, "read_text", lambda self, **_: denied(self))
+    else:
+        monkeypatch.setattr(module, "_checksum", denied)
+    with pytest.raises(UserError, match=r"step-20/\w+\.\w+ may not be read \(permission denied\)"):
+        Checkpoints(tmp_path).load()
+    assert capsys.readouterr().err == ""
+
+
+def test_the_campaign_against_saving() -> None:
+    """A few of its kills, and its full disks as far as the time goes."""
+    script = Path(__file__).parents[2] / "benchmarks" / "faults" / "saving.py"
+    command = [sys.executable, str(script), "--kills", "12", "--seconds", "6"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout.endswith("0 failed\n")

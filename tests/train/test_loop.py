@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import errno
 import json
+import os
+import shutil
 import signal
 from collections.abc import Callable
 from itertools import pairwise
@@ -22,6 +24,7 @@ from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
 from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
+from thinwire.locks import one_writer
 from thinwire.optim.schedules import Schedule
 from thinwire.runs import checkpoints as checkpoints_module
 from thinwire.runs import clock as clock_module
@@ -486,7 +489,7 @@ def test_a_full_disk_is_said_once_and_loses_nothing(
     at: int, toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error comes in the thread that writes in the background."""
-    write = checkpoints_module._save_tensors
+    write = checkpoints_module.save_tensors
 
     def full(tensors: Any, file: Path) -> None:
         if f"step-{at}.tmp" in file.parts:
@@ -494,7 +497,7 @@ def test_a_full_disk_is_said_once_and_loses_nothing(
         write(tensors, file)
 
     config = tiny(run={"tokens": 6 * STEP_TOKENS}, checkpoint={"every_seconds": 0.0})
-    monkeypatch.setattr(checkpoints_module, "_save_tensors", full)
+    monkeypatch.setattr(checkpoints_module, "save_tensors", full)
     with pytest.raises(UserError, match=f"The disk is full: step {at} needs"):
         train(toy_data, tmp_path / "run", config)
     (end,) = lines(tmp_path / "run", "end")
@@ -533,3 +536,27 @@ def test_an_existing_run_is_not_overwritten(toy_data: Path, tmp_path: Path, tiny
     with pytest.raises(UserError, match="already holds a run: go on with --resume"):
         train(toy_data, tmp_path / "run", tiny(run={"tokens": 1}))
     assert (tmp_path / "run" / METRICS_FILE).read_bytes() == before
+
+
+def test_a_run_folder_has_one_writer(toy_data: Path, tmp_path: Path, tiny: Settings) -> None:
+    config = tiny(run={"tokens": 1})
+    with (
+        one_writer(tmp_path / "run"),
+        pytest.raises(UserError, match="one writer at a time"),
+    ):
+        train(toy_data, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()
+    train(toy_data, tmp_path / "run", config)
+    with (
+        one_writer(tmp_path / "run"),
+        pytest.raises(UserError, match="one writer at a time"),
+    ):
+        train(toy_data, tmp_path / "run", config, resume=True)
+
+
+def test_a_name_that_is_not_utf8_is_refused(toy_data: Path, tmp_path: Path, tiny: Settings) -> None:
+    real = Path(os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9"))
+    shutil.copytree(toy_data, real)
+    with pytest.raises(UserError, match=r"is not UTF-8, and config\.toml, which is"):
+        train(real, tmp_path / "run", tiny(run={"tokens": 1}))
+    assert not (tmp_path / "run").exists()

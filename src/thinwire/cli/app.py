@@ -7,6 +7,7 @@ answers at once. Exit status: 0; 2 for what the user can mend, with one sentence
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import sys
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cyclopts import App, CycloptsError
 
 from thinwire import __version__
-from thinwire.errors import UserError, reason_of
+from thinwire.errors import UserError, reason_of, require_posix
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
@@ -89,7 +90,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit status."""
     tokens = [_long(token) for token in (sys.argv[1:] if argv is None else argv)]
     _wait_politely()
-    return guarded(lambda: build(tokens)(tokens))
+    _print_in_any_encoding()
+
+    def run() -> None:
+        require_posix()
+        build(tokens)(tokens)
+
+    return guarded(run)
 
 
 def guarded(action: Callable[[], object]) -> int:
@@ -109,6 +116,12 @@ def guarded(action: Callable[[], object]) -> int:
     except OSError as error:
         _release_stdout()
         return _refuse(reason_of(error))
+
+
+def _print_in_any_encoding() -> None:
+    """Where standard output cannot hold a character, print its escape, as standard error does."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _wait_politely() -> None:

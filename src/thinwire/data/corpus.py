@@ -30,6 +30,20 @@ META_FILE = "meta.json"
 FORMAT = 1
 
 
+MANY_UNKNOWN = 0.3  # of all tokens; a vocabulary that fits its text leaves out a few hundredths
+
+
+def unknown_sentence(name: str, unknown: int, tokens: int) -> str | None:
+    """What to say where so many tokens of a text are unknown that its perplexity means little."""
+    if unknown <= MANY_UNKNOWN * tokens:
+        return None
+    return (
+        f"{unknown / tokens:.0%} of the tokens of {name} are unknown words, which all count as one "
+        "that is easy to guess: the perplexity says little (of known words it says more); a "
+        "vocabulary from this text, or another --tokenizer, fits it better"
+    )
+
+
 def narrowest_dtype(vocab_size: int) -> np.dtype[Any]:
     """The narrowest little-endian unsigned type that holds the ids 0 ... vocab_size - 1."""
     return np.min_scalar_type(max(vocab_size - 1, 0)).newbyteorder("<")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thinwire.data.tokenizers import EOS, Tokenizer, byte_tokens, find_words
+from thinwire.data.tokenizers import EOS, UNK, Tokenizer, byte_tokens, find_words
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Counts = npt.NDArray[np.int64]
@@ -67,7 +67,9 @@ class WordEncoder(Encoder):
     def new_tokens(self) -> Sequence[str]:
         """As the base class says."""
         num_new = len(self._numbers) - self._num_asked
-        words = list(islice(reversed(self._numbers), num_new))[::-1]
+        newest = islice(reversed(self._numbers), num_new)
+        # A literal `</s>` is an unknown word, whatever the vocabulary.
+        words = [UNK if word == EOS else word for word in newest][::-1]
         if self._num_asked == 0:
             words[0] = EOS
         self._num_asked += num_new

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -34,7 +35,7 @@ import numpy.typing as npt
 from rich.markup import escape
 from rich.progress import DownloadColumn, Progress
 
-from thinwire.console import console, progress_bar
+from thinwire.console import console, progress_bar, warn
 from thinwire.data.corpus import (
     META_FILE,
     SPLITS,
@@ -44,6 +45,7 @@ from thinwire.data.corpus import (
     SplitMeta,
     file_digest,
     narrowest_dtype,
+    unknown_sentence,
 )
 from thinwire.data.encoders import Encoder
 from thinwire.data.recipes import Options, Recipe, find_recipe
@@ -53,6 +55,7 @@ from thinwire.data.spool import Piece, map_in_order, read_tokens, spool
 from thinwire.data.tokenizers import train_bpe
 from thinwire.data.vocabulary import Tally, Vocabulary
 from thinwire.errors import UserError
+from thinwire.locks import only_writer
 
 DEFAULT_FRACTION = 0.01
 BPE_SAMPLE_BYTES = 1 << 26  # of a larger text every n-th block is learnt from
@@ -124,7 +127,11 @@ def prepare(
         vocabulary = recipe.vocabulary(_count(divided[0], work))
         _write(divided, recipe, vocabulary, folder, num_processes, progress)
         shutil.rmtree(work)
-    return Corpus.open(out, verify=False)
+    corpus = Corpus.open(out, verify=False)
+    for name, about in corpus.meta.splits.items():
+        if sentence := unknown_sentence(f"the {name} split", about.unknown, about.tokens):
+            warn(sentence)
+    return corpus
 
 
 class _Text:
@@ -360,12 +367,33 @@ def _new_folder(out: Path, force: bool) -> Iterator[Path]:
     out = out.absolute()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give --out another name")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(out.with_name(f".{out.name}.lock"), str(out)) as alone:
+        if alone:
+            _clear_leftovers(out)
+        with _filled(out, force) as folder:
+            yield folder
+
+
+def _clear_leftovers(out: Path) -> None:
+    """Tidy up after a prepare of this folder that was killed; that none runs is known."""
+    leftover = re.compile(rf"\.{re.escape(out.name)}\.\d+\.(new|old)")
+    for path in out.parent.iterdir():
+        if not (found := leftover.fullmatch(path.name)):
+            continue
+        if found[1] == "old" and not out.exists():  # killed while it replaced what was there
+            path.rename(out)
+        else:
+            shutil.rmtree(path)
+
+
+@contextmanager
+def _filled(out: Path, force: bool) -> Iterator[Path]:
     if out.is_dir() and any(out.iterdir()):
         if not (out / META_FILE).is_file():
             raise UserError(f"{out} is no data folder and not empty: give --out another name")
         if not force:
             raise UserError(f"{out} holds data already: --force replaces it")
-    out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.{os.getpid()}.new")
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
     folder.mkdir()

@@ -1,7 +1,7 @@
 """Where raw text comes from: files, folders, globs, compressed files, standard input.
 
 Text is read as blocks of bytes that end with a line, each about a mebibyte, so that memory does not
-depend on the size of a file. A line that is longer than a block is cut before a space.
+depend on the size of a file. A line that is longer than a block is cut before white space.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ STDIN = "-"
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
+_WHITE_SPACE = (b" ", b"\t", b"\v", b"\f", b"\r")
+# A block of zstd is at most 128 KiB of text and at least 4 bytes: so much gives 32 MiB at most.
+_ZSTD_BYTES = 1 << 10
+_PACKED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
@@ -127,20 +131,17 @@ def _files_below(path: Path) -> list[Path]:
 def _read_source(source: Path, advance: Callable[[int], None], wait: bool) -> Iterator[Block]:
     name = name_of(source)
     line, rest, at_line_start = 1, b"", True
-    for data in _read_pieces(source, name, advance, wait):
-        if line == 1 and at_line_start and not rest:
-            if data.startswith(_UTF16):
-                raise UserError(f"{name} is UTF-16, not UTF-8: convert it, with iconv for instance")
-            data = data.removeprefix(_BOM)
+    for data in _without_mark(_read_pieces(source, name, advance, wait), name):
         rest += data
         end = rest.rfind(b"\n") + 1
         if not end and len(rest) >= BLOCK_BYTES:
-            end = rest.rfind(b" ")  # the space goes to the next block, before its word
+            # The white space goes to the next block, before its word.
+            end = max(map(rest.rfind, _WHITE_SPACE))
             if end <= 0:
                 if len(rest) > LONGEST_WORD_BYTES:
                     raise UserError(
-                        f"line {line} of {name} has {len(rest):,} bytes and more without a space, "
-                        f"and {LONGEST_WORD_BYTES:,} are the most: break it into lines"
+                        f"line {line} of {name} has {len(rest):,} bytes and more without white "
+                        f"space, and {LONGEST_WORD_BYTES:,} are the most: break it into lines"
                     )
                 continue
         if end > 0:
@@ -151,6 +152,19 @@ def _read_source(source: Path, advance: Callable[[int], None], wait: bool) -> It
             line += block.count(b"\n")
     if rest or not at_line_start:
         yield Block(name, line, rest + b"\n")
+
+
+def _without_mark(pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
+    """The same without a byte order mark; it may come in several pieces, through a pipe."""
+    begin = b""
+    for piece in pieces:
+        begin += piece
+        if len(begin) >= len(_BOM) or not _BOM.startswith(begin):
+            break
+    if begin.startswith(_UTF16):
+        raise UserError(f"{name} is UTF-16, not UTF-8: convert it, with iconv for instance")
+    yield begin.removeprefix(_BOM)
+    yield from pieces
 
 
 def _read_pieces(
@@ -209,9 +223,39 @@ def _decompressed(stream: IO[bytes], source: Path) -> tuple[Any, _Damage]:
             raise UserError(
                 f"{source} needs the package zstandard: pip install 'thinwire[zstd]'"
             ) from None
-        reader = zstandard.ZstdDecompressor().stream_reader(stream, read_across_frames=True)
-        return reader, (zstandard.ZstdError,)
+        make_frame = zstandard.ZstdDecompressor().decompressobj
+        return _Unzstd(stream, make_frame), (EOFError, zstandard.ZstdError)
     return stream, ()
+
+
+class _Unzstd:
+    """The text of a stream of zstd frames.
+
+    zstandard's own reader takes a file that was cut for one that ends.
+    """
+
+    def __init__(self, stream: IO[bytes], make_frame: Callable[[], Any]) -> None:
+        self._stream, self._make_frame = stream, make_frame
+        self._frame: Any = None
+        self._packed, self._text = b"", b""
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes; none at the end."""
+        while not self._text:
+            self._packed = self._packed or self._stream.read(_PACKED_BYTES)
+            if not self._packed:
+                if self._frame is not None:
+                    raise EOFError("it ends before its end was marked")
+                return b""
+            if self._frame is None:
+                self._frame = self._make_frame()
+            some, self._packed = self._packed[:_ZSTD_BYTES], self._packed[_ZSTD_BYTES:]
+            self._text = self._frame.decompress(some)
+            if self._frame.eof:
+                self._packed = self._frame.unused_data + self._packed
+                self._frame = None
+        text, self._text = self._text[:size], self._text[size:]
+        return text
 
 
 def spooled(sources: Iterable[Path], folder: Path) -> list[Path]:
@@ -225,6 +269,5 @@ def spooled(sources: Iterable[Path], folder: Path) -> list[Path]:
 def _copied(source: Path, folder: Path, number: int) -> Path:
     copy = folder / f"source-{number}"
     with copy.open("wb") as file:
-        for block in read_blocks([source], lambda _: None):
-            file.write(block.data)
+        file.writelines(_read_pieces(source, name_of(source), lambda _: None, True))
     return copy

@@ -1,8 +1,8 @@
 """The first phase of `prepare`: blocks of text to provisional ids in temporary files, on all cores.
 
 Every process appends to files of its own, a *shard*: `.ids`; `.lines`, the totals of each line;
-`.tokens`, what each provisional id stands for. A process whose encoder is full begins another
-shard.
+`.tokens`, what each provisional id stands for, and `.lengths`, the characters of each. A process
+whose encoder is full begins another shard.
 """
 
 from __future__ import annotations
@@ -14,9 +14,10 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from itertools import chain, islice
-from multiprocessing import get_context
+from itertools import chain, islice, pairwise
+from multiprocessing import get_context, parent_process
 from pathlib import Path
+from threading import Thread
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -29,7 +30,6 @@ from thinwire.errors import UserError
 # A text of fewer blocks is read faster than processes start.
 BLOCKS_WORTH_PROCESSES = 6
 
-_SEPARATOR = "\0"  # of tokens: a text that holds it is refused
 _NUMBER = np.dtype("<u4")
 
 Numbers = npt.NDArray[np.uint32]
@@ -81,7 +81,9 @@ class Piece(NamedTuple):
 
 def read_tokens(shard: Path) -> list[str]:
     """What the provisional ids of a shard stand for."""
-    return shard.with_suffix(".tokens").read_bytes().decode().split(_SEPARATOR)[:-1]
+    text = shard.with_suffix(".tokens").read_bytes().decode()
+    ends = np.cumsum(np.fromfile(shard.with_suffix(".lengths"), _NUMBER), dtype=np.int64).tolist()
+    return [text[begin:end] for begin, end in pairwise([0, *ends])]
 
 
 class Spooler:
@@ -104,10 +106,13 @@ class Spooler:
         ids, tokens_L = self._encoder.encode(text)
         words_L, characters_L = _words_and_characters(block.data)
         lines_L3 = np.column_stack((tokens_L, words_L, characters_L))
-        tokens = "".join(token + _SEPARATOR for token in self._encoder.new_tokens())
+        # No separator: any character may be in a token of a tokenizer that was given.
+        tokens = self._encoder.new_tokens()
+        lengths = np.fromiter(map(len, tokens), _NUMBER, len(tokens))
         self._append(".ids", ids.astype(_NUMBER, copy=False).tobytes())
         self._append(".lines", lines_L3.astype(_NUMBER).tobytes())
-        self._append(".tokens", tokens.encode())
+        self._append(".tokens", "".join(tokens).encode())
+        self._append(".lengths", lengths.tobytes())
         piece = Piece(
             shard=self._shard,
             first_token=self._num_tokens,
@@ -185,8 +190,17 @@ _spooler: Spooler  # of this process
 def _start(make_encoder: Callable[[], Encoder], folder: Path) -> None:
     global _spooler
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl+C is the parent's to handle
+    Thread(target=_end_with_parent, name="parent", daemon=True).start()
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the processes are the parallelism
     _spooler = Spooler(make_encoder, folder)
+
+
+def _end_with_parent() -> None:
+    """End as soon as the parent has ended, even by kill -9: the pool would wait for ever."""
+    parent = parent_process()
+    assert parent is not None
+    parent.join()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def _spool_block(block: Block) -> Piece:

@@ -7,8 +7,9 @@ as fast, and a vocabulary of a million words loads in a fraction of the time.
 
 A literal `<unk>` in the text is the unknown word, for kinds `word` and `space`; in
 `tokenizer.json` it is a special token, found before anything else. `</s>` has no such power: text
-cannot end a line but by ending it. (Kind `space` takes a literal `</s>` for that word of the
-vocabulary.)
+cannot end a line but by ending it. A literal `</s>` is text like any other: three marks and a
+letter for kind `word`, an unknown word for kind `space`, letters for `bpe` and `bytes`. A tokenizer
+of others that takes a literal end-of-line token for that token is kept from it.
 """
 
 from __future__ import annotations
@@ -24,10 +25,14 @@ import numpy as np
 import numpy.typing as npt
 import regex
 
+from thinwire.console import warn
 from thinwire.errors import UserError
 
 if TYPE_CHECKING:
     import tokenizers
+
+LONGEST_LEARNT_WORD = 256
+_LONG_WORD = regex.compile(rf"\S{{{LONGEST_LEARNT_WORD}}}(?=\S)")
 
 UNK = "<unk>"
 EOS = "</s>"
@@ -42,6 +47,14 @@ PATTERNS = {
 _FIND = {
     "word": regex.compile(rf"{UNK}|{PATTERNS['word']}"),
     "space": regex.compile(rf"{UNK}|(?:(?!{UNK})\S)+"),
+}
+
+# In `tokenizer.json` of kind `space`: a literal `</s>` becomes a word that no text can hold, and so
+# no vocabulary.
+_EOS_IS_UNKNOWN = {
+    "type": "Replace",
+    "pattern": {"Regex": rf"(?<!\S){EOS}(?!\S)"},
+    "content": "\0",
 }
 
 Ids = npt.NDArray[np.uint32]
@@ -99,7 +112,7 @@ class WordTokenizer(Tokenizer):
 
     def __init__(self, kind: str, vocab: dict[str, int]) -> None:
         self.kind = kind
-        self.ids = vocab
+        self._id_of = {word: id for word, id in vocab.items() if word != EOS}
         self.vocab_size = len(vocab)
         self.unk_id: int = vocab[UNK]
         self.eos_id = vocab[EOS]
@@ -107,7 +120,7 @@ class WordTokenizer(Tokenizer):
 
     def encode(self, text: str) -> list[int]:
         """The ids of one line, without its end-of-line."""
-        get, unk_id = self.ids.get, self.unk_id
+        get, unk_id = self._id_of.get, self.unk_id
         return [get(word, unk_id) for word in find_words(self.kind, text)]
 
     def decode(self, ids: Iterable[int]) -> str:
@@ -132,22 +145,56 @@ class HFTokenizer(Tokenizer):
             raise UserError(f"{name} is no tokenizer.json of HF tokenizers: {error}") from error
         self._hf.no_truncation()
         self._hf.no_padding()
+        self._name = name
         # Not the number of tokens: others' ids may have holes.
         self.vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.unk_id = self._find_unknown(name, content)
         self.eos_id = self._find_end_of_line(name)
+        self._encoder = self._without_end_of_line(content)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one line, without its end-of-line."""
-        ids: list[int] = self._hf.encode(text, add_special_tokens=False).ids
-        return ids
+        return self._never_ends(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def encode_lines(self, lines: Iterable[str]) -> list[Ids]:
         """The ids of each line, `eos_id` after them."""
         return [
-            np.array([*line.ids, self.eos_id], dtype=np.uint32)
-            for line in self._hf.encode_batch_fast(list(lines), add_special_tokens=False)
+            np.array([*self._never_ends(line.ids), self.eos_id], dtype=np.uint32)
+            for line in self._encoder.encode_batch_fast(list(lines), add_special_tokens=False)
         ]
+
+    def _without_end_of_line(self, content: dict[str, Any]) -> tokenizers.Tokenizer:
+        """The same tokenizer, which does not look for its end-of-line token in a text."""
+        added, eos = content.get("added_tokens") or [], self.token(self.eos_id)
+        if all(token["content"] != eos for token in added):
+            return self._hf
+        if eos in self._hf.get_vocab(with_added_tokens=False):
+            added = [token for token in added if token["content"] != eos]
+        else:  # HF tokenizers numbers added tokens by their order: a name that no text can hold
+            added = [
+                token | {"content": "\0"} if token["content"] == eos else token for token in added
+            ]
+        encoder = type(self._hf).from_str(json.dumps(content | {"added_tokens": added}))
+        ids, changed = self._hf.get_vocab(), encoder.get_vocab()
+        if any(changed.get(token) != id for token, id in ids.items() if token != eos):
+            return self._hf
+        encoder.no_truncation()
+        encoder.no_padding()
+        return encoder
+
+    def _never_ends(self, ids: list[int]) -> list[int]:
+        """The ids of a line, in which no literal end-of-line token has the power of one.
+
+        Where the token is in the model's own vocabulary, as words are, a text may spell it.
+        """
+        if self.eos_id not in ids:
+            return ids
+        if self.unk_id is None:
+            raise UserError(
+                f"the text holds {self.token(self.eos_id)!r}, which {self._name} takes for the end "
+                "of a line: take it out of the text, or out of the tokenizer's vocabulary"
+            )
+        return [self.unk_id if id == self.eos_id else id for id in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Readable text; an end-of-line becomes a line end."""
@@ -184,12 +231,25 @@ class HFTokenizer(Tokenizer):
             id = self._hf.token_to_id(model["unk_token"])
             if id is not None:
                 return int(id)
-        if '"ByteLevel"' in json.dumps(content.get("pre_tokenizer")) or model.get("byte_fallback"):
-            return None
-        raise UserError(
-            f"{name} neither names an unknown token nor works on bytes, so it would drop "
-            "what it does not know"
-        )
+        spelling = None
+        if '"ByteLevel"' in json.dumps([content.get("pre_tokenizer"), content.get("normalizer")]):
+            spelling = {token for byte, token in byte_tokens().items() if byte not in _NEVER}
+        elif model.get("byte_fallback"):
+            spelling = {f"<0x{byte:02X}>" for byte in range(256) if byte not in _NEVER}
+        if spelling is None:
+            raise UserError(
+                f"{name} neither names an unknown token nor works on bytes, so it would drop "
+                "what it does not know"
+            )
+        # Line ends and NUL are in no line.
+        spelling -= {byte_tokens()[0], byte_tokens()[ord("\n")], "<0x00>", "<0x0A>"}
+        if missing := spelling - self._hf.get_vocab(with_added_tokens=True).keys():
+            raise UserError(
+                f"{name} names no unknown token, and its vocabulary lacks {len(missing)} of the "
+                f"{len(spelling)} bytes that a text may hold, {min(missing)!r} for one: it would "
+                "drop them"
+            )
+        return None
 
 
 def find_words(kind: str, text: str) -> list[str]:
@@ -220,7 +280,7 @@ def word_tokenizer_json(kind: str, words: Sequence[str]) -> str:
                 "special": True,
             }
         ],
-        "normalizer": None,
+        "normalizer": _EOS_IS_UNKNOWN if kind == "space" else None,
         "pre_tokenizer": {
             "type": "Split",
             "pattern": {"Regex": PATTERNS[kind]},
@@ -232,6 +292,9 @@ def word_tokenizer_json(kind: str, words: Sequence[str]) -> str:
         "model": {"type": "WordLevel", "vocab": vocab, "unk_token": UNK},
     }
     return to_json(content)
+
+
+_NEVER = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))  # bytes that UTF-8 cannot hold
 
 
 @cache
@@ -249,8 +312,7 @@ def bytes_tokenizer() -> dict[str, Any]:
 
     Without the 13 that it cannot hold, an id fits in one byte.
     """
-    never = {0xC0, 0xC1, *range(0xF5, 0x100)}
-    tokens = [token for byte, token in byte_tokens().items() if byte not in never]
+    tokens = [token for byte, token in byte_tokens().items() if byte not in _NEVER]
     return _byte_level(tokens, merges=[], use_regex=False)
 
 
@@ -272,11 +334,32 @@ def train_bpe(lines: Iterator[str], vocab_size: int) -> dict[str, Any]:
         initial_alphabet=[token for token in bytes_vocab if token != EOS],
         show_progress=False,
     )
-    hf.train_from_iterator(lines, trainer)
+    hf.train_from_iterator(_cut_words(lines), trainer)
     model = json.loads(hf.to_str())["model"]
     return _byte_level(
         sorted(model["vocab"], key=model["vocab"].__getitem__), model["merges"], use_regex=True
     )
+
+
+def _cut_words(lines: Iterator[str]) -> Iterator[str]:
+    """The same text, no word longer than `LONGEST_LEARNT_WORD`, and a warning where one was.
+
+    Every merge looks through the whole of each word that it changes: words of a mebibyte take
+    minutes.
+    """
+    num_cut = 0
+    for line in lines:
+        if len(line) <= LONGEST_LEARNT_WORD:
+            yield line
+            continue
+        pieces = _LONG_WORD.sub(r"\g<0>\n", line).split("\n")
+        num_cut += len(pieces) > 1
+        yield from pieces
+    if num_cut:
+        warn(
+            f"{num_cut:,} lines hold words of more than {LONGEST_LEARNT_WORD} characters; BPE "
+            "learns from their parts"
+        )
 
 
 def renumbered(content: dict[str, Any], tokens: Sequence[str]) -> str:
@@ -326,7 +409,9 @@ def _byte_level(tokens: Sequence[str], merges: list[Any], use_regex: bool) -> di
 def _kind(content: dict[str, Any]) -> str | None:
     """`word` or `space` where the file is one that `word_tokenizer_json` writes."""
     model, splitter = content["model"], content.get("pre_tokenizer") or {}
-    if model["type"] != "WordLevel" or content.get("normalizer") or splitter.get("type") != "Split":
+    if model["type"] != "WordLevel" or splitter.get("type") != "Split":
+        return None
+    if content.get("normalizer") not in (None, _EOS_IS_UNKNOWN):
         return None
     if model.get("unk_token") != UNK or not {UNK, EOS} <= model["vocab"].keys():
         return None

@@ -6,13 +6,17 @@ Words of equal count are ordered by their code points, so that the order depends
 from __future__ import annotations
 
 import heapq
+import json
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
 
+import regex
+
 from thinwire.console import console
-from thinwire.data.tokenizers import EOS, UNK, find_words
+from thinwire.data.text import lines_of
+from thinwire.data.tokenizers import EOS, PATTERNS, UNK, find_words
 from thinwire.errors import UserError
 
 TYPES_IN_MEMORY = 1 << 20  # about 200 MB
@@ -66,7 +70,8 @@ class Tally:
         file = self._folder / f"tally-{len(self._files)}"
         with file.open("w", encoding="utf-8", newline="\n") as lines:
             for word in sorted(self._counts):
-                lines.write(f"{word} {self._counts[word]}\n")
+                # As JSON, for the tokens of some tokenizers hold line ends.
+                lines.write(json.dumps((word, self._counts[word])) + "\n")
         self._files.append(file)
         self._counts.clear()
 
@@ -125,14 +130,15 @@ def given_tokens(tally: Tally, tokens: list[str], unk: str | None) -> Vocabulary
 def read_words(path: Path, kind: str) -> tuple[list[str], list[str]]:
     """The words of a list, one a line; and those of them that kind `kind` can never find."""
     try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        # As bytes first: Python's own reading would take a lone CR for a line end.
+        lines = lines_of(path.read_bytes().decode(), f"the word list {path}")
     except OSError as error:
         raise UserError(f"the word list {path} cannot be read: {error.strerror}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"the word list {path} is not UTF-8: {error.reason}") from error
     words: dict[str, None] = {}
     for number, line in enumerate(lines, start=1):
-        found = line.split()
+        found = _WORDS.findall(line)
         if len(found) > 1:
             raise UserError(f"line {number} of {path} holds {len(found)} words instead of one")
         words |= dict.fromkeys(found)
@@ -140,6 +146,9 @@ def read_words(path: Path, kind: str) -> tuple[list[str], list[str]]:
         raise UserError(f"the word list {path} is empty")
     never = [word for word in words if word != EOS and find_words(kind, word) != [word]]
     return list(words), never
+
+
+_WORDS = regex.compile(PATTERNS["space"])
 
 
 def _in_order(counts: Iterable[tuple[str, int]]) -> Vocabulary:
@@ -154,5 +163,5 @@ def _in_order(counts: Iterable[tuple[str, int]]) -> Vocabulary:
 def _read_counts(path: Path) -> Iterator[tuple[str, int]]:
     with path.open(encoding="utf-8", newline="\n") as lines:
         for line in lines:
-            word, count = line.rsplit(" ", 1)
-            yield word, int(count)
+            word, count = json.loads(line)
+            yield word, count

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from rich.text import Text
 
-from thinwire.console import console, progress_bar
-from thinwire.data.corpus import Corpus, file_digest, narrowest_dtype
+from thinwire.console import console, progress_bar, warn
+from thinwire.data.corpus import Corpus, file_digest, narrowest_dtype, unknown_sentence
 from thinwire.data.sources import find_sources
 from thinwire.errors import UserError
 from thinwire.inference.load import TrainedModel
@@ -88,4 +88,7 @@ def evaluate_text(model: TrainedModel, text: str) -> Measured:
 def _evaluate(model: TrainedModel, ids: Ids) -> Evaluation:
     with progress_bar() as progress:
         task = progress.add_task("tokens", total=len(ids))
-        return model.evaluate(ids, lambda num_tokens: progress.advance(task, num_tokens))
+        found = model.evaluate(ids, lambda num_tokens: progress.advance(task, num_tokens))
+    if sentence := unknown_sentence("the text", found.tokens_unknown, found.tokens_scored):
+        warn(sentence)
+    return found

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from thinwire.data.config import DataConfig
+from thinwire.data.text import as_read
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
@@ -27,6 +28,8 @@ from thinwire.seeds import torch_generator
 
 # What a decoder shows for bytes that are no character, or not yet a whole one.
 INCOMPLETE = "\ufffd"
+# Lower ones mean the same; below 2.2e-308 some processors take a number for 0.
+LOWEST_TEMPERATURE = 1e-300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +76,7 @@ def write(
     """
     if num_tokens < 0:
         raise UserError(f"{num_tokens} tokens were asked for, but it must be 0 or more")
+    prompt = as_read(prompt, "the prompt")
     *lines, last = (tokenizer.encode(line) for line in prompt.split("\n"))
     before = [id for line in lines for id in [*line, tokenizer.eos_id]]
     if data.context == "line":
@@ -118,7 +122,9 @@ def choose(logprob_V: Tensor, sampling: Sampling, generator: torch.Generator) ->
     """Draw a token from its log-probabilities, which need not be normalised."""
     if sampling.temperature == 0.0:
         return int(logprob_V.argmax())
-    logit_V = logprob_V / sampling.temperature
+    # From the most probable token down, so that no temperature, however low, divides all of them
+    # to infinity.
+    logit_V = (logprob_V - logprob_V.max()) / max(sampling.temperature, LOWEST_TEMPERATURE)
     if not sampling.top_k and sampling.top_p == 1.0:
         return int(torch.multinomial(logit_V.softmax(0), 1, generator=generator))
     logit_K, ids_K = logit_V.topk(min(sampling.top_k or len(logit_V), len(logit_V)))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from thinwire.data.text import lines_of, one_line
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.inference.generate import Sampling, write
@@ -80,9 +81,13 @@ class TrainedModel:
         """The natural-log probability of a text, its tokens and unknown words counted.
 
         Each line starts from a fresh state, and its end counts as a token; the lines' scores are
-        summed. Every probability is exact, normalised over the whole vocabulary.
+        summed. Every probability is exact, normalised over the whole vocabulary. The text is read
+        as a file is: CR LF ends a line, and a byte order mark at its beginning is left out.
+
+        Raises:
+            UserError: the text holds a NUL character, or what UTF-8 cannot hold.
         """
-        scores = list(self.score_lines(text.removesuffix("\n").split("\n")))
+        scores = list(self._score_lines(lines_of(text)))
         return Score(
             sum(score.logprob for score in scores),
             sum(score.num_tokens for score in scores),
@@ -92,8 +97,15 @@ class TrainedModel:
     def score_lines(self, lines: Iterable[str]) -> Iterator[Score]:
         """The score of each line, in their order; many at a time are fast, however many.
 
-        The lines have no line ends in them; memory does not grow with their number.
+        Each may have its line end or not; memory does not grow with their number.
+
+        Raises:
+            UserError: a line holds a line end elsewhere, a NUL character, or what UTF-8 cannot
+                hold.
         """
+        return self._score_lines(map(one_line, lines))
+
+    def _score_lines(self, lines: Iterable[str]) -> Iterator[Score]:
         return score_lines(self.model, self.tokenizer, lines, window=self.run.config.data.length)
 
     def perplexity(self, text: str) -> float:

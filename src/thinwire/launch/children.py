@@ -19,6 +19,8 @@ from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
 
+from thinwire.runs.signals import handled, hang_up
+
 GRACE_SECONDS = 10.0
 
 
@@ -94,14 +96,16 @@ class Children:
 
 @contextmanager
 def passing_signals_on(children: Children) -> Iterator[list[int]]:
-    """Inside, Ctrl+C and SIGTERM go to the children; the list holds those that came."""
+    """Inside, Ctrl+C, SIGTERM and SIGHUP go to the children; the list holds those that came."""
     received: list[int] = []
 
     def pass_on(number: int, frame: FrameType | None) -> None:
+        if number == signal.SIGHUP:
+            hang_up()
         received.append(number)
         children.signal(number)
 
-    before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
+    before = {s: signal.signal(s, pass_on) for s in handled()}
     try:
         yield received
     finally:

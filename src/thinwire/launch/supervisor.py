@@ -27,6 +27,7 @@ from thinwire.config import RunConfig
 from thinwire.console import console
 from thinwire.errors import UserError
 from thinwire.launch.children import GRACE_SECONDS, Children, how_it_ended
+from thinwire.runs.signals import handled, hang_up
 
 # After so many deaths something is wrong that starting again does not mend.
 MOST_RESTARTS = 100
@@ -113,15 +114,17 @@ class Supervisor:
 
     @contextmanager
     def passing_signals_on(self) -> Iterator[None]:
-        """Inside, Ctrl+C and SIGTERM go to the first server, which saves and tells the others."""
+        """Inside, all signals that stop a run go to the first server, which tells the others."""
 
         def pass_on(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGHUP:
+                hang_up()
             self.received.append(number)
             lead = self.children.processes.get(self._lead.name)
             if lead is not None and lead.poll() is None:
                 lead.send_signal(number)
 
-        before = {s: signal.signal(s, pass_on) for s in (signal.SIGINT, signal.SIGTERM)}
+        before = {s: signal.signal(s, pass_on) for s in handled()}
         try:
             yield
         finally:

@@ -28,6 +28,7 @@ from thinwire.console import console
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
+from thinwire.locks import one_writer
 from thinwire.parameter_server.assignments import Assignments
 from thinwire.parameter_server.followers import Followers
 from thinwire.parameter_server.protocol import Push
@@ -72,6 +73,20 @@ def serve(
     Raises:
         UserError: what the user can mend.
     """
+    with one_writer(out):
+        _serve(data, out, config, listener, resume, followers, ready, threads)
+
+
+def _serve(
+    data: Path,
+    out: Path,
+    config: RunConfig,
+    listener: Callable[[int], Listener],
+    resume: bool,
+    followers: Sequence[Connection],
+    ready: Callable[[], None],
+    threads: int | None,
+) -> None:
     corpus = Corpus.open(data)
     if not len(corpus.ids("valid")):
         raise UserError(
@@ -96,6 +111,8 @@ def serve(
         serving.run(resumed=resume, ready=ready)
     finally:
         serving.close()
+        if job.checkpoints is not None:  # before another process may write
+            job.checkpoints.finish()
 
 
 def message_bytes(num_parameters: int) -> int:

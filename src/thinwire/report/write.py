@@ -10,6 +10,7 @@ from rich.text import Text
 
 from thinwire.console import console
 from thinwire.errors import UserError
+from thinwire.files import write_whole
 from thinwire.report import png
 from thinwire.report.charts import charts
 from thinwire.report.page import page
@@ -36,7 +37,9 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         out = out / "report.html"
     curves = charts(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
-    out.write_text(page(runs, curves, datetime.now()), encoding="utf-8")
+    text = page(runs, curves, datetime.now())
+    # A file name may hold what UTF-8 cannot.
+    write_whole(out, text.encode("utf-8", "backslashreplace").decode("utf-8"))
     picture = out.with_suffix(".png")
     try:
         png.draw(curves, picture)

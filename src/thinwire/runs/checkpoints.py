@@ -19,6 +19,7 @@ import json
 import os
 import re
 import shutil
+import stat
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -32,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from thinwire.console import console
-from thinwire.errors import UserError
+from thinwire.errors import UserError, may_not_read
 
 # Up to here a copy of the tensors is cheaper than a pause of the training; above it memory counts.
 BACKGROUND_MAX_bytes = 64 << 20
@@ -117,6 +118,10 @@ class Checkpoints:
             error, self._error = self._error, None
             raise error
 
+    def finish(self) -> None:
+        """Return once nothing is being written, whatever has become of it."""
+        self._join()
+
     def _join(self) -> None:
         if self._writer is not None:
             self._writer.join()
@@ -131,7 +136,7 @@ class Checkpoints:
             best = best or self._is_best(step)
             folder.mkdir(parents=True)
             for stem, group in tensors.items():
-                _save_tensors(group, folder / f"{stem}.safetensors")
+                save_tensors(group, folder / f"{stem}.safetensors")
             (folder / STATE).write_text(state_json, encoding="utf-8")
             files = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
             manifest = {"format": FORMAT, "step": step, "best": best, "files": files}
@@ -280,16 +285,26 @@ class Checkpoints:
 
     def _load_whole(self, step: int) -> Checkpoint:
         self._damaged.add(step)  # until it has shown to be whole
+        try:
+            loaded = self._load_checked(step)
+        except UserError:  # it may not be read, which is no damage
+            self._damaged.discard(step)
+            raise
+        self._damaged.discard(step)
+        return loaded
+
+    def _load_checked(self, step: int) -> Checkpoint:
         folder = self._folder(step)
         for name, expected in _manifest(folder, step)["files"].items():
             try:
                 found = _checksum(folder / name)
+            except PermissionError:
+                raise may_not_read(folder / name) from None
             except OSError as error:
                 raise _Damaged(f"{name} cannot be read ({error.strerror})") from None
             if found != expected:
                 raise _Damaged(f"{name} is {found}, saved was {expected}")
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-        self._damaged.discard(step)
         return Checkpoint(step, state, folder)
 
 
@@ -302,6 +317,8 @@ def _manifest(folder: Path, step: int) -> dict[str, Any]:
         manifest = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
         if manifest["format"] == FORMAT and manifest["step"] == step and STATE in manifest["files"]:
             return {"best": bool(manifest["best"]), "files": dict(manifest["files"])}
+    except PermissionError:
+        raise may_not_read(folder / CHECKSUMS) from None
     except OSError as error:
         raise _Damaged(f"{CHECKSUMS} cannot be read ({error.strerror})") from None
     except (ValueError, KeyError, TypeError):
@@ -326,11 +343,18 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def _save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
-    """`save_file` writes straight from the tensors' memory (1 GB saved: 0.3 MB more resident).
+def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+    """Write a safetensors file, readable for whom the umask says.
 
-    It takes contiguous tensors only, each with memory of its own; those that are not are copied.
+    `save_file` writes straight from the tensors' memory (1 GB saved: 0.3 MB more resident). It
+    takes contiguous tensors only, each with memory of its own; those that are not are copied. It
+    makes files of mode 0600; what the umask allows shows in a file that Python makes.
+
+    Raises:
+        OSError: the system refuses.
     """
+    file.touch()
+    mode = stat.S_IMODE(file.stat().st_mode)
     seen: set[int] = set()
     writable: dict[str, torch.Tensor] = {}
     for name, tensor in tensors.items():
@@ -345,11 +369,10 @@ def _save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
         if number is None:
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
+    file.chmod(mode)
 
 
 def _flush(path: Path) -> None:
-    if os.name == "nt" and path.is_dir():
-        return  # Windows does not open folders
     descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
     try:
         os.fsync(descriptor)

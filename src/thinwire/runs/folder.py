@@ -16,15 +16,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from thinwire.config import RunConfig, read_toml, toml_section
 from thinwire.data.corpus import Corpus
-from thinwire.errors import UserError
+from thinwire.errors import UserError, may_not_read
+from thinwire.files import write_whole
 from thinwire.language_model import LanguageModel
 from thinwire.loss.config import LossConfig
-from thinwire.runs.checkpoints import Checkpoint
+from thinwire.runs.checkpoints import Checkpoint, save_tensors
 
 CONFIG_FILE = "config.toml"
 TOKENIZER_FILE = "tokenizer.json"
@@ -41,6 +42,15 @@ class RunFolder:
     fingerprint: str
     unk_id: int | None
     eos_id: int
+
+    def __post_init__(self) -> None:
+        try:
+            str(self.data).encode("utf-8")
+        except UnicodeEncodeError:
+            raise UserError(
+                f"the name {os.fsencode(self.data)!r} is not UTF-8, and {CONFIG_FILE}, which is, "
+                "has to name the data folder: rename it"
+            ) from None
 
     @classmethod
     def planned(cls, path: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
@@ -74,9 +84,15 @@ class RunFolder:
     def write(self, corpus: Corpus) -> None:
         """Make the folder, parents included; the settings come last, and with them it is a run."""
         self.path.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(corpus.tokenizer_file, self.path / TOKENIZER_FILE)
-        save_file({"counts": torch.from_numpy(corpus.counts_V)}, self.path / COUNTS_FILE)
-        self.write_config()
+        counts_file = self.path / COUNTS_FILE
+        try:
+            shutil.copyfile(corpus.tokenizer_file, self.tokenizer_file)
+            save_tensors({"counts": torch.from_numpy(corpus.counts_V)}, counts_file)
+            self.write_config()
+        except BaseException:
+            for file in (self.tokenizer_file, counts_file):
+                file.unlink(missing_ok=True)
+            raise
 
     @classmethod
     def open(cls, path: Path) -> RunFolder:
@@ -109,19 +125,19 @@ class RunFolder:
             "eos_id": self.eos_id,
         }
         text = f"{self.config.to_toml()}\n{toml_section('corpus', corpus)}"
-        temporary = self.path / f"{CONFIG_FILE}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, self.path / CONFIG_FILE)
+        write_whole(self.path / CONFIG_FILE, text)
 
     def counts_V(self) -> Tensor:
         """Occurrences of each word in the training text, int64.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: the file is missing or damaged, or may not be read.
         """
         file = self.path / COUNTS_FILE
         try:
             return load_file(file)["counts"]
+        except PermissionError:
+            raise may_not_read(file) from None
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(f"{file} is missing or damaged ({error})") from None
 

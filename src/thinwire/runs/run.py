@@ -18,7 +18,7 @@ from torch import Tensor
 
 from thinwire import __version__
 from thinwire.config import RunConfig
-from thinwire.data.corpus import Corpus
+from thinwire.data.corpus import Corpus, unknown_sentence
 from thinwire.errors import UserError
 from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
@@ -87,7 +87,7 @@ class Run:
         self.best_ppl = float("inf")
         self.smoothed_loss = log(self.model.vocab_size)
         self.lowest_loss = self.smoothed_loss
-        self.stop_asked = False
+        self.stop_asked = self._said_unknown = False
         self.wire: Mapping[str, Any] = {}
         """What all workers together have sent and waited, by the names in metrics.jsonl."""
 
@@ -249,6 +249,12 @@ class Run:
                 tokens_scored=found.tokens_scored,
             )
             seconds = self.clock.seconds
+            sentence = unknown_sentence(
+                "the validation text", found.tokens_unknown, found.tokens_scored
+            )
+            if sentence and not self._said_unknown:  # once a run
+                self._said_unknown = True
+                self._display.note(f"Warning: {sentence}")
             self._display.valid(seconds=seconds, tokens=self.tokens, ppl=ppl, best=best)
         return best
 

@@ -29,6 +29,7 @@ from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.exchange.build import make_exchange
 from thinwire.language_model import Task
+from thinwire.locks import one_writer
 from thinwire.models.contract import State
 from thinwire.models.noise import Noise
 from thinwire.runs.device import set_up_device
@@ -62,8 +63,17 @@ def train(
     Every worker of `collective` calls this; only the first one uses `out`.
 
     Raises:
-        UserError: what the user can mend, among it a run whose loss is no longer finite.
+        UserError: what the user can mend, among it a run whose loss is no longer finite, and a run
+            folder that another process writes.
     """
+    leads = collective is None or collective.rank == 0
+    with one_writer(out) if leads else nullcontext():
+        _train(data, out, config, resume, collective)
+
+
+def _train(
+    data: Path, out: Path, config: RunConfig, resume: bool, collective: Collective | None
+) -> None:
     corpus = Corpus.open(data)
     if not len(corpus.ids("valid")):
         raise UserError(
@@ -82,7 +92,11 @@ def train(
             folder.write_config()
         else:
             folder.write(corpus)
-    trainer.run(resumed=resume)
+    try:
+        trainer.run(resumed=resume)
+    finally:
+        if trainer.checkpoints is not None:  # before another process may write
+            trainer.checkpoints.finish()
 
 
 @dataclass(frozen=True)

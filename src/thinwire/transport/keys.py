@@ -70,7 +70,11 @@ def read_or_make_key(file: Path) -> tuple[Key, bool]:
     except FileExistsError:
         return read_key(file), False
     key = Key.new()
-    with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
-        json.dump({"public": key.public.decode(), "secret": key.secret.decode()}, stream)
-        stream.write("\n")
+    try:
+        with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
+            json.dump({"public": key.public.decode(), "secret": key.secret.decode()}, stream)
+            stream.write("\n")
+    except BaseException:  # half a key would stand in the way of a whole one
+        file.unlink(missing_ok=True)
+        raise
     return key, True
