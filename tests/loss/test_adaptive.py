@@ -10,7 +10,7 @@ from thinwire.loss.adaptive import AdaptiveOutput
 
 
 def output(vocab_size: int = 40, width: int = 64) -> AdaptiveOutput:
-    made = AdaptiveOutput(vocab_size, width)
+    made = AdaptiveOutput(torch.arange(vocab_size, 0, -1), width)
     generator = torch.Generator().manual_seed(0)
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.3, generator=generator)
@@ -47,9 +47,9 @@ def test_it_touches_no_rows_and_only_the_clusters_it_visits() -> None:
 
 def test_a_vocabulary_too_small_to_be_cut() -> None:
     with pytest.raises(UserError, match=r"cuts the vocabulary in 4, but this one has only 1 "):
-        AdaptiveOutput(1, 64)
+        AdaptiveOutput(torch.ones(1), 64)
 
 
 def test_a_width_too_small_to_be_narrowed() -> None:
     with pytest.raises(UserError, match=r"must be at least 64, and is 63"):
-        AdaptiveOutput(40, 63)
+        AdaptiveOutput(torch.ones(40), 63)
