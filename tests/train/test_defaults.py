@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from math import log
-from pathlib import Path
 from typing import Any, get_args
 
 import pytest
@@ -38,7 +35,7 @@ def corpus(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         out=folder / "data",
         tokenizer=request.param,
         valid=0,
-        min_count=1,
+        min_count=1 if request.param == "word" else None,
         num_processes=1,
     )
     return Corpus.open(folder / "data")
@@ -85,3 +82,16 @@ def test_every_combination_learns(model: str, loss: str, optim: str, corpus: Cor
     }
     before, after = loss_after_training(corpus, **settings)
     assert after < 0.75 * before
+
+
+@pytest.mark.parametrize("corpus", ["word"], indirect=True)
+@pytest.mark.parametrize("rows", get_args(RowKind))
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("model", get_args(ModelKind))
+def test_every_row_optimiser_learns(model: str, tied: bool, rows: str, corpus: Corpus) -> None:
+    settings = {
+        "model": {"kind": model, "width": 64, "heads": 2, "tied": tied},
+        "optim": {"rows": rows},
+    }
+    before, after = loss_after_training(corpus, **settings)
+    assert after < 0.9 * before

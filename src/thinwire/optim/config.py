@@ -34,12 +34,12 @@ BLOCK_RATES: dict[str, dict[str, float]] = {
     },
 }
 ROW_RATES: dict[str, float] = {
-    "sgd": 1.0,
+    "sgd": 4.0,
     "adagrad": 0.2,
     "adagrad_full": 0.2,
-    "adam": 5e-3,
-    "adamw": 5e-3,
-    "adaptahead": 1e-3,
+    "adam": 0.01,
+    "adamw": 0.01,
+    "adaptahead": 2e-3,
 }
 
 
