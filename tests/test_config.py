@@ -247,3 +247,10 @@ def test_files_that_are_no_toml(content: bytes, sentence: str, tmp_path: Path) -
 def test_no_file(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no settings file .*a\.toml"):
         RunConfig.read(tmp_path / "a.toml")
+
+
+def test_rates_are_resolved_into_the_file() -> None:
+    config = RunConfig.from_dict({"model": {"kind": "transformer"}, "optim": {"row_lr": 0.3}})
+    optim = tomllib.loads(config.to_toml())["optim"]
+    assert (optim["lr"], optim["row_lr"]) == (0.002, 0.3)
+    assert tomllib.loads(RunConfig().to_toml())["optim"]["lr"] == 0.005

@@ -132,6 +132,7 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.model.tied and self.loss.kind == "adaptive":
             raise UserError("the adaptive loss has no output row a word, so model.tied cannot be")
+        object.__setattr__(self, "optim", self.optim.for_model(self.model.kind))
 
     def to_toml(self) -> str:
         """The complete settings as TOML; a setting that is None is left out."""

@@ -86,7 +86,7 @@ class LanguageModel(nn.Module):
 
     def _output(self, loss: LossConfig, counts: Tensor, width: int) -> Output:
         if loss.kind == "adaptive":
-            return AdaptiveOutput(len(counts), width)
+            return AdaptiveOutput(counts, width)
         weight_VD = (
             self._embedding_VE if self.tied else nn.Parameter(torch.empty(len(counts), width))
         )

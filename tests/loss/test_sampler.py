@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,6 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinwire.errors import UserError
+from thinwire.loss.nce import NCE
+from thinwire.loss.sampled import SampledSoftmax
 from thinwire.loss.sampler import Sample, Sampler
 from thinwire.seeds import torch_generator
 
@@ -163,3 +166,36 @@ def test_a_draw_touches_no_more_than_it_draws(monkeypatch: pytest.MonkeyPatch) -
 def test_nothing_to_draw(vocab_size: int, samples: int) -> None:
     with pytest.raises(UserError, match=f"cannot draw {samples} words from .* of {vocab_size}"):
         Sampler(torch.ones(vocab_size), samples)
+
+
+@pytest.mark.parametrize(
+    ("counts", "sentence"),
+    [
+        (torch.ones(3, 4), r"counts have the shape \[3, 4\], but must be one number a word"),
+        (torch.tensor([3, -1, 2]), "the count of word 1 is -1, but counts must be finite"),
+        (torch.tensor([3.0, 1.0, float("nan")]), "the count of word 2 is nan, but counts must be"),
+        (torch.tensor([float("inf"), 1.0]), "the count of word 0 is inf, but counts must be"),
+    ],
+)
+def test_counts_that_are_none_are_refused(counts: torch.Tensor, sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        Sampler(counts, 2)
+
+
+@pytest.mark.parametrize("make", [SampledSoftmax, NCE])
+@pytest.mark.parametrize("num_counts", [5, 7])
+def test_an_output_layer_of_another_vocabulary_is_refused(make: Any, num_counts: int) -> None:
+    criterion = make(torch.ones(num_counts), 3)
+    hidden, targets = torch.randn(2, 4), torch.tensor([0, 5])
+    with pytest.raises(
+        UserError, match=f"counts of {num_counts} words, but the output weight has 6"
+    ):
+        criterion(hidden, targets, torch.randn(6, 4), torch.randn(6), 0)
+    with pytest.raises(UserError, match=f"words, but the output bias has {num_counts + 1} rows"):
+        criterion(hidden, targets, torch.randn(num_counts, 4), torch.randn(num_counts + 1), 0)
+
+
+def test_counts_of_any_type() -> None:
+    expected = Sampler(torch.tensor([8, 4, 2, 1]), 2).inclusion_V
+    for counts in (torch.tensor([8, 4, 2, 1], dtype=torch.bfloat16), np.array([8, 4, 2, 1], "u2")):
+        assert torch.equal(Sampler(counts, 2).inclusion_V, expected)

@@ -111,3 +111,11 @@ def test_dropout_is_keyed_and_can_be_none() -> None:
     assert torch.equal(dropped(0.5), dropped(0.5))
     assert (dropped(0.5) == 0).any()
     assert torch.equal(dropped(0.0), hidden(made, x_BTE))
+
+
+def test_hidden_states_start_with_length_one() -> None:
+    made = Transformer(32, 64, layers=2, heads=4)
+    made.initialise(torch.Generator().manual_seed(0))
+    x_BTE = torch.randn(2, 5, 32, generator=torch.Generator().manual_seed(1))
+    hidden_BTD, _ = made(x_BTE, None, None)
+    torch.testing.assert_close(hidden_BTD.norm(dim=2), torch.ones(2, 5), rtol=1e-3, atol=0)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 
 from thinwire.errors import UserError
+from thinwire.models.config import ModelKind
 from thinwire.optim import OptimConfig
+from thinwire.optim.config import BLOCK_RATES, DenseKind, RowKind
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,21 @@ def test_the_defaults_and_decay_with_adamw_are_accepted() -> None:
 def test_settings_need_no_torch() -> None:
     code = "import sys, thinwire.optim.config; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
+
+
+def test_rates_that_are_not_given_suit_the_model_and_the_optimiser() -> None:
+    assert OptimConfig().rates == (5e-3, 0.2)
+    assert OptimConfig().for_model("lstm").rates == (5e-3, 0.2)
+    assert OptimConfig().for_model("transformer").rates == (2e-3, 0.2)
+    assert OptimConfig(kind="sgd", rows="adam").for_model("transformer").rates == (0.1, 0.01)
+    given = OptimConfig(lr=0.7, row_lr=0.3)
+    assert given.for_model("transformer") == given
+
+
+@pytest.mark.parametrize("model", get_args(ModelKind))
+def test_every_kind_has_a_rate(model: str) -> None:
+    assert model in BLOCK_RATES
+    for kind in get_args(DenseKind):
+        for rows in get_args(RowKind):
+            lr, row_lr = OptimConfig(kind=kind, rows=rows).for_model(model).rates
+            assert lr > 0 and row_lr > 0

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from thinwire.optim import RowAdam
+from thinwire.errors import UserError
+from thinwire.optim import RowAdam, load_named_state, named_state
 
 
 def randn(*shape: int, seed: int = 0) -> Tensor:
@@ -76,3 +79,108 @@ def test_weight_decay_is_paid_when_next_touched() -> None:
     assert torch.equal(table[1], torch.ones(4))
     optimizer.update_rows(table, None, torch.zeros(2, 4))
     torch.testing.assert_close(table.detach(), torch.full((2, 4), 0.95**10))
+
+
+def cosine(step: int, steps: int) -> float:
+    return 0.5 * (1 + math.cos(math.pi * step / steps))
+
+
+def run_of_a_cosine(table: nn.Parameter, optimizer: torch.optim.Optimizer, steps: int) -> None:
+    """Row 0 is touched at every step with gradient 0, row 1 at the last one only."""
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.05 * cosine(step, steps)
+        rows = torch.tensor([0, 1] if step == steps - 1 else [0])
+        table.grad = torch.sparse_coo_tensor(
+            rows[None], torch.zeros(len(rows), 4), table.shape, check_invariants=True
+        )
+        if not isinstance(optimizer, RowAdam):
+            table.grad = table.grad.to_dense()
+        optimizer.step()
+
+
+def test_a_row_touched_at_the_end_decays_at_the_rates_of_the_steps_that_it_missed() -> None:
+    steps, decay = 1000, 0.02
+    table, dense = nn.Parameter(torch.ones(2, 4)), nn.Parameter(torch.ones(2, 4))
+    run_of_a_cosine(table, RowAdam([table], lr=0.05, weight_decay=decay), steps)
+    run_of_a_cosine(dense, torch.optim.AdamW([dense], lr=0.05, weight_decay=decay), steps)
+    left = math.prod(1 - 0.05 * cosine(step, steps) * decay for step in range(steps))
+    assert 0.6 < left < 0.61
+    torch.testing.assert_close(table.detach(), torch.full((2, 4), left))
+    torch.testing.assert_close(table, dense)
+
+
+def test_rows_read_and_flushed_have_paid_what_they_owe() -> None:
+    table = nn.Parameter(torch.ones(3, 4))
+    optimizer = RowAdam([table], lr=0.1, weight_decay=0.5)
+    for rate in (0.1, 0.3, 0.05):
+        optimizer.param_groups[0]["lr"] = rate
+        optimizer.update_rows(table, torch.tensor([0]), torch.zeros(1, 4))
+    left = 0.95 * 0.85 * 0.975
+    before = table.detach().clone()
+    torch.testing.assert_close(optimizer.rows(table), torch.full((3, 4), left))
+    torch.testing.assert_close(
+        optimizer.rows(table, torch.tensor([2, 0])), torch.full((2, 4), left)
+    )
+    assert torch.equal(table, before)
+
+    optimizer.flush(table, torch.tensor([2]))
+    torch.testing.assert_close(table[:, 0].detach(), torch.tensor([left, 1.0, left]))
+    for _ in range(2):  # once more changes nothing
+        optimizer.flush()
+        torch.testing.assert_close(table.detach(), torch.full((3, 4), left))
+    optimizer.update_rows(table, torch.tensor([1]), torch.zeros(1, 4))
+    torch.testing.assert_close(table[1].detach(), torch.full((4,), left * 0.975))
+
+
+def test_only_groups_that_decay_owe() -> None:
+    decaying, spared = nn.Parameter(torch.ones(2, 4)), nn.Parameter(torch.ones(2))
+    optimizer = RowAdam([{"params": [decaying], "weight_decay": 0.5}, {"params": [spared]}], lr=0.1)
+    for parameter in (decaying, spared):
+        optimizer.update_rows(parameter, torch.tensor([0]), torch.zeros(1, *parameter.shape[1:]))
+    optimizer.flush()
+    torch.testing.assert_close(decaying.detach(), torch.full((2, 4), 0.95))
+    assert torch.equal(spared.detach(), torch.ones(2))
+    assert optimizer.rows(spared).data_ptr() == spared.data_ptr()
+
+
+def test_decay_in_bf16_is_not_rounded_away() -> None:
+    table = nn.Parameter(torch.ones(2, 4, dtype=torch.bfloat16))
+    optimizer = RowAdam([table], lr=1e-3, weight_decay=0.1)
+    for _ in range(2000):
+        optimizer.update_rows(table, torch.tensor([0]), torch.zeros(1, 4))
+    optimizer.flush()
+    expected = torch.full((4,), 0.9999**2000)
+    torch.testing.assert_close(table[1].detach().float(), expected, rtol=4e-3, atol=0)
+
+
+def test_decay_that_cannot_be_is_refused() -> None:
+    table = nn.Parameter(torch.ones(2, 4))
+    optimizer = RowAdam([table], lr=2.0, weight_decay=0.5)
+    with pytest.raises(ValueError, match="lr x weight_decay is 1, and must be below 1"):
+        optimizer.update_rows(table, None, torch.zeros(2, 4))
+    late = RowAdam([table], lr=0.1)
+    late.param_groups[0]["weight_decay"] = 0.5
+    with pytest.raises(ValueError, match="weight_decay was 0 when these parameters were added"):
+        late.update_rows(table, None, torch.zeros(2, 4))
+
+
+def test_what_is_owed_is_saved_and_a_state_without_it_is_refused() -> None:
+    def made(weight_decay: float = 0.5) -> tuple[nn.Parameter, RowAdam]:
+        table = nn.Parameter(torch.ones(2, 4))
+        return table, RowAdam([table], lr=0.1, weight_decay=weight_decay)
+
+    table, optimizer = made()
+    optimizer.update_rows(table, torch.tensor([0]), torch.zeros(1, 4))
+    other, resumed = made()
+    resumed.load_state_dict(optimizer.state_dict())
+    resumed.flush()
+    torch.testing.assert_close(other[1].detach(), torch.full((4,), 0.95))
+
+    old_table, old = made(weight_decay=0.0)
+    saved = old.state_dict()
+    saved["param_groups"][0]["weight_decay"] = 0.5
+    with pytest.raises(UserError, match="RowAdam lacks decay_paid, decay_sum"):
+        made()[1].load_state_dict(saved)
+    with pytest.raises(UserError, match="w lacks decay_paid, decay_sum, which RowAdam needs"):
+        load_named_state(resumed, {other: "w"}, named_state(old, {old_table: "w"}))

@@ -99,6 +99,40 @@ def test_the_largest_numbers_stay_finite(codec: Codec) -> None:
 
 
 @each
+@pytest.mark.parametrize("seed", [None, 0, 5])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+def test_the_largest_floats_saturate(
+    codec: Codec, shape: tuple[int, ...], seed: int | None
+) -> None:
+    largest = torch.finfo(torch.float32).max
+    for bound in (largest, float(torch.tensor(largest).nextafter(torch.zeros(())))):
+        values = torch.full(shape, bound)
+        values.view(-1)[-1] = -bound
+        found = codec.decode(codec.encode(values, seed), shape)
+        assert bool(found.isfinite().all())
+        torch.testing.assert_close(found, values, rtol=2**-8, atol=0)
+
+
+def test_bf16_saturates_what_rounds_to_infinity_and_nothing_else() -> None:
+    largest = torch.finfo(torch.bfloat16).max
+    halfway = largest * (1 + 2**-9)  # from here on rounding leads past the largest
+    values = torch.tensor([3.39e38, halfway, -halfway, float("inf"), float("-inf"), 1.0])
+    found = BF16.decode(BF16.encode(values), values.shape)
+    assert found[:3].tolist() == [largest, largest, -largest]
+    assert torch.equal(found[3:], values[3:])
+
+
+@scaled
+def test_pieces_of_the_largest_floats_saturate(codec: Codec) -> None:
+    values = torch.full((4, 3), torch.finfo(torch.float32).max)
+    values[2, 1] = float("nan")
+    first, second = codec.encode_pieces(values, 2)  # type: ignore[attr-defined]
+    assert torch.equal(codec.decode(first, (2, 3)), codec.decode(codec.encode(values[:2]), (2, 3)))
+    found = codec.decode(second, (2, 3))
+    assert bool(found[0].isnan().all()) and bool(found[1].isfinite().all())
+
+
+@each
 def test_memory_is_its_own(codec: Codec) -> None:
     values = torch.randn(3, 4)
     data = codec.encode(values)

@@ -46,7 +46,7 @@ class Local(Exchange):
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
         """See `Exchange`."""
         return {
-            name: _gather(self.tables[name].detach(), ids).requires_grad_()
+            name: self.row_optimizer.rows(self.tables[name], ids).requires_grad_()
             for name, ids in touched.rows.items()
         }
 
@@ -85,7 +85,8 @@ class Local(Exchange):
         return {}
 
     def flush(self) -> None:
-        """Nothing to do."""
+        """Pay the weight decay that untouched rows owe."""
+        self.row_optimizer.flush()
 
     def state(self) -> ExchangeState:
         """Nothing: the optimisers' state is the run's."""
@@ -93,7 +94,3 @@ class Local(Exchange):
 
     def load_state(self, step: int, state: ExchangeState) -> None:
         """Nothing to do."""
-
-
-def _gather(table: Tensor, ids: Tensor | None) -> Tensor:
-    return table.view_as(table) if ids is None else table.index_select(0, ids)

@@ -36,6 +36,8 @@ from thinwire.exchange.coded import CodedCollective, joined
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange, ExchangeState, nothing
 from thinwire.exchange.local import Local
+from thinwire.optim.decay import SUM as DECAY_SUM
+from thinwire.optim.decay import mark_paid_until
 from thinwire.optim.rows import add, column, read, write
 from thinwire.optim.rowwise import RowAdagrad
 from thinwire.touched import Touched
@@ -54,6 +56,8 @@ class _Turn:
     ids: dict[Group, Tensor]
     steps: dict[str, Tensor]
     """Of rows of tables `[O, ...]` and of blocks `[B, ...]`."""
+    decay_sums: dict[str, float]
+    """Up to where these steps hold the weight decay of the tables' rows; empty if none decays."""
     gathering: Pending[list[Tensor]]
     summing: Pending[list[Tensor]]
 
@@ -96,7 +100,7 @@ class Periodic(Exchange):
         self._changed: dict[Group, Tensor] = {}
         self._turn: _Turn | None = None
         self._step = 0
-        self._settled = True
+        self._flushed = True
         self._dense_bytes = 0.0
 
     def meets(self) -> bool:
@@ -122,7 +126,7 @@ class Periodic(Exchange):
         norm = self.updater.push(touched, rows, meanwhile)
         self._mark(touched)
         self._step += 1
-        self._settled = False
+        self._flushed = False
         fragment = self._fragment_after(self._step)
         if fragment is not None:
             self._agree()
@@ -139,7 +143,7 @@ class Periodic(Exchange):
 
     def flush(self) -> None:
         """Agree on every fragment, whoever's turn it is; then all copies are the anchor."""
-        if self._settled:  # once more would only let the momentum run on
+        if self._flushed:  # once more would only let the momentum run on
             return
         self._agree()
         for fragment in range(self.config.fragments):
@@ -148,7 +152,10 @@ class Periodic(Exchange):
         for name, parameter in self._parameters.items():
             # Catching up comes this near, but for rounding.
             parameter.copy_(self._anchor[name])
-        self._settled = True
+        self.updater.flush()
+        for name, table in self.updater.tables.items():
+            self._anchor[name].copy_(table.detach())
+        self._flushed = True
 
     def state(self) -> ExchangeState:
         """The outer momentum."""
@@ -156,7 +163,7 @@ class Periodic(Exchange):
 
     def load_state(self, step: int, state: ExchangeState) -> None:
         """See `Exchange`; every worker starts from the same values."""
-        self._step, self._settled = step, True
+        self._step, self._flushed = step, True
         self._anchor, self._changed, self._turn = {}, {}, None
         self._accumulators = None
         self._momentum = {name: value.clone() for name, value in state.shared.items()}
@@ -195,10 +202,17 @@ class Periodic(Exchange):
         ids = {group: self._own_ids(group, fragment) for group in self._changed}
         steps: dict[str, Tensor] = {}
         deltas, grown = [], []
+        decay_sums: dict[str, float] = {}
         for group, ids_O in ids.items():
             self._changed[group].index_fill_(0, ids_O, False)
             for name in group:
-                at = ids_O.to(self._parameters[name].device)
+                table = self.updater.tables[name]
+                at = ids_O.to(table.device)
+                # So that all workers' steps on a row hold its decay up to the same step, this one.
+                self.updater.row_optimizer.flush(table, at)
+                state = self.updater.row_optimizer.state[table]
+                if DECAY_SUM in state:
+                    decay_sums[name] = float(state[DECAY_SUM])
                 steps[name] = self._moved(name, at)
                 if self._accumulators is not None:
                     grown.append(self._accumulators.growth(name, at))
@@ -213,7 +227,7 @@ class Periodic(Exchange):
             name: self._moved(name, self._all_ids(name, fragment)) for name in self.updater.blocks
         }
         summing = self._coded.sum(list(blocks.values()))
-        self._turn = _Turn(fragment, ids, steps | blocks, gathering, summing)
+        self._turn = _Turn(fragment, ids, steps | blocks, decay_sums, gathering, summing)
         W, F = self.collective.size, self.config.fragments
         num_bytes = sum(4 * p.numel() for p in self._parameters.values())
         self._dense_bytes += 2 * (W - 1) / W * num_bytes / F
@@ -249,6 +263,9 @@ class Periodic(Exchange):
                 merged_R = self._merged(group, name, at, parts)
                 self._take(name, at, self._outer_step(name, at, merged_R))
                 add(self._parameters[name], own_O.to(at.device), turn.steps[name])
+                if name in turn.decay_sums:
+                    state = self.updater.row_optimizer.state[self.updater.tables[name]]
+                    mark_paid_until(state, at, turn.decay_sums[name])
         for name, delta_B in zip(self.updater.blocks, summed, strict=True):
             parameter, at = self._parameters[name], self._all_ids(name, turn.fragment)
             mean_B = delta_B.to(parameter.device) * (self._block_rate / self.collective.size)

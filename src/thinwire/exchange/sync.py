@@ -236,6 +236,7 @@ class Sync(Exchange):
         """Apply what is under way; replicas are identical after every step."""
         while self._late:
             self._apply([self._late.popleft()])
+        self.updater.flush()
 
     def state(self) -> ExchangeState:
         """The hidden gradients that wait, and what is known of them."""

@@ -4,6 +4,9 @@ Grave et al. 2016 (arXiv 1609.04309). It touches its head and each visited clust
 parameters are dense blocks: a cluster that no target of a step falls into gets no gradient and no
 update.
 
+PyTorch's wants ids by falling frequency. Those of a given tokenizer need not be, so a word goes in
+and out by its rank among the counts, and its id does not matter.
+
 N positions, V vocabulary, D width.
 """
 
@@ -17,6 +20,7 @@ from torch import Tensor, nn
 from thinwire.errors import UserError
 from thinwire.loss.contract import Plan
 from thinwire.loss.output import Output
+from thinwire.loss.precision import full_precision
 
 # Where the head and the clusters end, as shares of the vocabulary: the cuts that PyTorch's users
 # commonly choose for vocabularies between 30 k and 270 k words.
@@ -26,14 +30,25 @@ NARROWING = 4
 
 
 class AdaptiveOutput(Output):
-    """An output layer that is PyTorch's `AdaptiveLogSoftmaxWithLoss`; ids must fall in frequency.
+    """An output layer that is PyTorch's `AdaptiveLogSoftmaxWithLoss` over words by frequency.
+
+    Args:
+        counts: occurrences of each word in the training text, `[V]`; of equally frequent words the
+            one with the smaller id counts as the more frequent.
+        width: of the hidden states.
 
     Raises:
         UserError: a vocabulary too small to be cut, or a width too small to be narrowed.
     """
 
-    def __init__(self, vocab_size: int, width: int) -> None:
+    rank_V: Tensor
+    """How many words are more frequent than each; follows from the counts, so it is not saved."""
+
+    def __init__(self, counts: Tensor, width: int) -> None:
         super().__init__()
+        vocab_size = len(counts)
+        order_V = counts.argsort(descending=True, stable=True)
+        self.register_buffer("rank_V", order_V.argsort(), persistent=False)
         cutoffs = sorted({max(1, round(vocab_size * cut)) for cut in CUTS})
         if cutoffs[-1] >= vocab_size:
             raise UserError(
@@ -60,17 +75,21 @@ class AdaptiveOutput(Output):
 
     def loss(self, hidden_ND: Tensor, plan: Plan, rows: Mapping[str, Tensor]) -> Tensor:
         """The summed exact cross-entropy in nats."""
-        value: Tensor = self.softmax(hidden_ND, plan.target_rows_N).output
-        return -value.sum()
+        return -self._logprob(hidden_ND, plan.target_rows_N).sum()
 
     @torch.no_grad()
     def logprob(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
         """Exact, through the head and the target's cluster."""
-        value: Tensor = self.softmax(hidden_ND, targets_N).output
-        return value
+        return self._logprob(hidden_ND, targets_N)
 
     @torch.no_grad()
     def distribution(self, hidden_ND: Tensor) -> Tensor:
         """Exact, through every cluster."""
-        value: Tensor = self.softmax.log_prob(hidden_ND)
+        with full_precision(hidden_ND, self.softmax.head.weight) as (h_ND, _):
+            by_rank_NV: Tensor = self.softmax.log_prob(h_ND)
+        return by_rank_NV.index_select(1, self.rank_V)
+
+    def _logprob(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
+        with full_precision(hidden_ND, self.softmax.head.weight) as (h_ND, _):
+            value: Tensor = self.softmax(h_ND, self.rank_V[targets_N]).output
         return value

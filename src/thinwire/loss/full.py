@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.precision import full_precision
 from thinwire.matmul import matmul_nt
 
 # At most so many logits exist at a time while training (256 MB) ...
@@ -35,9 +36,10 @@ class FullSoftmax(Criterion):
 
     def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
         """The summed exact cross-entropy in nats."""
-        value: Tensor = _FullSoftmax.apply(  # type: ignore[no-untyped-call]
-            hidden_ND, weight_RD, bias_R, plan.target_rows_N
-        )
+        with full_precision(hidden_ND, weight_RD, bias_R) as (h_ND, w_RD, b_R):
+            value: Tensor = _FullSoftmax.apply(  # type: ignore[no-untyped-call]
+                h_ND, w_RD, b_R, plan.target_rows_N
+            )
         return value
 
 
@@ -80,12 +82,13 @@ def exact_logprob(
 ) -> Tensor:
     """ln p(target) under the full softmax, `[N]`; never holds more than a tile of logits."""
     logprob = []
-    for h_nD, y_n in zip(
-        hidden_ND.split(TILE_POSITIONS), targets_N.split(TILE_POSITIONS), strict=True
-    ):
-        target_logit_n = (h_nD * weight_VD.index_select(0, y_n)).sum(1) + bias_V[y_n]
-        logprob.append(target_logit_n - _log_z(h_nD, weight_VD, bias_V))
-    return torch.cat(logprob) if logprob else hidden_ND.new_zeros(0)
+    with full_precision(hidden_ND, weight_VD, bias_V) as (h_ND, w_VD, b_V):
+        for h_nD, y_n in zip(
+            h_ND.split(TILE_POSITIONS), targets_N.split(TILE_POSITIONS), strict=True
+        ):
+            target_logit_n = (h_nD * w_VD.index_select(0, y_n)).sum(1) + b_V[y_n]
+            logprob.append(target_logit_n - _log_z(h_nD, w_VD, b_V))
+        return torch.cat(logprob) if logprob else h_ND.new_zeros(0)
 
 
 def _log_z(h_nD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:

@@ -18,6 +18,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.precision import full_precision
+from thinwire.loss.sampled import gather_sparse
 from thinwire.loss.sampled_rows import plan_rows
 from thinwire.loss.sampler import Sampler
 from thinwire.seeds import torch_generator
@@ -48,11 +50,24 @@ class NCE(Criterion):
         """The summed logistic loss in nats: not a cross-entropy, and not comparable with one."""
         assert plan.log_inclusion_S is not None and plan.ids_R is not None
         S = len(plan.log_inclusion_S)
-        noise_logit_NS = F.linear(hidden_ND, weight_RD[:S], bias_R[:S] - plan.log_inclusion_S)
-        target_log_inclusion_N = self.sampler.log_inclusion(plan.ids_R)[plan.target_rows_N]
-        target_logit_N = (
-            (hidden_ND * weight_RD.index_select(0, plan.target_rows_N)).sum(1)
-            + bias_R[plan.target_rows_N]
-            - target_log_inclusion_N
-        )
-        return F.softplus(-target_logit_N).sum() + F.softplus(noise_logit_NS).sum()
+        with full_precision(hidden_ND, weight_RD, bias_R) as (h_ND, w_RD, b_R):
+            noise_logit_NS = F.linear(h_ND, w_RD[:S], b_R[:S] - plan.log_inclusion_S)
+            target_log_inclusion_N = self.sampler.log_inclusion(plan.ids_R)[plan.target_rows_N]
+            target_logit_N = (
+                (h_ND * w_RD.index_select(0, plan.target_rows_N)).sum(1)
+                + b_R[plan.target_rows_N]
+                - target_log_inclusion_N
+            )
+            return F.softplus(-target_logit_N).sum() + F.softplus(noise_logit_NS).sum()
+
+    def __call__(
+        self, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Tensor, step: int
+    ) -> Tensor:
+        """Plan, gather and compute in one call; see `SampledSoftmax`.
+
+        The sum that comes back is of logistic losses: not a cross-entropy.
+        """
+        self.sampler.require_rows(weight_VD, bias_V)
+        plan = self.plan(targets_N, step)
+        weight_RD, bias_R = gather_sparse(weight_VD, bias_V, plan)
+        return self.loss(hidden_ND, plan, weight_RD, bias_R)

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from thinwire.loss.contract import Criterion, Plan
 from thinwire.loss.full import exact_logprob
+from thinwire.loss.precision import full_precision
 from thinwire.matmul import matmul_nt
 
 
@@ -79,4 +80,5 @@ class SoftmaxOutput(Output):
     @torch.no_grad()
     def distribution(self, hidden_ND: Tensor) -> Tensor:
         """By the full softmax."""
-        return torch.log_softmax(matmul_nt(hidden_ND, self.weight, self.bias), dim=1)
+        with full_precision(hidden_ND, self.weight, self.bias) as (h_ND, w_VD, b_V):
+            return torch.log_softmax(matmul_nt(h_ND, w_VD, b_V), dim=1)

@@ -28,6 +28,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.precision import full_precision
 from thinwire.loss.sampled_rows import plan_rows
 from thinwire.loss.sampler import Sampler
 from thinwire.matmul import matmul_nt
@@ -76,7 +77,24 @@ class SampledSoftmax(Criterion):
     def __call__(
         self, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Tensor, step: int
     ) -> Tensor:
-        """Plan, gather and compute in one call; the gradients of both tables are sparse."""
+        """Plan, gather and compute in one call.
+
+        Args:
+            hidden_ND: hidden states, `[N, D]`.
+            targets_N: the next word of each position, int64 `[N]`.
+            weight_VD: output rows, `[V, D]`, a row for each of `counts`.
+            bias_V: their biases, `[V]`.
+            step: the number of the step, by which words are drawn.
+
+        Returns:
+            The sum of the loss over the positions, in nats: a scalar, fp32 (fp64 if an input is).
+            Inputs may be fp32, fp64, bf16 or fp16, also under `torch.autocast`; gradients come in
+            the types of their inputs. Those of `weight_VD` and `bias_V` are sparse.
+
+        Raises:
+            UserError: the weight has more or fewer rows than there are counts.
+        """
+        self.sampler.require_rows(weight_VD, bias_V)
         plan = self.plan(targets_N, step)
         weight_RD, bias_R = gather_sparse(weight_VD, bias_V, plan)
         return self.loss(hidden_ND, plan, weight_RD, bias_R)
@@ -107,9 +125,10 @@ def sampled_softmax(
         log_inclusion_S: ln q of the sampled words.
     """
     assert log_inclusion_S is not None
-    value: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
-        hidden_ND, weight_RD, bias_R, target_rows_N, log_inclusion_S
-    )
+    with full_precision(hidden_ND, weight_RD, bias_R) as (h_ND, w_RD, b_R):
+        value: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
+            h_ND, w_RD, b_R, target_rows_N, log_inclusion_S
+        )
     return value
 
 

@@ -56,13 +56,15 @@ class Sampler:
         power: words are drawn in proportion to count ** power.
 
     Raises:
-        UserError: fewer than one sample or an empty vocabulary.
+        UserError: fewer than one sample, an empty vocabulary, or counts that are none.
     """
 
     def __init__(self, counts: Tensor | np.ndarray, samples: int, power: float = 1.0) -> None:
-        p_V = np.maximum(np.asarray(counts, dtype=np.float64), 1.0) ** power
-        if samples < 1 or p_V.size == 0:
-            raise UserError(f"cannot draw {samples} words from a vocabulary of {p_V.size}")
+        counts_V = np.asarray(torch.as_tensor(counts).to("cpu", torch.float64))
+        _require_counts(counts_V)
+        if samples < 1 or counts_V.size == 0:
+            raise UserError(f"cannot draw {samples} words from a vocabulary of {counts_V.size}")
+        p_V = np.maximum(counts_V, 1.0) ** power
         self.vocab_size = p_V.size
         order_V = np.argsort(-p_V, kind="stable")
         falling_V = p_V[order_V]
@@ -92,9 +94,36 @@ class Sampler:
         ids_S = torch.cat([self._order_V[: self._num_certain], tail]).sort().values
         return Sample(ids_S, self._log_inclusion_V[ids_S])
 
+    def require_rows(self, weight_VD: Tensor, bias_V: Tensor) -> None:
+        """Refuse an output layer that is not of this vocabulary.
+
+        Raises:
+            UserError: it has more or fewer rows or biases than there are counts.
+        """
+        for name, rows in (("weight", weight_VD), ("bias", bias_V)):
+            if len(rows) != self.vocab_size:
+                raise UserError(
+                    f"there are counts of {self.vocab_size} words, but the output {name} has "
+                    f"{len(rows)} rows"
+                )
+
     def log_inclusion(self, ids: Tensor) -> Tensor:
         """ln of the probability that each of these words is in a draw, float32."""
         return self._log_inclusion_V.to(ids.device)[ids]
+
+
+def _require_counts(counts_V: Floats) -> None:
+    if counts_V.ndim != 1:
+        raise UserError(
+            f"counts have the shape {list(counts_V.shape)}, but must be one number a word"
+        )
+    wrong_V = ~(np.isfinite(counts_V) & (counts_V >= 0))
+    if wrong_V.any():
+        first = int(wrong_V.argmax())
+        raise UserError(
+            f"the count of word {first} is {counts_V[first]:g}, but counts must be finite and "
+            "0 or more"
+        )
 
 
 def _interval_lengths(falling_V: Floats, num_certain: int, num_points: int) -> Floats:

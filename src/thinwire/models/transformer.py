@@ -33,12 +33,19 @@ class Transformer(Body):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Normal with deviation 1/sqrt(fan in); what adds to the residual starts at zero."""
+        """Normal with deviation 1/sqrt(fan in); what adds to the residual starts at zero.
+
+        The last norm's gains start at 1/sqrt(D), so that hidden states have length 1. With gains of
+        1 they have sqrt(D), and a step that moves every number of an output row by the rate moves
+        logits by D times the rate: at width 256 the first steps of Adagrad at 0.2 raised the loss
+        from 9.6 to 12 nats and more.
+        """
         for name, parameter in self.named_parameters():
             if name.endswith(("attend_out.weight", "feed_out.weight")):
                 parameter.zero_()
             elif parameter.dim() == 2:
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+        self.norm.weight.fill_(self.norm.weight.numel() ** -0.5)
 
     def forward(
         self, x_BTE: Tensor, state: State | None, noise: Noise | None

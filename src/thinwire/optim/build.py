@@ -20,7 +20,7 @@ from thinwire.optim.rowwise import FullAdagrad, RowAdagrad, RowSGD
 
 def dense_optimizer(parameters: Iterable[Tensor], config: OptimConfig) -> torch.optim.Optimizer:
     """The optimiser of the blocks that every step touches whole; `config.kind` says which."""
-    blocks, lr, betas = list(parameters), config.lr, (config.beta1, config.beta2)
+    blocks, (lr, _), betas = list(parameters), config.rates, (config.beta1, config.beta2)
     match config.kind:
         case "sgd":
             return torch.optim.SGD(blocks, lr)
@@ -40,7 +40,7 @@ def dense_optimizer(parameters: Iterable[Tensor], config: OptimConfig) -> torch.
 
 def row_optimizer(parameters: Iterable[Tensor], config: OptimConfig) -> RowOptimizer:
     """The optimiser of embedding and output rows; `config.rows` says which."""
-    tables, lr, betas = list(parameters), config.row_lr, (config.beta1, config.beta2)
+    tables, (_, lr), betas = list(parameters), config.rates, (config.beta1, config.beta2)
     match config.rows:
         case "sgd":
             return RowSGD(tables, lr)

@@ -33,15 +33,17 @@ from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
 from thinwire.optim.ages import new_ages, take_ages
+from thinwire.optim.decay import mark_paid, new_decay, owed_decay
 from thinwire.optim.rows import RowOptimizer, add, column, per_element, per_row, read, write
 
 
 class RowAdam(RowOptimizer):
     """Lazy Adam; with `weight_decay`, lazy AdamW.
 
-    Weight decay is decoupled and lazy: a row is multiplied by (1 - lr weight_decay)^age, at the
-    present rate, when it is next touched. A row that is never touched again keeps its last value.
-    State: two floats an element, three numbers a row.
+    Weight decay is decoupled and lazy: when a row is touched, it is multiplied by 1 - lr
+    weight_decay for each step since the last time, at the rates that those steps had (decay.py).
+    Rows that are not touched lag behind: call `flush()` before the parameters are read as a whole.
+    State: two floats an element, three numbers a row; with `weight_decay` four.
     """
 
     def __init__(
@@ -58,12 +60,16 @@ class RowAdam(RowOptimizer):
         )
 
     def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return new_ages(parameter) | {
-            "mean": per_element(parameter),
-            "mean_weight": per_row(parameter),
-            "mean_square": per_element(parameter),
-            "mean_square_weight": per_row(parameter),
-        }
+        return (
+            new_ages(parameter)
+            | new_decay(parameter, group)
+            | {
+                "mean": per_element(parameter),
+                "mean_weight": per_row(parameter),
+                "mean_square": per_element(parameter),
+                "mean_square_weight": per_row(parameter),
+            }
+        )
 
     def _update(
         self,
@@ -79,13 +85,15 @@ class RowAdam(RowOptimizer):
         square_R = _average(state, "mean_square", beta2, age_R, ids_R, grad_R.square())
         change_R = square_R.sqrt().add_(group["eps"]).reciprocal_().mul_(mean_R).mul_(-group["lr"])
 
-        if group["weight_decay"] == 0:
+        factor_R = owed_decay(state, ids_R)
+        if factor_R is None:
             add(parameter, ids_R, change_R)
-        else:
-            decay_R = (1 - group["lr"] * group["weight_decay"]) ** age_R
-            rows_R = read(parameter, ids_R)
-            rows_R.mul_(column(decay_R, rows_R)).add_(change_R)
-            write(parameter, ids_R, rows_R)
+            return
+        rows_R = read(parameter, ids_R)
+        # In fp32 even where the parameter is not: 1 - lr weight_decay rounds to 1 in bf16.
+        change_R.addcmul_(rows_R.float(), column(factor_R, rows_R))
+        write(parameter, ids_R, rows_R.copy_(change_R))
+        mark_paid(state, ids_R)
 
 
 def _average(

@@ -14,6 +14,9 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from thinwire.errors import UserError
+from thinwire.optim.decay import count_decay, mark_paid, owed_decay
+
 
 class RowOptimizer(Optimizer, ABC):
     """An optimiser whose step costs what the touched rows cost, however large the table.
@@ -81,6 +84,40 @@ class RowOptimizer(Optimizer, ABC):
             raise ValueError(f"The gradient is {list(grad_R.shape)}, its rows {list(expected)}.")
         self._apply(parameter, ids_R, grad_R.float(), self._group_of(parameter))
 
+    @torch.no_grad()
+    def rows(self, parameter: Tensor, ids_R: Tensor | None = None) -> Tensor:
+        """The rows as they stand, `[R, D]` or `[R]`: with the weight decay that they owe paid.
+
+        Nothing is changed. Where nothing is owed and `ids_R` is None, it is the parameter itself.
+        """
+        rows_R = parameter.detach() if ids_R is None else parameter.detach().index_select(0, ids_R)
+        factor_R = owed_decay(self.state[parameter], ids_R)
+        if factor_R is None:
+            return rows_R
+        return (rows_R * column(factor_R, rows_R)).to(rows_R.dtype)
+
+    @torch.no_grad()
+    def flush(self, parameter: Tensor | None = None, ids_R: Tensor | None = None) -> None:
+        """Pay the weight decay that rows owe. Call it before parameters are read as a whole.
+
+        A lazy optimiser changes a row only when the row is touched, so that the others lag behind
+        by the decay of the steps that they missed. Evaluation, export and saving want it paid. Of
+        the optimisers here only `RowAdam` with a weight decay owes anything.
+
+        Args:
+            parameter: one of this optimiser's; None: all of them.
+            ids_R: distinct row numbers of that parameter, int64; None: all rows.
+        """
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        for table in parameters if parameter is None else [parameter]:
+            state = self.state[table]
+            factor_R = owed_decay(state, ids_R)
+            if factor_R is None:
+                continue
+            rows_R = read(table, ids_R)
+            write(table, ids_R, rows_R.mul_(column(factor_R, rows_R)))
+            mark_paid(state, ids_R)
+
     def add_param_group(self, param_group: dict[str, Any]) -> None:
         """Add parameters (torch's hook, through which the constructor's pass too)."""
         super().add_param_group(param_group)
@@ -96,6 +133,11 @@ class RowOptimizer(Optimizer, ABC):
         super().load_state_dict(state_dict)
         for parameter, saved_id, like in zip(parameters, saved_ids, present, strict=True):
             saved = state_dict["state"].get(saved_id, {})
+            if missing := like.keys() - saved.keys():
+                raise UserError(
+                    f"the saved state of a {type(self).__name__} lacks "
+                    f"{', '.join(sorted(missing))}, which this one needs"
+                )
             self.state[parameter] = {
                 name: saved[name].to(tensor.device, copy=True) for name, tensor in like.items()
             }
@@ -106,6 +148,7 @@ class RowOptimizer(Optimizer, ABC):
         state = self.state[parameter]
         if "step" in state:
             state["step"] += 1  # the clock that ages.py reads
+        count_decay(state, group)
         if self._piece_elements is None or grad_R.numel() <= self._piece_elements:
             self._update(parameter, ids_R, grad_R, state, group)
             return

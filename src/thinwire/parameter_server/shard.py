@@ -127,8 +127,13 @@ class Shard:
 
     def _encoded(self, held: Held, name: str, ids_H: Tensor | None, *, whole: bool) -> Tensor:
         """A parameter's rows as they travel to this worker."""
-        codec, values = self._parameter_codec, _rows(self.parameters[name].detach(), ids_H)
-        if name not in self.blocks or codec.differences is None:
+        codec = self._parameter_codec
+        if name in self.tables:
+            table = self.tables[name]
+            ids = None if ids_H is None else ids_H.to(table.device)
+            return codec.whole.encode(self.row_optimizer.rows(table, ids))
+        values = _rows(self.blocks[name].detach(), ids_H)
+        if codec.differences is None:
             return codec.whole.encode(values)
         if name not in held.blocks:
             held.blocks[name] = torch.empty_like(self.blocks[name].detach())
@@ -193,6 +198,7 @@ class Shard:
         """Apply what has been piled up, before the parameters are read as the run's result."""
         if self._pile.size:
             self._update(self._pile.take())
+        self.row_optimizer.flush()
 
     def _decoded(self, push: Push) -> dict[str, Gradient]:
         gradients: dict[str, Gradient] = {}

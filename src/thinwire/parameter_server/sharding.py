@@ -66,7 +66,7 @@ def sliced_shard(
         own_blocks,
         row_optimizer(own_tables.values(), optim),
         dense_optimizer(own_blocks.values(), optim),
-        (optim.lr, optim.row_lr),
+        optim.rates,
         config,
     )
 

@@ -110,10 +110,8 @@ class Run:
     def set_rates(self, progress: float) -> None:
         """Set both optimisers' learning rates for the next step."""
         factor = self.schedule.factor(self.step, progress)
-        for optimizer, rate in (
-            (self.updater.dense_optimizer, self.config.optim.lr),
-            (self.updater.row_optimizer, self.config.optim.row_lr),
-        ):
+        optimizers = self.updater.dense_optimizer, self.updater.row_optimizer
+        for optimizer, rate in zip(optimizers, self.config.optim.rates, strict=True):
             for group in optimizer.param_groups:
                 group["lr"] = rate * factor
 
@@ -155,9 +153,10 @@ class Run:
             kept = f"the newest state saved is step {newest}"
             kept += f", the best step {best}" if best not in (None, newest) else ""
         optim = self.config.optim
+        lr, row_lr = optim.rates
         return UserError(
-            f"{what}, so training has stopped; {kept}. Try a lower --optim.lr (now {optim.lr:g}) "
-            f"or --optim.row_lr (now {optim.row_lr:g}), more --optim.warmup_steps (now "
+            f"{what}, so training has stopped; {kept}. Try a lower --optim.lr (now {lr:g}) "
+            f"or --optim.row_lr (now {row_lr:g}), more --optim.warmup_steps (now "
             f"{optim.warmup_steps}) or a tighter --optim.clip (now {optim.clip:g})"
         )
 

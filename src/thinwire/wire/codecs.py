@@ -73,13 +73,22 @@ class Fp32(Codec):
 
 
 class Bf16(Codec):
-    """Two bytes a number: the range of fp32, 8 bits of precision, rounded to the nearest."""
+    """Two bytes a number: the range of fp32, 8 bits of precision, rounded to the nearest.
+
+    The largest numbers of fp32 would round to infinity; they arrive as the largest of bf16.
+    """
 
     name = "bf16"
 
     def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
         """See `Codec`."""
-        return _as_bytes(values.to(torch.bfloat16))
+        encoded = values.to(torch.bfloat16)
+        too_large = encoded.isinf()
+        if bool(too_large.any()):
+            too_large &= values.isfinite()
+            largest = torch.finfo(torch.bfloat16).max
+            encoded = torch.where(too_large, encoded.clamp(-largest, largest), encoded)
+        return _as_bytes(encoded)
 
     def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Codec`."""
@@ -145,6 +154,8 @@ class Scaled(Codec):
         pieces = rows_RD.split(max(1, PIECE_NUMBERS // rows_RD.shape[1]))
         largest = [piece_PD.abs().amax(1) for piece_PD in pieces]
         scale_R = (torch.cat(largest) if len(largest) > 1 else largest[0]).div_(self.largest)
+        # Of the largest numbers of fp32 the scale, rounded up, would give infinity when decoded.
+        scale_R = torch.where(scale_R.isinf(), scale_R, scale_R.clamp(max=self._largest_scale()))
         # A row of zeros has scale 0, and a tiny one nearly: in steps of infinity both are zeros.
         inverse_R1 = scale_R.reciprocal().nan_to_num_(0.0, posinf=0.0)[:, None]
         noise_PD = _noise(pieces[0].shape, seed, values.device)
@@ -157,6 +168,13 @@ class Scaled(Codec):
             torch.addcmul(noise, piece_PD, inverse_R1[here], out=found)
             steps_RD[here] = found.floor_().nan_to_num_(0.0)
         return scale_R.nan_to_num_(torch.nan, posinf=torch.nan), steps_RD
+
+    def _largest_scale(self) -> float:
+        """The largest fp32 number that times `largest` is one too."""
+        scale = torch.tensor(torch.finfo(torch.float32).max) / self.largest
+        if bool((scale * self.largest).isinf()):
+            scale = scale.nextafter(torch.zeros(()))
+        return float(scale)
 
     def _message(self, scale_R: Tensor, steps: Tensor) -> Tensor:
         return torch.cat([_as_bytes(scale_R), self._pack(steps)])
