@@ -27,10 +27,10 @@ from thinwire.train import checkpoints as checkpoints_module
 from thinwire.train import clock as clock_module
 from thinwire.train.checkpoints import Checkpoints
 from thinwire.train.clock import Every
+from thinwire.train.due import COUNTED_TIMES
 from thinwire.train.evaluation import evaluate
 from thinwire.train.loop import Trainer, train
 from thinwire.train.metrics import METRICS_FILE, read_metrics
-from thinwire.train.run import PLATEAU_EVALUATIONS
 from thinwire.train.run_folder import RunFolder
 
 Settings = Callable[..., RunConfig]
@@ -372,7 +372,7 @@ def test_a_plateau_is_not_steered_by_the_clock(
         [(line["step"], line["ppl"]) for line in lines(tmp_path / name, "valid")]
         for name in ("slow", "fast")
     )
-    assert slow == fast and len(slow) == PLATEAU_EVALUATIONS
+    assert slow == fast and len(slow) == COUNTED_TIMES
     assert losses(tmp_path / "slow") == losses(tmp_path / "fast")
     rates = {line["lr"] for line in lines(tmp_path / "slow", "train")}
     assert len(rates) > 1  # and it did cut

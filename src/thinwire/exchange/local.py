@@ -87,6 +87,9 @@ class Local(Exchange):
     def settle(self) -> None:
         """Nothing to do."""
 
+    def merge_optimizers(self) -> None:
+        """Nothing to do: there is one worker."""
+
     def state(self) -> ExchangeState:
         """Nothing: the optimisers' state is the run's."""
         return ExchangeState()

@@ -110,7 +110,9 @@ def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
             f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, "
             f"not {config.run.seed}"
         )
-    return replace(folder, config=config, data=corpus.path.resolve())
+    return replace(
+        folder, config=config, data=corpus.path.resolve(), budget_before=folder.config.run
+    )
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ class Trainer:
     def _loop(self) -> None:
         job = self.job
         agreed = self._hear(self._tell())
-        while not agreed.stop and agreed.progress < 1.0:
+        while not (agreed.stop or agreed.progress >= 1.0 or job.out_of_patience):
             job.set_rates(agreed.progress)
             agreed = self.train_step()
             for _ in range(agreed.num_steps):
@@ -286,6 +288,7 @@ class Trainer:
         """Save this step, if it is not saved yet; the first worker writes."""
         self.exchange.settle()
         with self.job.clock.paused():
+            self.exchange.merge_optimizers()
             carry = gathered_state(self.collective, self.state or (), self.exchange.state())
             with self._standstill():
                 self.job.save(carry, self.position, best=best)

@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from thinwire.config import RunConfig, read_toml, toml_section
+from thinwire.config import RunConfig, RunSettings, read_toml, toml_section
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
@@ -41,6 +41,8 @@ class RunFolder:
     fingerprint: str
     unk_id: int | None
     eos_id: int
+    budget_before: RunSettings | None = None
+    """Of a run that is resumed: what it was to train for."""
 
     @classmethod
     def planned(cls, path: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
