@@ -4,7 +4,7 @@ By the clock, as a rule. But under a budget of tokens or epochs nothing timed ma
 so that a run which is stopped and resumed is the run that was never stopped. There, whatever would
 steer them is due at equal distances in tokens:
 
-- evaluations, where the learning rates or the end follow them: the plateau schedule, `eval.patience`;
+- evaluations, where the rates or the end follow them: the plateau schedule and `eval.patience`;
 - evaluations and saves, where workers first have to bring in what is under way, which changes what
   comes after: periodic workers, and those with `exchange.delay`.
 """

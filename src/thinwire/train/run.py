@@ -6,8 +6,6 @@ report, evaluate and save when that is due.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -17,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from thinwire import __version__
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
@@ -32,6 +29,7 @@ from thinwire.train.clock import Budget, Clock
 from thinwire.train.due import Due
 from thinwire.train.evaluation import Evaluation, evaluate
 from thinwire.train.metrics import Averages, MetricsWriter
+from thinwire.train.opening import start_values, summary
 from thinwire.train.progress import TrainingDisplay, wire_sentence
 from thinwire.train.run_folder import RunFolder, load_parameters
 
@@ -419,42 +417,12 @@ class Run:
                 )
             for change in self._budget_changes():
                 self._display.note(change)
-        self._metrics.write(
-            "start",
-            step=self.step,
-            versions={
-                "thinwire": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            machine={
-                "platform": platform.platform(),
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "device": str(self.device),
-            },
-            workers=self.num_workers,
-            parameters=self.num_parameters,
-            config=self.config.fingerprint(),
-            data=self.folder.fingerprint,
-        )
-        self._display.note(self._summary())
-
-    def _summary(self) -> str:
-        config, limits, threads = self.config, self.budget.limits.items(), torch.get_num_threads()
+        about = self.config, self.device, self.num_workers, self.num_parameters
+        start = start_values(*about, self.folder.fingerprint)
+        self._metrics.write("start", step=self.step, **start)
         num_dense = sum(p.numel() for p in self.blocks.values())
-        budget = ", ".join(f"{value:,.6g} {name}" for name, value in limits if value is not None)
-        workers = ""
-        if self.num_workers > 1:
-            exchange = config.exchange
-            workers = f"{self.num_workers} workers ({exchange.kind}, {exchange.codec}) of "
-        return (
-            f"{config.model.kind} of width {config.model.width}, "
-            f"{self.num_parameters / 1e6:.1f} M parameters ({num_dense / 1e6:.2f} M dense), "
-            f"{config.loss.kind} loss, {self.corpus.meta.vocab_size:,} words, "
-            f"{workers}{threads} thread{'s' if threads > 1 else ''} on {self.device}, "
-            f"seed {config.run.seed}; budget: {budget}"
-        )
+        words = self.corpus.meta.vocab_size
+        self._display.note(summary(*about, num_dense, words, self.budget.limits))
 
 
 def _known(ppl: float) -> float | None:
