@@ -329,3 +329,41 @@ def test_the_faulty_one_counts_what_the_other_counts(together: Together) -> None
         return faulty.meter.sent, faulty.meter.received
 
     assert together(2, work) == [(13, 13)] * 2
+
+
+class DeadPeer:
+    """Stands in for an NCCL group of which another worker has died."""
+
+    def alltoall_base(self, *args: object) -> DeadPeer:
+        return self
+
+    def broadcast(self, tensors: object) -> DeadPeer:
+        return self
+
+    def wait(self) -> None:
+        from torch.distributed import DistBackendError
+
+        raise DistBackendError("NCCL communicator was aborted on rank 0.\nmore lines")
+
+
+@pytest.mark.parametrize("call", ["gather", "merge", "broadcast"])
+def test_what_nccl_raises_names_the_worker_that_has_gone(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed import HashStore
+
+    from thinwire.transport.c10d import C10d
+
+    monkeypatch.setattr(C10d, "_make_group", lambda *args: DeadPeer())
+    store = HashStore()
+    store.set("name/1", "host, process 7")  # it came, and says nothing any more
+    member = C10d(store, 0, 2, 0.2, torch.device("cpu"), loopback=True)
+    made = {
+        "gather": lambda: member.all_gather(message(0, 3)).wait(),
+        "merge": lambda: member.merge(*parts_of(member, 3)).wait(),
+        "broadcast": lambda: member.broadcast(torch.zeros(3)),
+    }
+    for _ in range(2):  # the second is not even made
+        with pytest.raises(UserError, match=r"^worker 1 of 2 \(host, process 7\) has stopped answ"):
+            made[call]()
+    member.close()
