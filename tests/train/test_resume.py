@@ -345,7 +345,7 @@ def test_a_budget_smaller_than_what_is_spent_is_refused(
     train(toy_data, run, tiny(run=steps(20)))
     before = (run / CONFIG_FILE).read_bytes()
     with pytest.raises(
-        UserError, match="--tokens is 280, but .* has trained for 560 tokens already"
+        UserError, match=r"--tokens is 280, but .* has trained for 560 tokens already"
     ):
         train(toy_data, run, tiny(run=steps(10)), resume=True)
     assert (run / CONFIG_FILE).read_bytes() == before
