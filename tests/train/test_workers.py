@@ -580,7 +580,11 @@ class Ticking:
     [
         {"exchange": {"kind": "periodic", "local_steps": 2, "fragments": 2}},
         {"exchange": {"kind": "sync", "delay": 1}},
-        {"exchange": {"kind": "sync"}, "eval": {"patience": 2}},
+        {
+            "exchange": {"kind": "sync"},
+            "eval": {"patience": 2},
+            "optim": {"rows": "sgd", "row_lr": 3.0, "clip": 0.0},
+        },
         {
             "exchange": {"kind": "sync"},
             "optim": {"schedule": "plateau", "plateau_patience": 0, "lr": 0.1, "row_lr": 1.0},
