@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from threading import Event
 from time import monotonic, sleep
 from typing import Any
@@ -367,3 +369,29 @@ def test_what_nccl_raises_names_the_worker_that_has_gone(
         with pytest.raises(UserError, match=r"^worker 1 of 2 \(host, process 7\) has stopped answ"):
             made[call]()
     member.close()
+
+
+def test_nccl_is_asked_to_raise_where_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in: its watchdog would end the process before anything could be said."""
+    from torch.distributed import HashStore
+
+    from thinwire.transport.c10d import C10d
+
+    monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "0")
+    member = C10d(HashStore(), 0, 1, 1.0, torch.device("cpu"), loopback=True)
+    seen = []
+
+    class Group:
+        class Options:
+            _timeout = None
+
+        def __init__(self, *args: object) -> None:
+            seen.append(os.environ["TORCH_NCCL_BLOCKING_WAIT"])
+
+    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", Group, raising=False)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    member.device = torch.device("cuda", 0)
+    member._make_group(HashStore(), timedelta(seconds=1), False)
+    member.device = torch.device("cpu")
+    member.close()
+    assert seen == ["1"]
