@@ -75,14 +75,19 @@ class EvalSettings:
     """Evaluation while training."""
 
     every_seconds: float = 60.0
-    """Seconds of training between evaluations."""
+    """Seconds of training between evaluations. Under a budget in tokens or epochs, evaluations that
+    steer the numbers (with the plateau schedule, `eval.patience`, periodic workers or
+    `exchange.delay`) come 20 times, at equal distances in tokens, instead."""
     every_tokens: int = 0
     """If above 0: training tokens between evaluations, instead of seconds."""
     tokens: int = 50_000
     """Validation tokens scored each time, spread over the split; 0: all."""
+    patience: int = 0
+    """Evaluations in a row without a new best perplexity after which training stops early; 0: never
+    stop early."""
 
     def __post_init__(self) -> None:
-        _require_not_negative("eval", self, "every_seconds", "every_tokens", "tokens")
+        _require_not_negative("eval", self, "every_seconds", "every_tokens", "tokens", "patience")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,14 +95,18 @@ class CheckpointSettings:
     """Saving."""
 
     every_seconds: float = 300.0
-    """Seconds of training between saves; a final one is always made."""
+    """Seconds of training between saves; a final one is always made. Under a budget in tokens or
+    epochs, periodic workers and those with `exchange.delay` save 20 times, at equal distances in
+    tokens, instead."""
+    every_tokens: int = 0
+    """If above 0: training tokens between saves, instead of seconds."""
     keep: int = 2
     """How many of the newest steps stay, beside the best."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
             raise UserError(f"checkpoint.keep is {self.keep}, but at least 1 step must stay")
-        _require_not_negative("checkpoint", self, "every_seconds")
+        _require_not_negative("checkpoint", self, "every_seconds", "every_tokens")
 
 
 @dataclass(frozen=True, kw_only=True)

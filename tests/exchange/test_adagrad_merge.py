@@ -63,7 +63,7 @@ def test_one_step_of_each_is_the_step_of_the_mean_gradient(pile: float) -> None:
 
     Rows 1 and 4 are of both workers, 0 of the first alone, 5 of the second.
     """
-    workers = [Worker(2, 2 * pile) for _ in range(2)]
+    workers = [Worker(2, pile) for _ in range(2)]
     whole = Worker(1, pile)
     own = [[0, 1, 4], [1, 4, 5]]
     parts, mean_V = [], torch.zeros(6, 4)
@@ -81,7 +81,7 @@ def test_one_step_of_each_is_the_step_of_the_mean_gradient(pile: float) -> None:
 
 
 def test_what_has_grown_since_is_kept_and_counted_next_time() -> None:
-    worker, ids = Worker(2, 0.5), tensor([3])
+    worker, ids = Worker(2, 0.25), tensor([3])
     ones = torch.ones(1, 4)
     moved, grown = worker.steps([3], [ones])
     assert grown.tolist() == [1.0]

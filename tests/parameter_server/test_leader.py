@@ -350,3 +350,17 @@ def test_interrupted_it_saves(toy_data: Path, tmp_path: Path, tiny: Settings) ->
     assert Checkpoints(tmp_path / "run").newest == 10
     end = lines(tmp_path / "run", "end")[0]
     assert (end["reason"], end["step"]) == ("interrupted", 10)
+
+
+def test_patience_ends_an_asynchronous_run(toy_data: Path, tmp_path: Path, tiny: Settings) -> None:
+    config = tiny(
+        run={"tokens": 10**6},
+        eval={"patience": 2, "every_tokens": 2 * STEP_TOKENS, "tokens": 100},
+        optim={"rows": "sgd", "row_lr": 3.0, "clip": 0.0},
+    )
+    found = together(toy_data, tmp_path / "run", config)
+    ppl = [line["ppl"] for line in lines(tmp_path / "run", "valid")]
+    assert len(ppl) == ppl.index(min(ppl)) + 3  # two more without a new best
+    (end,) = lines(tmp_path / "run", "end")
+    assert end["reason"] == "no new best in 2 evaluations"
+    assert "there was no new best in 2 evaluations" in found.why[0]

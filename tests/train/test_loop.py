@@ -30,10 +30,10 @@ from thinwire.runs import checkpoints as checkpoints_module
 from thinwire.runs import clock as clock_module
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.clock import Every
+from thinwire.runs.due import COUNTED_TIMES
 from thinwire.runs.evaluation import evaluate
 from thinwire.runs.folder import RunFolder
 from thinwire.runs.metrics import METRICS_FILE, read_metrics
-from thinwire.runs.run import PLATEAU_EVALUATIONS
 from thinwire.train.loop import Trainer, train
 
 Settings = Callable[..., RunConfig]
@@ -375,7 +375,7 @@ def test_a_plateau_is_not_steered_by_the_clock(
         [(line["step"], line["ppl"]) for line in lines(tmp_path / name, "valid")]
         for name in ("slow", "fast")
     )
-    assert slow == fast and len(slow) == PLATEAU_EVALUATIONS
+    assert slow == fast and len(slow) == COUNTED_TIMES
     assert losses(tmp_path / "slow") == losses(tmp_path / "fast")
     rates = {line["lr"] for line in lines(tmp_path / "slow", "train")}
     assert len(rates) > 1  # and it did cut

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import shutil
 import subprocess
@@ -12,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from thinwire.cli.app import main
 from thinwire.config import RunConfig
+from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
+from thinwire.runs import checkpoints as checkpoints_module
 from thinwire.runs.folder import CONFIG_FILE, RunFolder
 from thinwire.runs.metrics import read_metrics
 from thinwire.train.loop import Trainer, train
@@ -24,6 +28,7 @@ from thinwire.train.loop import Trainer, train
 Settings = Callable[..., RunConfig]
 STEP_TOKENS = 28
 STEPS, CUT = 50, 20
+CPU = torch.device("cpu")
 
 # The command line, in a process that signals itself amid the step after step CUT.
 STOPPED = f"""
@@ -226,8 +231,10 @@ def test_seconds_include_what_was_done_before(
     assert [line["tokens"] for line in resumed] == [CUT * STEP_TOKENS]
     assert abs(resumed[0]["seconds"] - before["seconds"]) < 0.1
     assert read_metrics(run)[-1]["seconds"] > before["seconds"]
-    train(toy_data, run, tiny(run={"seconds": 1e-6}), resume=True)  # it has run out long ago
-    assert (read_metrics(run)[-1]["reason"], max(losses(run))) == ("seconds spent", STEPS)
+    with pytest.raises(
+        UserError, match=r"--seconds is 1e-06, but .* has trained for .* seconds alr"
+    ):
+        train(toy_data, run, tiny(run={"seconds": 1e-6}), resume=True)
 
 
 @pytest.mark.parametrize("damage", ["cut short", "one bit", "missing"])
@@ -329,3 +336,72 @@ def test_there_must_be_a_run(toy_data: Path, tmp_path: Path, tiny: Settings) -> 
     with pytest.raises(UserError, match=r"run is not a run folder: it has no config\.toml"):
         train(toy_data, tmp_path / "run", tiny(run=steps(2)), resume=True)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_budget_smaller_than_what_is_spent_is_refused(
+    toy_data: Path, tmp_path: Path, tiny: Settings, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    train(toy_data, run, tiny(run=steps(20)))
+    before = (run / CONFIG_FILE).read_bytes()
+    with pytest.raises(
+        UserError, match=r"--tokens is 280, but .* has trained for 560 tokens already"
+    ):
+        train(toy_data, run, tiny(run=steps(10)), resume=True)
+    assert (run / CONFIG_FILE).read_bytes() == before
+    train(toy_data, run, tiny(run=steps(20)), resume=True)  # the same budget, spent, is none
+    capsys.readouterr()
+    train(toy_data, run, tiny(run=steps(22)), resume=True)
+    said = "Its budget in tokens was 560 and is now 616; 560 are spent."
+    assert said in capsys.readouterr().err
+
+
+def test_patience_is_kept_over_a_stop(toy_data: Path, tmp_path: Path, tiny: Settings) -> None:
+    """The model gets worse from the first evaluation on."""
+
+    def config(patience: int, count: int) -> RunConfig:
+        return tiny(
+            run=steps(count),
+            eval={"patience": patience, "every_tokens": STEP_TOKENS, "tokens": 100},
+            optim={"rows": "sgd", "row_lr": 3.0, "clip": 0.0},
+            checkpoint=EACH,
+        )
+
+    train(toy_data, tmp_path / "straight", config(4, 50))
+    end = read_metrics(tmp_path / "straight")[-1]
+    assert end["reason"] == "no new best in 4 evaluations" and end["step"] < 50
+    killed(toy_data, tmp_path / "run", config(4, 50), at=end["step"] - 2)
+    train(toy_data, tmp_path / "run", config(4, 50), resume=True)
+    assert read_metrics(tmp_path / "run")[-1]["step"] == end["step"]
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    train(toy_data, tmp_path / "run", config(4, 50), resume=True)  # stays stopped
+    assert read_metrics(tmp_path / "run")[-1]["step"] == end["step"]
+
+
+def test_the_best_perplexity_is_that_of_the_best_step_on_disk(
+    toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where the save of a better one has failed."""
+    run = tmp_path / "run"
+    evaluations = {"every_tokens": 4 * STEP_TOKENS, "tokens": 100}
+    train(toy_data, run, tiny(run=steps(4), eval=evaluations))
+    trainer = Trainer(RunFolder.open(run), tiny(run=steps(8)), Corpus.open(toy_data), CPU)
+    trainer.restore(resume=True)
+    first = trainer.job.best_ppl
+    with trainer.job.recording(resumed=True):
+        assert trainer.job.take_evaluation(first / 2, None)
+        assert trainer.job.best_ppl == first  # it is not on disk
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(checkpoints_module, "save_tensors", full_disk)
+            with pytest.raises(UserError, match="The disk is full"):
+                trainer.save(best=True)
+        assert trainer.job.best_ppl == first
+        trainer.save(best=True)
+        assert trainer.job.best_ppl == first / 2
+    again = Trainer(RunFolder.open(run), tiny(run=steps(8)), Corpus.open(toy_data), CPU)
+    again.restore(resume=True)
+    assert again.job.best_ppl == first / 2
+
+
+def full_disk(tensors: Any, file: Path) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")

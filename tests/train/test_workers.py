@@ -23,6 +23,7 @@ from thinwire.errors import UserError
 from thinwire.exchange.coded import CodedCollective
 from thinwire.exchange.contract import ExchangeState
 from thinwire.language_model import LanguageModel
+from thinwire.runs import clock as clock_module
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import read_metrics
 from thinwire.runs.run import Run
@@ -558,3 +559,102 @@ def test_what_the_first_cannot_do_is_said_by_all(
     one, other = outcomes(2, work, transport="gloo", timeout_seconds=5.0)
     assert "run is a file, and a run needs a folder" in str(one)
     assert isinstance(other, UserError) and str(one) in str(other)
+
+
+# Nothing timed steers a budget in tokens
+
+
+class Ticking:
+    """A `perf_counter` that goes on by so many seconds each time it is read."""
+
+    def __init__(self, seconds: float) -> None:
+        self.now, self.seconds = 0.0, seconds
+
+    def __call__(self) -> float:
+        self.now += self.seconds
+        return self.now
+
+
+@pytest.mark.parametrize(
+    "sections",
+    [
+        {"exchange": {"kind": "periodic", "local_steps": 2, "fragments": 2}},
+        {"exchange": {"kind": "sync", "delay": 1}},
+        {
+            "exchange": {"kind": "sync"},
+            "eval": {"patience": 2},
+            "optim": {"rows": "sgd", "row_lr": 3.0, "clip": 0.0},
+        },
+        {
+            "exchange": {"kind": "sync"},
+            "optim": {"schedule": "plateau", "plateau_patience": 0, "lr": 0.1, "row_lr": 1.0},
+        },
+    ],
+    ids=["periodic", "delay", "patience", "plateau"],
+)
+def test_the_clock_steers_nothing_where_tokens_are_counted(
+    sections: dict[str, Any],
+    tmp_path: Path,
+    tiny: Settings,
+    train_many: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Whether evaluations and saves would be due at every step, or never."""
+    for name, seconds in (("slow", 100.0), ("fast", 1e-9)):
+        monkeypatch.setattr(clock_module, "perf_counter", Ticking(seconds))
+        evaluations = {"every_seconds": 1.0, "tokens": 100} | sections.get("eval", {})
+        config = tiny(
+            **sections
+            | {"run": {"tokens": 30 * STEP_TOKENS}, "eval": evaluations}
+            | {"checkpoint": {"every_seconds": 1.0}}
+        )
+        train_many(2, tmp_path / name, config)
+    assert losses(tmp_path / "slow") == losses(tmp_path / "fast")
+    assert len(losses(tmp_path / "slow")) > 2
+
+
+def test_a_periodic_run_that_is_killed_goes_on_to_the_bit(
+    toy_data: Path, tmp_path: Path, tiny: Settings, outcomes: Together, together: Together
+) -> None:
+    """With the default optimisers, whose state differs from worker to worker meanwhile."""
+    config = tiny(
+        run={"tokens": 20 * STEP_TOKENS, "workers": 2},
+        exchange={"kind": "periodic", "local_steps": 2, "fragments": 2},
+        checkpoint={"every_tokens": 4 * STEP_TOKENS},
+        optim={"initial_accumulator": 0.1},
+    )
+
+    def work(member: Collective, out: str, resume: bool, failing: int) -> None:
+        if member.rank == 1:
+            member = Faulty(member, failing)
+        train(toy_data, tmp_path / out, config, resume=resume, collective=member)
+
+    together(2, lambda m: work(m, "straight", False, 10**9))
+    assert any(
+        isinstance(found, UserError) for found in outcomes(2, lambda m: work(m, "run", False, 120))
+    )
+    saved = Checkpoints(tmp_path / "run").newest
+    assert saved is not None and 0 < saved < 20
+    together(2, lambda m: work(m, "run", True, 10**9))
+    assert losses(tmp_path / "run") == losses(tmp_path / "straight")
+    for name in ("model", "optimizer"):
+        files = [tmp_path / run / f"step-20/{name}.safetensors" for run in ("run", "straight")]
+        assert files[0].read_bytes() == files[1].read_bytes()
+
+
+@pytest.mark.parametrize("kind", ["sync", "periodic"])
+def test_patience_ends_all_workers(
+    kind: str, tmp_path: Path, tiny: Settings, train_many: Callable[..., None]
+) -> None:
+    config = tiny(
+        run={"tokens": 10**6},
+        eval={"patience": 2, "every_tokens": 2 * STEP_TOKENS, "tokens": 100},
+        optim={"rows": "sgd", "row_lr": 3.0, "clip": 0.0},
+        exchange={"kind": kind, "local_steps": 2, "fragments": 2},
+    )
+    train_many(2, tmp_path / "run", config)
+    found = [line["ppl"] for line in lines(tmp_path / "run", "valid")]
+    best = found.index(min(found))
+    assert len(found) == best + 3  # two more without a new best
+    (end,) = lines(tmp_path / "run", "end")
+    assert end["reason"] == "no new best in 2 evaluations"

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 from collections.abc import Callable, Sequence
+from datetime import timedelta
 from threading import Event
 from time import monotonic, sleep
 from typing import Any
@@ -329,3 +331,67 @@ def test_the_faulty_one_counts_what_the_other_counts(together: Together) -> None
         return faulty.meter.sent, faulty.meter.received
 
     assert together(2, work) == [(13, 13)] * 2
+
+
+class DeadPeer:
+    """Stands in for an NCCL group of which another worker has died."""
+
+    def alltoall_base(self, *args: object) -> DeadPeer:
+        return self
+
+    def broadcast(self, tensors: object) -> DeadPeer:
+        return self
+
+    def wait(self) -> None:
+        from torch.distributed import DistBackendError
+
+        raise DistBackendError("NCCL communicator was aborted on rank 0.\nmore lines")
+
+
+@pytest.mark.parametrize("call", ["gather", "merge", "broadcast"])
+def test_what_nccl_raises_names_the_worker_that_has_gone(
+    call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from torch.distributed import HashStore
+
+    from thinwire.transport.c10d import C10d
+
+    monkeypatch.setattr(C10d, "_make_group", lambda *args: DeadPeer())
+    store = HashStore()
+    store.set("name/1", "host, process 7")  # it came, and says nothing any more
+    member = C10d(store, 0, 2, 0.2, torch.device("cpu"), loopback=True)
+    made = {
+        "gather": lambda: member.all_gather(message(0, 3)).wait(),
+        "merge": lambda: member.merge(*parts_of(member, 3)).wait(),
+        "broadcast": lambda: member.broadcast(torch.zeros(3)),
+    }
+    for _ in range(2):  # the second is not even made
+        with pytest.raises(UserError, match=r"^worker 1 of 2 \(host, process 7\) has stopped answ"):
+            made[call]()
+    member.close()
+
+
+def test_nccl_is_asked_to_raise_where_one_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a stand-in: its watchdog would end the process before anything could be said."""
+    from torch.distributed import HashStore
+
+    from thinwire.transport.c10d import C10d
+
+    monkeypatch.setenv("TORCH_NCCL_BLOCKING_WAIT", "0")
+    member = C10d(HashStore(), 0, 1, 1.0, torch.device("cpu"), loopback=True)
+    seen = []
+
+    class Group:
+        class Options:
+            _timeout = None
+
+        def __init__(self, *args: object) -> None:
+            seen.append(os.environ["TORCH_NCCL_BLOCKING_WAIT"])
+
+    monkeypatch.setattr(torch.distributed, "ProcessGroupNCCL", Group, raising=False)
+    monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)
+    member.device = torch.device("cuda", 0)
+    member._make_group(HashStore(), timedelta(seconds=1), False)
+    member.device = torch.device("cpu")
+    member.close()
+    assert seen == ["1"]

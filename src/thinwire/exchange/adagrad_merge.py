@@ -15,7 +15,9 @@ A row that one worker alone has seen moves as far as its step, and one that all 
 than the mean of their steps, because their noise averages out. With one local step this is nearly
 the synchronous update, which only knows the squares of sums where this knows sums of squares.
 
-Locally a worker goes on with a pile of W A: its own gradients are of W times less text.
+Locally a worker goes on with a pile of W A: its own gradients are of W times less text. It also
+begins with one: A is the pile that one worker with all the text would have, `initial_accumulator`
+included, and what a run saves.
 
 V rows of a table, R rows of a turn, O rows of one worker among them, W workers.
 """
@@ -37,7 +39,7 @@ class Accumulators:
 
     Args:
         tables: that Adagrad updates, with one number a row.
-        optimizer: of the tables; all workers' piles are equal now.
+        optimizer: of the tables; all workers' piles are equal now, and those of one worker.
         num_workers: W.
     """
 
@@ -48,9 +50,16 @@ class Accumulators:
         self._own: dict[str, Tensor] = {
             name: optimizer.state[table]["sum"] for name, table in tables.items()
         }
-        self._agreed = {name: own_V / num_workers for name, own_V in self._own.items()}
+        self._agreed = {name: own_V.clone() for name, own_V in self._own.items()}
+        for own_V in self._own.values():
+            own_V.mul_(num_workers)
         self._counted = {name: own_V.clone() for name, own_V in self._own.items()}
         """Of this worker's piles, what the others know of."""
+
+    def hand_over(self) -> None:
+        """Let the optimiser's piles be the agreed ones; what the others do not know is dropped."""
+        for name, own_V in self._own.items():
+            own_V.copy_(self._agreed[name])
 
     def growth(self, name: str, ids_O: Tensor) -> Tensor:
         """By how much this worker's piles have grown since it was last asked, `[O]`."""

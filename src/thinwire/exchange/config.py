@@ -109,6 +109,11 @@ class ExchangeConfig:
             if not getattr(self, name) >= 0:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 0 or more")
 
+    def flushes(self, workers: int) -> bool:
+        """Whether an evaluation or a save changes the numbers, as `Exchange.settle` has to bring in
+        what is under way."""
+        return workers > 1 and (self.kind == "periodic" or (self.kind == "sync" and self.delay > 0))
+
     def draw(self, step: int, worker: int, workers: int) -> int:
         """The number of the vocabulary draw for this step of a worker.
 

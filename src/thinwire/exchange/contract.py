@@ -89,8 +89,16 @@ class Exchange(ABC):
         """Make the parameters at hand those that all workers agree on, before they are read."""
 
     @abstractmethod
+    def merge_optimizers(self) -> None:
+        """After `flush`: make the optimisers' state that of one worker with all the text.
+
+        It is then the same on all workers, and any exchange of any number of workers may go on from
+        it. So does this one.
+        """
+
+    @abstractmethod
     def state(self) -> ExchangeState:
-        """What `load_state` needs to go on; taken after `flush`."""
+        """What `load_state` needs to go on; taken after `flush` and `merge_optimizers`."""
 
     @abstractmethod
     def load_state(self, step: int, state: ExchangeState) -> None:

@@ -88,6 +88,9 @@ class Local(Exchange):
         """Pay the weight decay that untouched rows owe."""
         self.row_optimizer.flush()
 
+    def merge_optimizers(self) -> None:
+        """Nothing to do: there is one worker."""
+
     def state(self) -> ExchangeState:
         """Nothing: the optimisers' state is the run's."""
         return ExchangeState()

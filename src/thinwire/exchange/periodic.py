@@ -7,11 +7,11 @@ interval of `local_steps` steps, so that the link is used evenly. A fragment's t
 1. **Send.** Each worker takes note of the tables' rows that have changed since they were last sent,
    and of the blocks', and sends how far they are from the anchor. The local steps go on meanwhile.
 2. **Outer step**, when the next fragment's turn comes. The workers' steps on a row become one as
-   `accumulators.py` says, where rows are Adagrad's; with other optimisers the mean is taken over
-   the workers that changed the row. Of a block it is the mean, times sqrt(W) where its optimiser
-   normalises: a worker divides its steps by the deviation of a gradient of its own text, which is
-   so much larger than that of all text. The outcome is applied to the anchor as a gradient, by SGD
-   with Nesterov momentum.
+   `accumulators.py` says, where rows are Adagrad's with one number a row. Where another optimiser
+   normalises, the workers' steps on a row or a block come to their sum divided by sqrt(W): a worker
+   divides its steps by the deviation of a gradient of its own text, which is so much larger than
+   that of all text. Without normalising it is the mean, for a row over the workers that changed it.
+   The outcome is applied to the anchor as a gradient, by SGD with Nesterov momentum.
 3. **Catch up.** Each worker moves its copy by as much as the agreed value differs from the one it
    sent, which is the outer step in place of its own; what it has learnt since stays, to be sent the
    next time.
@@ -36,6 +36,7 @@ from thinwire.exchange.coded import CodedCollective, joined
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange, ExchangeState, nothing
 from thinwire.exchange.local import Local
+from thinwire.exchange.worker_scale import merge, normalises, spread
 from thinwire.optim.decay import SUM as DECAY_SUM
 from thinwire.optim.decay import mark_paid_until
 from thinwire.optim.rows import add, column, read, write
@@ -92,8 +93,10 @@ class Periodic(Exchange):
             name: p.detach() for name, p in {**updater.tables, **updater.blocks}.items()
         }
         self._exact = make_codec("fp32")
-        normalises = not isinstance(updater.dense_optimizer, torch.optim.SGD)
-        self._block_rate = collective.size**0.5 if normalises else 1.0
+        root = collective.size**-0.5
+        self._block_rate = root if normalises(updater.dense_optimizer) else 1 / collective.size
+        self._row_rate = root if normalises(updater.row_optimizer) else None
+        """What the sum of a row's steps is multiplied by; None: their mean is taken."""
         self._accumulators: Accumulators | None = None
         self._anchor: dict[str, Tensor] = {}
         self._momentum: dict[str, Tensor] = {}
@@ -157,6 +160,18 @@ class Periodic(Exchange):
             self._anchor[name].copy_(table.detach())
         self._flushed = True
 
+    def merge_optimizers(self) -> None:
+        """See `Exchange`; the next step begins as a resumed run does."""
+        if not self._anchor:  # no step has been made from one worker's state yet
+            return
+        updater = self.updater
+        if self._accumulators is not None:
+            self._accumulators.hand_over()
+        else:
+            merge(updater.row_optimizer, updater.tables, self.collective)
+        merge(updater.dense_optimizer, updater.blocks, self.collective)
+        self._anchor, self._accumulators = {}, None
+
     def state(self) -> ExchangeState:
         """The outer momentum."""
         return ExchangeState(shared=self._momentum)
@@ -166,14 +181,20 @@ class Periodic(Exchange):
         self._step, self._flushed = step, True
         self._anchor, self._changed, self._turn = {}, {}, None
         self._accumulators = None
-        self._momentum = {name: value.clone() for name, value in state.shared.items()}
+        self._momentum = {
+            name: value.to(self._parameters[name].device, copy=True)
+            for name, value in state.shared.items()
+        }
 
     def _begin(self) -> None:
-        """Every worker has the same parameters and accumulators now."""
+        """Every worker has the same parameters now, and one worker's optimiser state."""
         self._anchor = {name: value.clone() for name, value in self._parameters.items()}
-        rows = self.updater.row_optimizer
+        W, rows = self.collective.size, self.updater.row_optimizer
+        spread(self.updater.dense_optimizer, W)
         if isinstance(rows, RowAdagrad):
-            self._accumulators = Accumulators(self.updater.tables, rows, self.collective.size)
+            self._accumulators = Accumulators(self.updater.tables, rows, W)
+        else:
+            spread(rows, W)
 
     def _fragment_after(self, step: int) -> int | None:
         """The fragment whose turn comes after so many steps, if any."""
@@ -268,7 +289,7 @@ class Periodic(Exchange):
                     mark_paid_until(state, at, turn.decay_sums[name])
         for name, delta_B in zip(self.updater.blocks, summed, strict=True):
             parameter, at = self._parameters[name], self._all_ids(name, turn.fragment)
-            mean_B = delta_B.to(parameter.device) * (self._block_rate / self.collective.size)
+            mean_B = delta_B.to(parameter.device) * self._block_rate
             self._take(name, at, self._outer_step(name, at, mean_B))
             add(parameter, at, turn.steps[name])
 
@@ -291,6 +312,8 @@ class Periodic(Exchange):
         )
         for place_O, part in zip(places, parts, strict=True):
             add(total_R, place_O, part.deltas[name])
+        if self._row_rate is not None:
+            return total_R.mul_(self._row_rate)
         visits_R = torch.cat(places).bincount(minlength=len(ids_R))
         return total_R.div_(column(visits_R, total_R))
 

@@ -238,6 +238,9 @@ class Sync(Exchange):
             self._apply([self._late.popleft()])
         self.updater.flush()
 
+    def merge_optimizers(self) -> None:
+        """Nothing to do: all workers see the merged gradient."""
+
     def state(self) -> ExchangeState:
         """The hidden gradients that wait, and what is known of them."""
         return ExchangeState(shared=self._hidden.piles, own=self._hidden.waiting)

@@ -205,9 +205,9 @@ class Serving(ServingLoop):
     def _loop(self) -> None:
         job = self.job
         with job.clock.paused():  # it runs from the first step on
-            while self.server.all_wait and not job.stop_asked and job.progress() < 1.0:
+            while self.server.all_wait and not job.stop_asked and not job.over:
                 self._turn_among_servers()
-        while not job.stop_asked and job.progress() < 1.0:
+        while not job.stop_asked and not job.over:
             self._turn_among_servers()
             # Intervals of 0 mean every step, and not every turn.
             if not self._counted:
@@ -231,7 +231,7 @@ class Serving(ServingLoop):
         asked = job.stop_asked
         with job.clock.paused():
             if not self.server.stopped:
-                self.server.stop("it was interrupted" if asked else "its budget is spent")
+                self.server.stop("it was interrupted" if asked else self._why_over())
             self.part()
             self._report()
             self.shard.flush()
@@ -246,6 +246,10 @@ class Serving(ServingLoop):
         job.stop_asked = asked
         job.wire = self._wire(self._all_staleness)
         job.end()
+
+    def _why_over(self) -> str:
+        job = self.job
+        return "its budget is spent" if job.progress() >= 1.0 else f"there was {job.why_over}"
 
     def close(self) -> None:
         """Shut the listener."""

@@ -258,6 +258,18 @@ class Checkpoints:
             f"(steps: {_listing(steps)})."
         )
 
+    def load_best(self) -> Checkpoint | None:
+        """The newest whole step that was saved as the best; None if there is none.
+
+        Damaged ones are named on the console, and from then on are not the best.
+        """
+        while (step := self.best) is not None:
+            try:
+                return self._load_whole(step)
+            except _Damaged as damage:
+                self._warn(f"step {step}, the best, is damaged and passed over: {damage}.")
+        return None
+
     def _load_exactly(self, step: int, steps: list[int]) -> Checkpoint:
         if step not in steps:
             raise UserError(f"{self.run} holds no step {step}, only: {_listing(steps)}.")

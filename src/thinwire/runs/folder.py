@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from thinwire.config import RunConfig, read_toml, toml_section
+from thinwire.config import RunConfig, RunSettings, read_toml, toml_section
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError, may_not_read
 from thinwire.files import write_whole
@@ -42,6 +42,8 @@ class RunFolder:
     fingerprint: str
     unk_id: int | None
     eos_id: int
+    budget_before: RunSettings | None = None
+    """Of a run that is resumed: what it was to train for."""
 
     def __post_init__(self) -> None:
         try:
@@ -206,4 +208,6 @@ def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
             f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, "
             f"not {config.run.seed}"
         )
-    return replace(folder, config=config, data=corpus.path.resolve())
+    return replace(
+        folder, config=config, data=corpus.path.resolve(), budget_before=folder.config.run
+    )

@@ -6,17 +6,15 @@ report, evaluate and save when that is due.
 
 from __future__ import annotations
 
-import os
-import platform
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from math import isfinite, log
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from thinwire import __version__
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus, unknown_sentence
 from thinwire.errors import UserError
@@ -25,20 +23,20 @@ from thinwire.language_model import LanguageModel
 from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.schedules import Schedule
 from thinwire.optim.state import load_named_state, named_state
+from thinwire.runs.budget_change import budget_sentences
 from thinwire.runs.checkpoints import Checkpoint, Checkpoints
-from thinwire.runs.clock import Budget, Clock, Every
+from thinwire.runs.clock import Budget, Clock
+from thinwire.runs.due import Due
 from thinwire.runs.evaluation import Evaluation, evaluate
 from thinwire.runs.folder import RunFolder, load_parameters
 from thinwire.runs.metrics import Averages, MetricsWriter
+from thinwire.runs.opening import start_values, summary
 from thinwire.runs.progress import TrainingDisplay, wire_sentence
 
 # A smoothed loss so far above its lowest value will not come back; 2 nats are a factor of 7 in
 # perplexity.
 EXPLODED_NATS = 2.0
 SMOOTHING_STEPS = 100
-# A plateau schedule under a budget of tokens or epochs evaluates so often in a run: the clock must
-# not steer the numbers there.
-PLATEAU_EVALUATIONS = 20
 
 
 class Run:
@@ -85,6 +83,9 @@ class Run:
         self.tokens = 0
         self.epochs = 0.0
         self.best_ppl = float("inf")
+        """Of the best step that has been saved."""
+        self.num_worse = 0
+        """Evaluations since the last new best."""
         self.smoothed_loss = log(self.model.vocab_size)
         self.lowest_loss = self.smoothed_loss
         self.stop_asked = self._said_unknown = False
@@ -106,6 +107,23 @@ class Run:
     def spent_for_certain(self) -> bool:
         """Whether tokens or epochs have spent the budget, which every worker counts alike."""
         return self.budget.progress(**self._spent() | {"seconds": 0.0}) >= 1.0
+
+    @property
+    def out_of_patience(self) -> bool:
+        """Whether the last `eval.patience` evaluations have found no new best."""
+        return 0 < self.config.eval.patience <= self.num_worse
+
+    @property
+    def over(self) -> bool:
+        """Whether training has to stop: its budget is spent, or it no longer gets better."""
+        return self.out_of_patience or self.progress() >= 1.0
+
+    @property
+    def why_over(self) -> str:
+        """The reason, for the record."""
+        if self.out_of_patience and self.progress() < 1.0:
+            return f"no new best in {self.num_worse} evaluations"
+        return self.budget.reason(**self._spent())
 
     def set_rates(self, progress: float) -> None:
         """Set both optimisers' learning rates for the next step."""
@@ -165,10 +183,17 @@ class Run:
     @contextmanager
     def recording(self, *, resumed: bool) -> Iterator[None]:
         """Inside, metrics are written and progress is shown; why it ended is recorded after."""
-        self._evaluations = Every(self._eval_interval(), self._eval_clock())
-        self._saves = Every(self.config.checkpoint.every_seconds, self.clock.seconds)
+        length = self.config.data.length
+        self._due = Due(
+            self.config,
+            self.budget,
+            self.num_workers,
+            len(self.corpus.ids("train")) // length * length,
+            self.tokens,
+            self.clock.seconds,
+        )
         self.averages = Averages(self.config.metrics, self.tokens, self.clock.seconds)
-        self._evaluated_step = -1
+        self._evaluated_step, self._evaluated_ppl = -1, float("inf")
         if self.folder is None:
             self.clock.start()
             yield
@@ -194,11 +219,11 @@ class Run:
 
     def evaluation_due(self) -> bool:
         """Whether it is time to evaluate; true once each time."""
-        return self._evaluations.due(self._eval_clock())
+        return self._due.evaluation.due(self.tokens, self.clock.seconds)
 
     def save_due(self) -> bool:
         """Whether it is time to save; true once each time."""
-        return self._saves.due(self.clock.seconds)
+        return self._due.save.due(self.tokens, self.clock.seconds)
 
     @property
     def evaluated(self) -> bool:
@@ -233,10 +258,13 @@ class Run:
         )
 
     def take_evaluation(self, ppl: float, found: Evaluation | None) -> bool:
-        """Record an evaluation, steer by it, and say whether it is the best so far."""
-        self._evaluated_step = self.step
+        """Record an evaluation, steer by it, and say whether it is the best so far.
+
+        The best so far is that of the best step on disk: `save` has to follow, with `best`.
+        """
+        self._evaluated_step, self._evaluated_ppl = self.step, ppl
         best = ppl < self.best_ppl
-        self.best_ppl = min(ppl, self.best_ppl)
+        self.num_worse = 0 if best else self.num_worse + 1
         self.schedule.observe(ppl)
         if found is not None:
             self._metrics.write(
@@ -259,7 +287,7 @@ class Run:
 
     def end(self) -> None:
         """Write the last line."""
-        reason = "interrupted" if self.stop_asked else self.budget.reason(**self._spent())
+        reason = "interrupted" if self.stop_asked else self.why_over
         if self.folder is None:
             return
         self._metrics.write("end", reason=reason, step=self.step, **self._record())
@@ -269,6 +297,8 @@ class Run:
         if self.stop_asked:
             self._display.note(f"{path} has what was trained; the command with --resume goes on.")
         else:
+            if self.out_of_patience:
+                self._display.note(f"Stopped early: {reason}.")
             self._display.note(f"The model is in {path}; thinwire eval {path} scores it.")
 
     # Checkpoints
@@ -276,8 +306,16 @@ class Run:
     def save(
         self, carry: Mapping[str, Tensor], batches: Mapping[str, Any], *, best: bool = False
     ) -> None:
-        """Save this step, if it is not saved yet: `carry` and `batches` say where readers stand."""
-        if self.checkpoints is None or (self.step in self.checkpoints.steps and not best):
+        """Save this step, if it is not saved yet: `carry` and `batches` say where readers stand.
+
+        With `best`, the step that has just been evaluated is the best so far from when it is on
+        disk, and no earlier.
+        """
+        best_ppl = self._evaluated_ppl if best else self.best_ppl
+        if self.checkpoints is None:
+            self.best_ppl = best_ppl
+            return
+        if self.step in self.checkpoints.steps and not best:
             return
         parameters = {**self.tables, **self.blocks}
         self.checkpoints.save(
@@ -287,17 +325,29 @@ class Run:
                 "optimizer": self.optimizer_state(),
                 "carry": carry,
             },
-            {**self.state(), "batches": dict(batches)},
+            {**self.state(), "best_ppl": _known(best_ppl), "batches": dict(batches)},
             best=best,
         )
+        if best:
+            self.checkpoints.wait()
+            self.best_ppl = best_ppl
 
     def load(self) -> Checkpoint:
-        """Go on from the newest whole step."""
+        """Go on from the newest whole step.
+
+        Raises:
+            UserError: there is none, or the budget is smaller than before and than what is spent.
+        """
         assert self.checkpoints is not None
         saved = self.checkpoints.load()
+        # The best step on disk decides, whatever the newest one was told of it.
+        best = self.checkpoints.load_best()
+        best_ppl = None if best is None else best.state["best_ppl"]
+        saved = replace(saved, state=saved.state | {"step": saved.step, "best_ppl": best_ppl})
+        self.load_state(saved.state)
+        self._budget_changes()
         load_parameters(self.model, saved)
         self.load_optimizer_state(saved.open("optimizer"))
-        self.load_state(saved.state | {"step": saved.step})
         return saved
 
     def state(self) -> dict[str, Any]:
@@ -305,18 +355,21 @@ class Run:
         return {
             **self._record(),
             "step": self.step,
+            "epochs": self.epochs,
             "schedule": self.schedule.state_dict(),
-            "best_ppl": self.best_ppl if isfinite(self.best_ppl) else None,
+            "best_ppl": _known(self.best_ppl),
+            "num_worse": self.num_worse,
             "smoothed_loss": self.smoothed_loss,
             "lowest_loss": self.lowest_loss,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned."""
-        self.step, self.tokens = state["step"], state["tokens"]
+        self.step, self.tokens, self.epochs = state["step"], state["tokens"], state["epochs"]
         self.clock = Clock(state["seconds"], state["wall_seconds"])
         self.schedule.load_state_dict(state["schedule"])
         self.best_ppl = float("inf") if state["best_ppl"] is None else state["best_ppl"]
+        self.num_worse = state["num_worse"]
         self.smoothed_loss, self.lowest_loss = state["smoothed_loss"], state["lowest_loss"]
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -345,24 +398,12 @@ class Run:
             **self.wire,
         }
 
-    def _eval_interval(self) -> float:
-        """In seconds or, where the clock must not matter, in tokens."""
-        every, run, data = self.config.eval, self.config.run, self.config.data
-        if every.every_tokens:
-            return every.every_tokens
-        if self._evaluates_by_tokens():
-            epoch_tokens = len(self.corpus.ids("train")) // data.length * data.length
-            total = min(run.tokens or float("inf"), (run.epochs or float("inf")) * epoch_tokens)
-            return total / PLATEAU_EVALUATIONS
-        return every.every_seconds
-
-    def _evaluates_by_tokens(self) -> bool:
-        if self.config.eval.every_tokens:
-            return True
-        return self.config.optim.schedule == "plateau" and not self.budget.timed
-
-    def _eval_clock(self) -> float:
-        return self.tokens if self._evaluates_by_tokens() else self.clock.seconds
+    def _budget_changes(self) -> list[str]:
+        """Of a run that is resumed."""
+        if self.folder is None or self.folder.budget_before is None:
+            return []
+        before, now = self.folder.budget_before, self.config.run
+        return budget_sentences(before, now, self._spent(), self.folder.path)
 
     def _describe(self, resumed: bool) -> None:
         assert self.folder is not None
@@ -374,42 +415,24 @@ class Run:
                 self._display.note(
                     "Its budget is spent: a larger --seconds, --tokens or --epochs trains it on."
                 )
-        self._metrics.write(
-            "start",
-            step=self.step,
-            versions={
-                "thinwire": __version__,
-                "torch": torch.__version__,
-                "python": platform.python_version(),
-            },
-            machine={
-                "platform": platform.platform(),
-                "cores": os.cpu_count(),
-                "threads": torch.get_num_threads(),
-                "device": str(self.device),
-            },
-            workers=self.num_workers,
-            parameters=self.num_parameters,
-            config=self.config.fingerprint(),
-            data=self.folder.fingerprint,
-        )
-        self._display.note(self._summary())
-
-    def _summary(self) -> str:
-        config, limits, threads = self.config, self.budget.limits.items(), torch.get_num_threads()
+            elif self.out_of_patience:
+                self._display.note(
+                    f"It has stopped early, with {self.why_over}: a larger --eval.patience, or 0, "
+                    "trains it on."
+                )
+            for change in self._budget_changes():
+                self._display.note(change)
+        about = self.config, self.device, self.num_workers, self.num_parameters
+        start = start_values(*about, self.folder.fingerprint)
+        self._metrics.write("start", step=self.step, **start)
         num_dense = sum(p.numel() for p in self.blocks.values())
-        budget = ", ".join(f"{value:,.6g} {name}" for name, value in limits if value is not None)
-        workers = ""
-        if self.num_workers > 1:
-            exchange = config.exchange
-            workers = f"{self.num_workers} workers ({exchange.kind}, {exchange.codec}) of "
-        return (
-            f"{config.model.kind} of width {config.model.width}, "
-            f"{self.num_parameters / 1e6:.1f} M parameters ({num_dense / 1e6:.2f} M dense), "
-            f"{config.loss.kind} loss, {self.corpus.meta.vocab_size:,} words, "
-            f"{workers}{threads} thread{'s' if threads > 1 else ''} on {self.device}, "
-            f"seed {config.run.seed}; budget: {budget}"
-        )
+        words = self.corpus.meta.vocab_size
+        self._display.note(summary(*about, num_dense, words, self.budget.limits))
+
+
+def _known(ppl: float) -> float | None:
+    """A perplexity for JSON, which has no infinity."""
+    return ppl if isfinite(ppl) else None
 
 
 def _names(parameters: Mapping[str, torch.nn.Parameter]) -> dict[Tensor, str]:

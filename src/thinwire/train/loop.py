@@ -158,7 +158,7 @@ class Trainer:
     def _loop(self) -> None:
         job = self.job
         agreed = self._hear(self._tell())
-        while not agreed.stop and agreed.progress < 1.0:
+        while not (agreed.stop or agreed.progress >= 1.0 or job.out_of_patience):
             job.set_rates(agreed.progress)
             agreed = self.train_step()
             for _ in range(agreed.num_steps):
@@ -272,6 +272,7 @@ class Trainer:
         """Save this step, if it is not saved yet; the first worker writes."""
         self.exchange.flush()
         with self.job.clock.paused():
+            self.exchange.merge_optimizers()
             carry = gathered_state(self.collective, self.state or (), self.exchange.state())
             with self._barrier():
                 self.job.save(carry, self.position, best=best)

@@ -158,6 +158,9 @@ class C10d(Collective):
     def _make_group(self, store: Store, timeout: timedelta, loopback: bool) -> Any:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
+            # Otherwise NCCL's watchdog ends the process when a worker has gone; so the call that
+            # waits raises, and the roll-call can name that worker.
+            os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
             nccl: Any = dist.ProcessGroupNCCL.Options()
             nccl._timeout = timeout
             return dist.ProcessGroupNCCL(store, self.rank, self.size, nccl)
@@ -196,18 +199,18 @@ class C10d(Collective):
             ready = torch.cuda.current_stream(self.device).record_event()
 
         def run() -> T:
-            if ready is not None:
-                torch.cuda.current_stream(self.device).wait_event(ready)
             if self._failure is not None:
                 raise self._failure
             try:
+                if ready is not None:
+                    torch.cuda.current_stream(self.device).wait_event(ready)
                 with self._busy_time:
                     found = call()
+                if ready is not None:  # what NCCL finds out late, it finds out here
+                    torch.cuda.current_stream(self.device).synchronize()
             except RuntimeError as error:
                 self._failure = error
                 raise
-            if ready is not None:
-                torch.cuda.current_stream(self.device).synchronize()
             return found
 
         return turn.thread.submit(run)

@@ -1,0 +1,151 @@
+"""The optimisers of workers that step alone, at the scale of one worker that has all the text.
+
+A worker that steps alone sees the gradients of its own text. The mean of W such gradients, which is
+what one worker with all the text would see, has 1/W of their square, because its noise averages
+out. So a running square is W times as large on each of W workers as it is on one:
+
+1. **Spread**, when the workers begin to step alone: squares times W; velocities, which are made of
+   steps, divided by sqrt(W); averages stay as they are.
+2. **Merge**, when the state is to be saved: the mean over the workers, divided by W for squares and
+   multiplied by sqrt(W) for velocities.
+
+Merging what was spread gives back what it was. Both what Adagrad begins with and what it adds later
+come out right: mean_w(W A + growth_w) / W = A + sum_w growth_w / W^2, as in `adagrad_merge.py`. The
+steps of W workers, each divided by the root of such a square, come to their sum divided by sqrt(W):
+the step on the mean gradient, divided by one worker's root.
+
+Lazy averages decay while a row is not touched; they are merged after that decay. The weights with
+which RowAdam corrects a row's averages become the largest of any worker. This is exact where all
+workers touch the row at the same steps, or one of them alone.
+
+V rows of a table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from thinwire.exchange.coded import CodedCollective
+from thinwire.optim.adaptahead import AdaptAhead
+from thinwire.optim.rowadam import RowAdam
+from thinwire.optim.rows import column
+from thinwire.optim.rowwise import RowSGD
+from thinwire.optim.state import load_named_state, named_state
+from thinwire.transport.collective import Collective
+
+SQUARES = ("sum", "exp_avg_sq", "mean_square")
+VELOCITIES = ("velocity",)
+WEIGHT = "_weight"
+NONE = "none"
+SMALLEST = 1e-30
+"""The least weight to divide by: a row that was never touched has none."""
+
+
+def normalises(optimizer: Optimizer) -> bool:
+    """Whether it divides gradients by the root of a running square."""
+    return not isinstance(optimizer, (torch.optim.SGD, RowSGD))
+
+
+@torch.no_grad()
+def spread(optimizer: Optimizer, num_workers: int) -> None:
+    """Turn one worker's state into that of each of `num_workers`, in place."""
+    for state in optimizer.state.values():
+        for entry, value in state.items():
+            if entry in SQUARES:
+                value.mul_(num_workers)
+            elif entry in VELOCITIES:
+                value.div_(num_workers**0.5)
+
+
+@torch.no_grad()
+def merge(optimizer: Optimizer, parameters: Mapping[str, Tensor], collective: Collective) -> None:
+    """Turn the states of all workers into one worker's, the same on each of them.
+
+    All workers call this. The whole state crosses the wire, in fp32.
+
+    Args:
+        optimizer: this worker's.
+        parameters: all that it updates, by name.
+        collective: all workers.
+    """
+    W, names = collective.size, {parameter: name for name, parameter in parameters.items()}
+    own = named_state(optimizer, names) | _as_of_now(optimizer, names)
+    # A block that a worker has not used yet, as a cluster of the adaptive loss, has no state there.
+    everyone = collective.all_gather_json({key: _described(t) for key, t in own.items()})
+    known: dict[str, Any] = {key: about for told in everyone for key, about in told.items()}
+    parts_of: dict[str, set[str]] = {}
+    for key in known:
+        name, _, entry = key.rpartition("/")
+        parts_of.setdefault(name, set()).add(entry)
+    merged: dict[str, Tensor] = {}
+    for key in sorted(known):
+        name, _, entry = key.rpartition("/")
+        dtype, count = known[key]
+        if entry == NONE:
+            if parts_of[name] == {NONE}:
+                merged[key] = own[key]
+        elif count is not None:
+            counts = [told[key][1] for told in everyone if key in told]
+            merged[key] = torch.tensor(max(counts), dtype=getattr(torch, dtype))
+        elif entry == "last_step":  # of every row, now that its averages have decayed
+            merged[key] = torch.full_like(own[key], known[f"{name}/step"][1])
+        elif entry.endswith(WEIGHT):
+            merged[key] = _largest(collective, own[key])
+        else:
+            value = own.get(key, torch.zeros_like(parameters[name]).detach())
+            merged[key] = _mean(collective, value) * _factor(entry, W)
+    for key in merged.keys() & {k.removesuffix(WEIGHT) for k in merged if k.endswith(WEIGHT)}:
+        value = merged[key]
+        value /= column(merged[key + WEIGHT].clamp(min=SMALLEST), value)
+    load_named_state(optimizer, names, merged)
+
+
+def _as_of_now(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """Lazy averages after their decay up to now, each multiplied by its weight if it has one."""
+    found = {}
+    for group in optimizer.param_groups:
+        if isinstance(optimizer, RowAdam):
+            beta1, beta2 = group["betas"]
+            decays = {"mean": beta1, "mean_square": beta2}
+        elif isinstance(optimizer, AdaptAhead):
+            decays = {"mean_square": group["rho"], "velocity": group["momentum"]}
+        else:
+            return {}
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            age_V = (int(state["step"]) - state["last_step"]).float()
+            for entry, decay in decays.items():
+                kept_V, value = decay**age_V, state[entry]
+                if f"{entry}{WEIGHT}" in state:
+                    kept_V = kept_V * state[f"{entry}{WEIGHT}"]
+                    found[f"{names[parameter]}/{entry}{WEIGHT}"] = kept_V
+                found[f"{names[parameter]}/{entry}"] = value * column(kept_V, value)
+    return found
+
+
+def _described(tensor: Tensor) -> list[Any]:
+    """A tensor's type and, where it is a single number, that number."""
+    return [str(tensor.dtype).removeprefix("torch."), tensor.item() if tensor.ndim == 0 else None]
+
+
+def _factor(entry: str, num_workers: int) -> float:
+    """What the workers' mean is multiplied by."""
+    if entry in SQUARES:
+        return 1.0 / num_workers
+    return num_workers**0.5 if entry in VELOCITIES else 1.0
+
+
+def _mean(collective: Collective, tensor: Tensor) -> Tensor:
+    (total,) = CodedCollective(collective, "fp32", seed=0).sum([tensor.float()]).wait()
+    return total / collective.size
+
+
+def _largest(collective: Collective, weight_V: Tensor) -> Tensor:
+    own = weight_V.float().cpu().contiguous()
+    parts = collective.all_gather(own.view(torch.uint8)).wait()
+    return torch.stack([part.clone().view(torch.float32) for part in parts]).amax(0)

@@ -1,0 +1,55 @@
+"""A run that is resumed with another budget than it had: what becomes of it, in a sentence.
+
+A larger budget trains it on, and a smaller one that is not spent yet lets it end sooner; both are
+said. One that is smaller than what is spent already cannot be kept, and is refused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from thinwire.config import RunSettings
+from thinwire.errors import UserError
+from thinwire.runs.clock import Budget
+
+Change = tuple[str, float | None, float | None]
+
+
+def budget_sentences(
+    before: RunSettings, now: RunSettings, spent: Mapping[str, float], run: Path
+) -> list[str]:
+    """A sentence for each limit that has changed.
+
+    Args:
+        before: the run's settings as they were.
+        now: as they are to be.
+        spent: seconds, tokens and epochs, by these names.
+        run: the run folder.
+
+    Raises:
+        UserError: a changed limit is smaller than what is spent.
+    """
+    sentences = []
+    for name, old, new in _changes(before, now):
+        if new is not None and new < spent[name]:
+            raise UserError(
+                f"--{name} is {_said(new)}, but {run} has trained for {_said(spent[name])} {name} "
+                "already: a resumed run's budget includes what is spent, so give a larger one"
+            )
+        sentences.append(
+            f"Its budget in {name} was {_said(old)} and is now {_said(new)}; "
+            f"{_said(spent[name])} are spent."
+        )
+    return sentences
+
+
+def _changes(before: RunSettings, now: RunSettings) -> Iterator[Change]:
+    old, new = Budget(before).limits, Budget(now).limits
+    for name, limit in new.items():
+        if limit != old[name]:
+            yield name, old[name], limit
+
+
+def _said(limit: float | None) -> str:
+    return "unlimited" if limit is None else f"{limit:,.6g}"
