@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
@@ -211,8 +211,7 @@ def _require_not_negative(section: str, settings: object, *names: str) -> None:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    wanted = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    for kind in wanted:
+    for kind in _kinds(hint):
         if get_origin(kind) is Literal:
             if value in get_args(kind):
                 return value
@@ -220,9 +219,19 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return value
         elif kind is float and type(value) is int:
             return float(value)
-    choices = [choice for kind in wanted for choice in get_args(kind)]
-    words = f"one of {', '.join(choices)}" if choices else _TYPES[wanted[0]]
-    raise UserError(f"{where} is {value!r}, and must be {words}")
+    raise UserError(f"{where} is {value!r}, and must be {in_words(hint)}")
+
+
+def in_words(hint: Any) -> str:
+    """What a value of this type is: "a whole number", "one of text, line"."""
+    kinds = _kinds(hint)
+    choices = [choice for kind in kinds for choice in get_args(kind)]
+    return f"one of {', '.join(choices)}" if choices else _TYPES.get(kinds[0], "a value")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that a union is of, or the one type; `Literal[...] | None` is a `Union`."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _toml(value: Any) -> str:
