@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from thinwire.config import RunConfig
 from thinwire.console import console
 from thinwire.data.corpus import Corpus
@@ -41,7 +43,7 @@ def planned(
 
         def told(sentence: str) -> None:
             if status is not None:
-                status.update(sentence)
+                status.update(Text(sentence))
             elif not team.rank:
                 console.print(sentence)
 
