@@ -40,20 +40,20 @@ class RunSettings:
     """Budget, randomness and machine."""
 
     seconds: Annotated[float | None, Parameter(name=("--seconds", "--run.seconds"))] = None
-    """Train for so many seconds, evaluation and saving not counted. [default: 600 if no other
-    budget is given]"""
+    """Training budget in seconds, without evaluation and saving. [default: 600 if no other budget
+    is given]"""
     tokens: Annotated[int | None, Parameter(name=("--tokens", "--run.tokens"))] = None
-    """Train on so many tokens."""
+    """Training budget in tokens, over all workers."""
     epochs: Annotated[float | None, Parameter(name=("--epochs", "--run.epochs"))] = None
-    """Train for so many passes over the training split."""
+    """Training budget in passes over the training split."""
     seed: Annotated[int, Parameter(name=("--seed", "--run.seed"))] = 1
-    """Everything random follows from it."""
+    """Seed of everything random in the run."""
     threads: Annotated[int, Parameter(name=("--threads", "--run.threads"))] = 0
-    """Compute threads of each worker; 0: the cores, shared out evenly."""
+    """Compute threads of each worker. 0: the cores are divided evenly among the workers."""
     workers: Annotated[int, Parameter(name=("--workers", "--run.workers"))] = 1
-    """Workers on this machine; under torchrun its own number counts."""
+    """Number of workers on this machine. Under torchrun, torchrun sets it."""
     device: Annotated[Device, Parameter(name=("--device", "--run.device"))] = "auto"
-    """Where to compute; auto: CUDA where there is one, else the CPU."""
+    """Where to compute. auto: CUDA if there is a GPU, else the CPU."""
 
     def __post_init__(self) -> None:
         for name in ("seconds", "tokens", "epochs"):
@@ -77,9 +77,9 @@ class EvalSettings:
     every_seconds: float = 60.0
     """Seconds of training between evaluations."""
     every_tokens: int = 0
-    """If above 0: training tokens between evaluations, instead of seconds."""
+    """Training tokens between evaluations. 0: every_seconds applies."""
     tokens: int = 50_000
-    """Validation tokens scored each time, spread over the split; 0: all."""
+    """Validation tokens scored in each evaluation, spread evenly over the split. 0: all."""
 
     def __post_init__(self) -> None:
         _require_not_negative("eval", self, "every_seconds", "every_tokens", "tokens")
@@ -90,9 +90,9 @@ class CheckpointSettings:
     """Saving."""
 
     every_seconds: float = 300.0
-    """Seconds of training between saves; a final one is always made."""
+    """Seconds of training between checkpoints. The final state is always saved."""
     keep: int = 2
-    """How many of the newest steps stay, beside the best."""
+    """Number of newest checkpoints to keep; the best one is kept too."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -107,9 +107,9 @@ class MetricsSettings:
     every_seconds: float = 5.0
     """Seconds of training between `train` lines of metrics.jsonl."""
     every_steps: int = 0
-    """If above 0: steps between them, instead of seconds."""
+    """Steps between `train` lines. 0: every_seconds applies."""
     tensorboard: bool = False
-    """Also write TensorBoard files, into RUN/tensorboard (needs the tensorboard extra)."""
+    """Also write TensorBoard files to RUN/tensorboard (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
         _require_not_negative("metrics", self, "every_seconds", "every_steps")

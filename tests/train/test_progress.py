@@ -135,7 +135,7 @@ def test_the_line_that_moves_stays_one_line(width: int, monkeypatch: pytest.Monk
 
 def test_brackets_in_names_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = StringIO()
-    monkeypatch.setattr(terminal.console, "file", screen)
+    monkeypatch.setattr(terminal.console, "_file", screen)
     with terminal.progress_bar() as progress:
         progress.add_task("[bold]corpus[/bold].txt", total=1)
         terminal.console.print("[red]a.txt is held out")

@@ -126,7 +126,9 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
     for W, forecast in best.items():
         flags = f"--exchange {forecast.exchange} --codec {forecast.codec}"
         out.print(f"{W} workers: {flags}, {forecast.tokens_per_second:,.0f} tokens/s (forecast)")
-    out.print("Named is, of those within 15% of the fastest, what changes the numbers least.")
+    out.print(
+        "Among exchanges within 15% of the fastest, the one closest to single-worker results is chosen."
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -11,7 +11,7 @@ from rich.text import Text
 from thinwire.console import console
 
 CURVE_WIDTH = 24
-# Where no line can move, so many stay, at equal parts of the budget.
+# Without a terminal, print this many lines, at equal parts of the budget.
 LOG_LINES = 10
 BARS = "▁▂▃▄▅▆▇█"
 
