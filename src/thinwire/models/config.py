@@ -15,7 +15,7 @@ class ModelConfig:
     """The network between the embedding and the output layer."""
 
     kind: ModelKind = "lstm"
-    """lstm: its state carries over from batch to batch. transformer: it sees `data.length` tokens."""
+    """lstm: its state carries over from batch to batch. transformer: sees `data.length` tokens."""
     width: int = 256
     """Width of the hidden states, and of the output rows."""
     embedding_width: int = 0

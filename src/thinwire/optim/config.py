@@ -47,7 +47,7 @@ class OptimConfig:
     """adaptahead: decay of the average squared gradient."""
 
     initial_accumulator: float = 0.0
-    """adagrad and adagrad_full: initial value of the sum of squared gradients. A value above 0 makes
+    """adagrad and adagrad_full: initial value of the sum of squared gradients. Above 0 it makes
     the first steps smaller."""
 
     clip: float = 1.0
