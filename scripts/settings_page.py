@@ -14,13 +14,14 @@ from thinwire.config import RunConfig
 PAGE = Path(__file__).parents[1] / "docs/settings.md"
 HEAD = """# Settings
 
-Every setting of a run, with its default. `scripts/settings_page.py` writes this page. On the command line a
-setting is `--section.key VALUE`; in a TOML file it is a key below `[section]`. A flag that is true or false
-may stand alone (`--model.tied`), take a value (`--model.tied false`) or be negated (`--no-model.tied`).
+Every setting of a run, with its default. `scripts/settings_page.py` writes this page. On the
+command line a setting is `--section.key VALUE`; in a TOML file it is a key below `[section]`. A
+flag that is true or false may stand alone (`--model.tied`), take a value (`--model.tied false`) or
+be negated (`--no-model.tied`).
 
-Some settings have a short flag: `--seconds`, `--tokens`, `--epochs`, `--seed`, `--threads`, `--workers` and
-`--device` of `[run]`; `--exchange` (its `kind`), `--select`, `--codec` and `--check-replicas` of
-`[exchange]`.
+Some settings have a short flag: `--seconds`, `--tokens`, `--epochs`, `--seed`, `--threads`,
+`--workers` and `--device` of `[run]`; `--exchange` (its `kind`), `--select`, `--codec` and
+`--check-replicas` of `[exchange]`.
 """
 
 

@@ -127,7 +127,8 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
         flags = f"--exchange {forecast.exchange} --codec {forecast.codec}"
         out.print(f"{W} workers: {flags}, {forecast.tokens_per_second:,.0f} tokens/s (forecast)")
     out.print(
-        "Among exchanges within 15% of the fastest, the one closest to single-worker results is chosen."
+        "Among exchanges within 15% of the fastest, the one closest to single-worker results is "
+        "chosen."
     )
 
 

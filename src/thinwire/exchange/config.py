@@ -36,7 +36,7 @@ class ExchangeConfig:
     hidden_kind: HiddenKind = "feedback"
     """What happens to the rows that are not sent. feedback: they are kept and added to what is sent
     later. largest: the same, and the rows with the largest rest are sent first. unbiased: they are
-    dropped, and the rows that are sent are scaled up. feedback changes the results least."""
+    dropped, and the rows that are sent are scaled up. feedback costs least."""
     delay: int = 0
     """sync: number of steps by which the gradients of the embedding and of the hidden blocks are
     applied late. 1: the exchange overlaps with the arithmetic of the next step. 0: the results are
