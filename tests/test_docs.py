@@ -96,3 +96,16 @@ def test_the_page_of_the_benchmarks_has_their_tables() -> None:
 def test_every_page_is_in_the_menu() -> None:
     menu = re.findall(r"[\w-]+\.md", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"))
     assert sorted(menu) == [page.name for page in PAGES[1:]]
+
+
+def test_the_page_of_the_settings_is_current() -> None:
+    made = subprocess.run(
+        [sys.executable, "-c", "import settings_page; print(settings_page.page(), end='')"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT / "scripts"), *sys.path])},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert made.returncode == 0, made.stderr
+    page = (ROOT / "docs/settings.md").read_text(encoding="utf-8")
+    assert made.stdout == page, "python scripts/settings_page.py"

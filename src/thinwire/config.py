@@ -14,7 +14,7 @@ from difflib import get_close_matches
 from hashlib import blake2b
 from pathlib import Path
 from types import UnionType
-from typing import Annotated, Any, Literal, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from cyclopts import Parameter
 
@@ -40,20 +40,20 @@ class RunSettings:
     """Budget, randomness and machine."""
 
     seconds: Annotated[float | None, Parameter(name=("--seconds", "--run.seconds"))] = None
-    """Train for so many seconds, evaluation and saving not counted. [default: 600 if no other
-    budget is given]"""
+    """Training budget in seconds, without evaluation and saving. [default: 600 if no other budget
+    is given]"""
     tokens: Annotated[int | None, Parameter(name=("--tokens", "--run.tokens"))] = None
-    """Train on so many tokens."""
+    """Training budget in tokens, over all workers."""
     epochs: Annotated[float | None, Parameter(name=("--epochs", "--run.epochs"))] = None
-    """Train for so many passes over the training split."""
+    """Training budget in passes over the training split."""
     seed: Annotated[int, Parameter(name=("--seed", "--run.seed"))] = 1
-    """Everything random follows from it."""
+    """Seed of everything random in the run."""
     threads: Annotated[int, Parameter(name=("--threads", "--run.threads"))] = 0
-    """Compute threads of each worker; 0: the cores, shared out evenly."""
+    """Compute threads of each worker. 0: the cores are divided evenly among the workers."""
     workers: Annotated[int, Parameter(name=("--workers", "--run.workers"))] = 1
-    """Workers on this machine; under torchrun its own number counts."""
+    """Number of workers on this machine. Under torchrun, torchrun sets it."""
     device: Annotated[Device, Parameter(name=("--device", "--run.device"))] = "auto"
-    """Where to compute; auto: CUDA where there is one, else the CPU."""
+    """Where to compute. auto: CUDA if there is a GPU, else the CPU."""
 
     def __post_init__(self) -> None:
         for name in ("seconds", "tokens", "epochs"):
@@ -79,11 +79,11 @@ class EvalSettings:
     steer the numbers (with the plateau schedule, `eval.patience`, periodic workers or
     `exchange.delay`) come 20 times, at equal distances in tokens, instead."""
     every_tokens: int = 0
-    """If above 0: training tokens between evaluations, instead of seconds."""
+    """Training tokens between evaluations. 0: every_seconds applies."""
     tokens: int = 50_000
-    """Validation tokens scored each time, spread over the split; 0: all."""
+    """Validation tokens scored in each evaluation, spread evenly over the split. 0: all."""
     patience: int = 0
-    """Evaluations in a row without a new best perplexity after which training stops early; 0: never
+    """Evaluations in a row without a new best perplexity after which training stops early. 0: never
     stop early."""
 
     def __post_init__(self) -> None:
@@ -95,13 +95,13 @@ class CheckpointSettings:
     """Saving."""
 
     every_seconds: float = 300.0
-    """Seconds of training between saves; a final one is always made. Under a budget in tokens or
-    epochs, periodic workers and those with `exchange.delay` save 20 times, at equal distances in
-    tokens, instead."""
+    """Seconds of training between checkpoints. The final state is always saved. Under a budget in
+    tokens or epochs, periodic workers and those with `exchange.delay` save 20 times, at equal
+    distances in tokens, instead."""
     every_tokens: int = 0
-    """If above 0: training tokens between saves, instead of seconds."""
+    """Training tokens between checkpoints. 0: every_seconds applies."""
     keep: int = 2
-    """How many of the newest steps stay, beside the best."""
+    """Number of newest checkpoints to keep; the best one is kept too."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -116,9 +116,9 @@ class MetricsSettings:
     every_seconds: float = 5.0
     """Seconds of training between `train` lines of metrics.jsonl."""
     every_steps: int = 0
-    """If above 0: steps between them, instead of seconds."""
+    """Steps between `train` lines. 0: every_seconds applies."""
     tensorboard: bool = False
-    """Also write TensorBoard files, into RUN/tensorboard (needs the tensorboard extra)."""
+    """Also write TensorBoard files to RUN/tensorboard (needs the package tensorboard)."""
 
     def __post_init__(self) -> None:
         _require_not_negative("metrics", self, "every_seconds", "every_steps")
@@ -221,8 +221,7 @@ def _require_not_negative(section: str, settings: object, *names: str) -> None:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
-    wanted = get_args(hint) if isinstance(hint, UnionType) else (hint,)
-    for kind in wanted:
+    for kind in _kinds(hint):
         if get_origin(kind) is Literal:
             if value in get_args(kind):
                 return value
@@ -230,9 +229,19 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
             return value
         elif kind is float and type(value) is int:
             return float(value)
-    choices = [choice for kind in wanted for choice in get_args(kind)]
-    words = f"one of {', '.join(choices)}" if choices else _TYPES[wanted[0]]
-    raise UserError(f"{where} is {value!r}, and must be {words}")
+    raise UserError(f"{where} is {value!r}, and must be {in_words(hint)}")
+
+
+def in_words(hint: Any) -> str:
+    """What a value of this type is: "a whole number", "one of text, line"."""
+    kinds = _kinds(hint)
+    choices = [choice for kind in kinds for choice in get_args(kind)]
+    return f"one of {', '.join(choices)}" if choices else _TYPES.get(kinds[0], "a value")
+
+
+def _kinds(hint: Any) -> tuple[Any, ...]:
+    """The types that a union is of, or the one type; `Literal[...] | None` is a `Union`."""
+    return get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
 
 
 def _toml(value: Any) -> str:

@@ -15,7 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-console = Console(stderr=True, highlight=False)
+# Names of files and words of a corpus are data: square brackets in them are no markup.
+console = Console(stderr=True, highlight=False, markup=False)
 
 
 def warn(sentence: str) -> None:
@@ -26,7 +27,7 @@ def warn(sentence: str) -> None:
 def progress_bar(*columns: ProgressColumn) -> Progress:
     """A bar on standard error: description, bar, `columns` (default: m of n), time left."""
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         *(columns or (MofNCompleteColumn(),)),
         TimeRemainingColumn(),

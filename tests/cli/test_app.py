@@ -79,9 +79,9 @@ def test_version(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("argv", "sentence"),
     [
-        (["stumbel"], 'Unknown command "stumbel". Did you mean "stumble"?'),
-        (["stumble", "--widht", "3"], "Unknown option: --widht. Did you mean --width?"),
-        (["stumble", "--width", "x"], 'unable to convert "x" into int'),
+        (["stumbel"], "unknown verb: stumbel; did you mean stumble?"),
+        (["stumble", "--widht", "3"], "unknown flag: --widht; did you mean --width?"),
+        (["stumble", "--width", "x"], "--width is 'x', and must be a whole number"),
         (["train", "data", "--out"], "--out"),
         (["train", "data", "--config"], "--config"),
         (["stumble"], "[3] rows, and 4 asked for."),
@@ -166,3 +166,58 @@ def test_output_in_an_encoding_that_lacks_a_character(monkeypatch: pytest.Monkey
     app._print_in_any_encoding()
     assert app.guarded(lambda: print("caf\u00e9 \udcff")) == 0
     assert written.getvalue() == b"caf\\xe9 \\udcff\n"
+
+
+@pytest.mark.parametrize("name", app.VERBS)
+def test_help_shows_how_a_verb_is_called_and_an_example(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert app.main([name, "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert shown.startswith(f"Usage: thinwire {name}")
+    _, _, examples = shown.partition("\nExamples:\n")
+    assert f"thinwire {name}" in examples
+    panels = shown.partition("Examples:")[0].splitlines()
+    assert max(len(line) for line in panels) <= 80
+    assert "no-check_replicas" not in shown
+
+
+def test_help_of_train_has_a_panel_for_each_section(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["train", "--help"]) == 0
+    shown = capsys.readouterr().out
+    for title in ("Run", "Model", "Loss", "Data", "Optimiser", "Evaluation", "Checkpoints"):
+        assert f"╭─ {title} ─" in shown
+    for flag in ("--exchange ", "--no-model.tied", "--no-check-replicas", "--codec "):
+        assert flag in shown
+
+
+def test_help_of_plan_leaves_out_what_it_does_not_heed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["plan", "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert "--model.width" in shown and "--link" in shown
+    for flag in ("--seconds", "--eval.tokens", "--optim.lr", "--checkpoint.keep"):
+        assert flag not in shown
+
+
+def test_lists_and_what_may_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    for name, line in (
+        ("prepare", "TEXT... --out DATA [OPTIONS]"),
+        ("report", "RUN... [OPTIONS]"),
+        ("score", "RUN [FILE] [OPTIONS]"),
+    ):
+        assert app.main([name, "--help"]) == 0
+        assert f"Usage: thinwire {name} {line}\n" in capsys.readouterr().out
+
+
+def test_a_prompt_without_its_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["generate", "run", "Once upon"]) == 2
+    assert "'Once upon' is left over: a text goes after --prompt" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert app.main(["completion", shell]) == 0
+    script = capsys.readouterr().out
+    assert all(name in script for name in app.VERBS)
+    assert "model.width" in script

@@ -58,3 +58,13 @@ def _series(y: float):
     from thinwire.report.charts import Series
 
     return Series("run", 0, [Point(0.0, y)])
+
+
+def test_nce_has_an_axis_of_its_own(make_run) -> None:
+    paths = [make_run("sampled"), make_run("nce")]
+    with (paths[1] / "config.toml").open("a") as config:
+        config.write('[loss]\nkind = "nce"\n')
+    by_title = {chart.title: chart for chart in charts(read_runs(paths))}
+    assert [series.name for series in by_title["Training loss"].series] == ["sampled"]
+    assert [series.name for series in by_title["Training loss of NCE"].series] == ["nce"]
+    assert [series.colour for series in by_title["Training loss of NCE"].series] == [1]

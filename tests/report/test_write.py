@@ -47,7 +47,7 @@ def test_without_matplotlib(
     path = make_run()
     assert write_report([path]).exists()
     assert not (path / "report.png").exists()
-    assert "thinwire[plot]" in " ".join(capsys.readouterr().err.split())
+    assert "pip install matplotlib" in " ".join(capsys.readouterr().err.split())
 
 
 def test_no_run() -> None:

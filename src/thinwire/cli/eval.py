@@ -19,9 +19,9 @@ def evaluate(
     run: Path,
     /,
     *,
-    data: Path | None = None,
+    data: Annotated[Path | None, Parameter(metavar="DATA")] = None,
     split: Literal["valid", "test"] | None = None,
-    text: Annotated[str | None, Parameter(allow_leading_hyphen=True)] = None,
+    text: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="FILE")] = None,
     step: int | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
@@ -29,9 +29,10 @@ def evaluate(
 ) -> None:
     """Measure the exact perplexity of a trained model.
 
-    One average over all tokens, ends of lines included, each normalised over the whole vocabulary.
-    All words that the vocabulary lacks count as one, which may be easy to guess: without them the
-    perplexity (of known words) may be higher or lower.
+    The perplexity is one average over all tokens, ends of lines included, and each probability is
+    normalised over the whole vocabulary. Words that are not in the vocabulary count as one word,
+    `<unk>`, which may be easy to predict: the perplexity of the known words alone may be higher or
+    lower.
 
     Parameters
     ----------
@@ -40,18 +41,23 @@ def evaluate(
     data
         A data folder with the same tokenizer. Default: the one that the model was trained on.
     split
-        Which part of it. Default: valid.
+        The part of the data folder to measure. Default: valid.
     text
-        Instead of a data folder: UTF-8 text, a file or - for standard input; .gz, .xz and .zst are
-        unpacked.
+        UTF-8 text to measure instead of a data folder: a file, or - for standard input. Files that
+        end in .gz, .xz or .zst are unpacked.
     step
-        Which step of the run. Default: the one with the best validation.
+        The step of the run to load. Default: the step with the best validation.
     as_json
-        Print one JSON object, and nothing else.
+        Print one JSON object and nothing else.
     device
-        Where to compute; auto: CUDA where there is one, else the CPU.
+        Where to compute. auto: CUDA if there is a GPU, else the CPU.
     threads
-        Compute threads. Default: one for each core.
+        Number of compute threads. Default: one per core.
+
+    Examples
+    --------
+    thinwire eval run --split test
+    thinwire eval run --text other.txt --json
     """
     if text is not None and (data is not None or split is not None):
         raise UserError("--text is a text of its own: leave out --data and --split")

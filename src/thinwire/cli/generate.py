@@ -12,7 +12,7 @@ def generate(
     run: Path,
     /,
     *,
-    prompt: Annotated[str, Parameter(allow_leading_hyphen=True)] = "",
+    prompt: Annotated[str, Parameter(allow_leading_hyphen=True, metavar="TEXT")] = "",
     tokens: int = 100,
     temperature: float = 0.8,
     top_k: int = 0,
@@ -22,33 +22,38 @@ def generate(
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
 ) -> None:
-    """Write text that goes on from a prompt.
+    """Write text that continues a prompt.
 
-    It appears as it is written. Unknown words are never written.
+    The text is printed word by word. Unknown words are never written.
 
     Parameters
     ----------
     run
         A run folder.
     prompt
-        What to go on from; empty: the beginning of a line.
+        The text to continue. Default: empty, which is the beginning of a line.
     tokens
-        How many tokens to write; the end of a line is one.
+        Number of tokens to write. The end of a line counts as one.
     temperature
-        Below 1, probable words are more probable than the model says; 0: always the most probable
-        one.
+        Below 1, probable words become more probable than the model says. 0: always write the most
+        probable word.
     top_k
-        Choose among the most probable so many; 0: all.
+        Draw only from the K most probable words. 0: from all.
     top_p
-        Choose among the fewest, most probable words that hold this part of the probability.
+        Draw only from the smallest set of words whose probabilities add up to P.
     seed
-        The same seed gives the same text.
+        Seed of the random draws: the same seed gives the same text.
     step
-        Which step of the run. Default: the one with the best validation.
+        The step of the run to load. Default: the step with the best validation.
     device
-        Where to compute; auto: CUDA where there is one, else the CPU.
+        Where to compute. auto: CUDA if there is a GPU, else the CPU.
     threads
-        Compute threads. Default: one for each core.
+        Number of compute threads. Default: one per core.
+
+    Examples
+    --------
+    thinwire generate run --prompt "My lord," --tokens 60
+    thinwire generate run --temperature 0.5 --seed 3
     """
     from thinwire.inference.load import load
 

@@ -21,28 +21,35 @@ def plan(
     data: Path,
     /,
     *,
-    link: str | None = None,
-    config: Path | None = None,
+    link: Annotated[str | None, Parameter(metavar="RATE")] = None,
+    config: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     settings: Settings = RunConfig(),  # noqa: B008 (frozen)
 ) -> None:
-    """Forecast what each exchange would send and take here.
+    """Forecast bytes and speed of each exchange, here.
 
-    Trains nothing: it measures this machine for some seconds and counts in the corpus itself, for
-    the settings of `thinwire train`. --workers N plans for N workers, without it for 2, 4 and 8.
-    Started by torchrun on several machines, it measures them and the link between them.
+    Nothing is trained. It measures this machine for some seconds, counts in the corpus what the
+    workers would send, and prints one row per exchange. --workers N plans for N workers; without it
+    the plan is for 2, 4 and 8. Started by torchrun on several machines, it measures those machines
+    and the link between them. It accepts every setting of `thinwire train`; the settings below are
+    those that change the forecast.
 
     Parameters
     ----------
     data
         A data folder, made by `thinwire prepare`.
     link
-        The rate of each worker's link: 20mbit, 1gbit, ... Without it, 1gbit or, under torchrun,
-        what is measured.
+        The rate of each worker's link, for example 20mbit or 1gbit. Default: 1gbit, or, under
+        torchrun, the rate that is measured.
     config
-        Settings from a TOML file; flags go before it.
+        A TOML file with settings, in the sections named below. Flags override the file.
     as_json
         Print JSON and nothing else.
+
+    Examples
+    --------
+    thinwire plan data --workers 4 --link 100mbit
+    thinwire plan data --config run.toml --json
     """
     from thinwire.launch.auto import planned
     from thinwire.launch.start import team_size
@@ -119,7 +126,10 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
     for W, forecast in best.items():
         flags = f"--exchange {forecast.exchange} --codec {forecast.codec}"
         out.print(f"{W} workers: {flags}, {forecast.tokens_per_second:,.0f} tokens/s (forecast)")
-    out.print("Named is, of those within 15% of the fastest, what changes the numbers least.")
+    out.print(
+        "Among exchanges within 15% of the fastest, the one closest to single-worker results is "
+        "chosen."
+    )
 
 
 def _clock(seconds: float) -> str:

@@ -15,46 +15,51 @@ def prepare(
     text: Annotated[list[str], Parameter(allow_leading_hyphen=True)],
     /,
     *,
-    out: Path,
-    tokenizer: str = "word",
+    out: Annotated[Path, Parameter(metavar="DATA")],
+    tokenizer: Annotated[str, Parameter(metavar="NAME|FILE")] = "word",
     vocab_size: int | None = None,
     min_count: int | None = None,
-    vocab: Path | None = None,
-    valid: str | None = None,
-    test: str | None = None,
+    vocab: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    valid: Annotated[str | None, Parameter(metavar="FILE|FRACTION")] = None,
+    test: Annotated[str | None, Parameter(metavar="FILE|FRACTION")] = None,
     force: Annotated[bool, Parameter(negative="")] = False,
 ) -> None:
     """Turn text into a data folder of token ids.
 
-    Works in memory that does not grow with the text, on all cores; beside the folder it needs
-    four bytes a token of disk while it runs. Every line ends in the token `</s>`.
+    Memory does not grow with the text, and all cores are used. While it runs it needs 4 bytes of
+    disk per token beside the folder. Every line ends with the token `</s>`.
 
     Parameters
     ----------
     text
-        UTF-8 text: files, folders (every file below them), globs in quotes, - for standard input;
-        .gz, .xz and .zst are unpacked.
+        UTF-8 text: files, folders (every file below them), globs in quotes, or - for standard
+        input. Files that end in .gz, .xz or .zst are unpacked.
     out
         The data folder to create.
     tokenizer
         word (words, numbers and single marks), space (what white space separates, for text that is
-        tokenised already), bpe (byte-level BPE, learnt from the text), bytes, or a tokenizer.json.
+        already tokenised), bpe (byte-level BPE, learnt from the text), bytes, or a file
+        tokenizer.json.
     vocab_size
-        Most ids in all, `<unk>` and `</s>` included: the commonest words, or the size of the BPE
-        vocabulary (default there: 16384).
+        Largest number of ids, `<unk>` and `</s>` included. word and space keep the most frequent
+        words; bpe learns a vocabulary of this size (default: 16384).
     min_count
-        Words that occur less often in the training text are `<unk>` (default: 2, or 1 with
-        --vocab-size). At most 1048576 ids, unless --vocab-size says otherwise.
+        Words that occur less often than this in the training text become `<unk>`. Default: 2, or 1
+        with --vocab-size. Without --vocab-size there are at most 1048576 ids.
     vocab
-        A list of words, one a line: these get ids, and no others.
+        A file with one word per line: these words get ids, and no others.
     valid
         Text for validation (file, folder or glob), or the fraction of the lines of TEXT to hold
-        out, in runs that are spread evenly; 0 for none. Default: 0.01, or none where --test names
-        a file.
+        out, in evenly spread runs of lines; 0: none. Default: 0.01, or none if --test names a file.
     test
-        The same for the final test.
+        Text or fraction for the final test, in the same form as --valid.
     force
-        Replace the data folder, if there is one.
+        Replace the data folder if it exists.
+
+    Examples
+    --------
+    thinwire prepare book.txt --out data
+    thinwire prepare 'corpus/*.gz' --out data --vocab-size 100000 --valid 0.02
     """
     from thinwire.data.prepare import prepare as prepare_text
 

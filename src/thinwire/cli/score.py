@@ -25,24 +25,31 @@ def score(
 ) -> None:
     """Print the log-probability of each line of a text.
 
-    One line out for each line in: its natural-log probability, its tokens and its unknown words,
-    with tabs between them. Each line starts from a fresh state; its end counts as a token, so that
-    an empty line has one. Lines that come through a pipe are answered as they come.
+    For each line of the text, one line is printed: its natural log-probability, its number of
+    tokens and its number of unknown words, with tabs between them. Each line starts from a fresh
+    state. Its end counts as a token, so an empty line has one token. Lines from a pipe are answered
+    as they arrive.
 
     Parameters
     ----------
     run
         A run folder.
     file
-        UTF-8 text, a sentence a line; .gz, .xz and .zst are unpacked. Default: standard input.
+        UTF-8 text with one sentence per line. Files that end in .gz, .xz or .zst are unpacked.
+        Default: standard input.
     step
-        Which step of the run. Default: the one with the best validation.
+        The step of the run to load. Default: the step with the best validation.
     as_json
-        Print one JSON object a line, with the keys logprob, num_tokens and num_unknown.
+        Print one JSON object per line, with the keys logprob, num_tokens and num_unknown.
     device
-        Where to compute; auto: CUDA where there is one, else the CPU.
+        Where to compute. auto: CUDA if there is a GPU, else the CPU.
     threads
-        Compute threads. Default: one for each core.
+        Number of compute threads. Default: one per core.
+
+    Examples
+    --------
+    thinwire score run sentences.txt
+    echo "To be or not to be" | thinwire score run --json
     """
     from thinwire.data.sources import find_sources
     from thinwire.inference.load import load

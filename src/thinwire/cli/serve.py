@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
 
 from thinwire.cli.train import Settings
 from thinwire.config import RunConfig
@@ -12,21 +15,22 @@ def serve(
     data: Path,
     /,
     *,
-    out: Path,
-    listen: str,
-    shard: str = "0/1",
-    servers: str = "",
-    key: Path | None = None,
-    config: Path | None = None,
+    out: Annotated[Path, Parameter(metavar="RUN")],
+    listen: Annotated[str, Parameter(metavar="HOST:PORT")],
+    shard: Annotated[str, Parameter(metavar="I/N")] = "0/1",
+    servers: Annotated[str, Parameter(metavar="HOST:PORT,...")] = "",
+    key: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    config: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     resume: bool = False,
     settings: Settings = RunConfig(),  # noqa: B008 (frozen)
 ) -> None:
-    """Serve an asynchronous run: hold its parameters.
+    """Run one server of an asynchronous run.
 
-    It also keeps the record. Workers come with `thinwire work`, from any machine that has the key
-    and a copy of the data folder; they may come and go. It takes the settings and budgets of
-    `thinwire train`; --workers says for how many workers the text is cut. Ctrl+C saves and stops;
-    the same command with --resume goes on.
+    The servers hold the parameters, and server 0 keeps the run folder. Workers join with `thinwire
+    work` from any machine that has the key and a copy of the data folder; they may come and go.
+    The settings and budgets of `thinwire train` are given here; --workers is the number of parts
+    that the text is cut into, one for each worker. Ctrl+C saves a checkpoint and stops; the same
+    command with --resume continues.
 
     Parameters
     ----------
@@ -35,18 +39,24 @@ def serve(
     out
         The run folder to create.
     listen
-        HOST:PORT. 127.0.0.1 is reached from this machine alone; anything else needs --key.
+        The address to listen on. 127.0.0.1:PORT can be reached from this machine only; any other
+        address needs --key.
     shard
-        I/N: this is server I, from 0, of N, each of which holds every N-th row. Server 0 leads, and
-        alone writes to --out.
+        This is server I of N, counted from 0. Each server holds every N-th row. Server 0 leads, and
+        it alone writes to --out.
     servers
-        HOST:PORT,...: all servers in the order of their shards; server 0 of several needs it.
+        The addresses of all servers in the order of their shards, with commas between them. Server
+        0 needs it if there are several servers.
     key
-        The run's key, a file that only you may read; made if it does not exist.
+        The run's key: a file that only you may read. It is created if it does not exist.
     config
-        Settings from a TOML file, with sections named as below; flags go before it.
+        A TOML file with settings, in the sections named below. Flags override the file.
     resume
-        Go on with the run in --out, with its own settings; budgets may be raised.
+        Continue the run in --out with its own settings. Its budget may be raised.
+
+    Examples
+    --------
+    thinwire serve data --out run --listen '*:5555' --key run.key --workers 8 --seconds 3600
     """
     from thinwire.launch.parameter_server import start_server
 

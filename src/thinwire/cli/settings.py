@@ -16,13 +16,14 @@ def settings_from_files(tokens: Sequence[str]) -> tuple[Dict, ...]:
     """The settings that flags are laid over: those of --config or, resuming, of the run itself."""
     parser = ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
     # "?": that a value is missing is for the real parser to say.
-    parser.add_argument("--config", type=Path, nargs="?")
-    parser.add_argument("--out", type=Path, nargs="?")
-    parser.add_argument("--resume", action="store_true")
+    parser.add_argument("--config", nargs="?")
+    parser.add_argument("--out", nargs="?")
+    parser.add_argument("--resume", nargs="?", const="true", default="false")
     seen, _ = parser.parse_known_args(list(tokens))
-    file = seen.config
-    if file is None and seen.resume and seen.out and (seen.out / "config.toml").exists():
-        file = seen.out / "config.toml"
+    file = Path(seen.config) if seen.config else None
+    if file is None and seen.resume != "false" and seen.out:
+        own = Path(seen.out, "config.toml")
+        file = own if own.exists() else None
     if file is None:
         return ()
     sections = read_toml(file)

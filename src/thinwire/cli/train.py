@@ -10,22 +10,25 @@ from cyclopts import Parameter
 from thinwire.config import RunConfig
 
 # Flags are spelt as the keys of a settings file are, with underscores.
-Settings = Annotated[RunConfig, Parameter(name="*", name_transform=str)]
+Settings = Annotated[
+    RunConfig,
+    Parameter(name="*", name_transform=str, negative_bool=(), json_dict=False, json_list=False),
+]
 
 
 def train(
     data: Path,
     /,
     *,
-    out: Path,
-    config: Path | None = None,
+    out: Annotated[Path, Parameter(metavar="RUN")],
+    config: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     resume: bool = False,
     settings: Settings = RunConfig(),  # noqa: B008 (frozen)
 ) -> None:
     """Train a language model on a data folder.
 
-    Ctrl+C saves and stops; the same command with --resume goes on. Under torchrun this is one of
-    its workers.
+    Ctrl+C saves a checkpoint and stops; the same command with --resume continues. Started by
+    torchrun, this process is one of its workers.
 
     Parameters
     ----------
@@ -34,9 +37,15 @@ def train(
     out
         The run folder to create.
     config
-        Settings from a TOML file, with sections named as below; flags go before it.
+        A TOML file with settings, in the sections named below. Flags override the file.
     resume
-        Go on with the run in --out, with its own settings; budgets may be raised.
+        Continue the run in --out with its own settings. Its budget may be raised.
+
+    Examples
+    --------
+    thinwire train data --out run --seconds 600
+    thinwire train data --out run --seconds 1200 --resume
+    thinwire train data --out run2 --workers 4 --exchange periodic --codec int8
     """
     from thinwire.launch.start import start
 

@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
+
+from cyclopts import Parameter
 
 
 def work(
     data: Path,
     /,
     *,
-    servers: str,
-    key: Path | None = None,
+    servers: Annotated[str, Parameter(metavar="HOST:PORT,...")],
+    key: Annotated[Path | None, Parameter(metavar="FILE")] = None,
     threads: int | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] | None = None,
 ) -> None:
-    """Work for the servers of an asynchronous run.
+    """Run one worker of an asynchronous run.
 
-    Until it ends; all settings come from the servers. Ctrl+C leaves, and others take over.
+    It trains until the run ends. All settings come from the servers. Ctrl+C leaves the run, and
+    other workers take over its part of the text.
 
     Parameters
     ----------
     data
         A copy of the servers' data folder.
     servers
-        HOST:PORT,...: all servers of the run.
+        The addresses of all servers of the run, with commas between them.
     key
-        The run's key, a copy of the file that `thinwire serve` has written.
+        The run's key: a copy of the file that `thinwire serve` has written.
     threads
-        Compute threads. Default: as the run says.
+        Number of compute threads. Default: the run's setting.
     device
-        Where to compute. Default: as the run says.
+        Where to compute. Default: the run's setting.
+
+    Examples
+    --------
+    thinwire work data --servers alpha:5555 --key run.key
+    thinwire work data --servers alpha:5555,beta:5555 --key run.key --threads 4
     """
     from thinwire.launch.parameter_server import start_worker
 

@@ -13,13 +13,13 @@ class DataConfig:
     """Settings of the section `data`."""
 
     batch: int = 64
-    """Sequences a worker."""
+    """Sequences per step and worker."""
 
     length: int = 35
-    """Tokens a sequence."""
+    """Tokens per sequence."""
 
     context: Literal["text", "line"] = "text"
-    """`text`: the state runs on over lines; `line`: each line starts afresh."""
+    """text: the state carries over from line to line. line: each line starts from a fresh state."""
 
     def __post_init__(self) -> None:
         if self.batch < 1:

@@ -32,7 +32,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
-from rich.markup import escape
 from rich.progress import DownloadColumn, Progress
 
 from thinwire.console import console, progress_bar, warn
@@ -351,7 +350,7 @@ def _without(files: Sequence[Path], held_out: Iterable[Path]) -> list[Path]:
         )
     for file in files:
         if file.resolve() in held:
-            console.print(f"{escape(str(file))} is held out: not trained on", soft_wrap=True)
+            console.print(f"{file} is held out: not trained on", soft_wrap=True)
     return left
 
 

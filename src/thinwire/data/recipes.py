@@ -8,8 +8,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from thinwire.console import console
 from thinwire.data.encoders import ByteEncoder, Encoder, FileEncoder, WordEncoder
 from thinwire.data.tokenizers import (
@@ -116,8 +114,8 @@ def _words(kind: str, options: Options, num_processes: int) -> Recipe:
         words, never = read_words(options.vocab, kind)
         if never:
             console.print(
-                f"{len(never):,} of the {len(words):,} words in {escape(str(options.vocab))} can "
-                f"never occur with the tokenizer {kind}, {escape(repr(never[0]))} for one; they "
+                f"{len(never):,} of the {len(words):,} words in {options.vocab} can "
+                f"never occur with the tokenizer {kind}, {never[0]!r} for one; they "
                 "get ids all the same",
                 soft_wrap=True,
             )

@@ -22,47 +22,47 @@ class ExchangeConfig:
     """How several workers train one model; one worker alone exchanges nothing."""
 
     kind: ExchangeKind = "sync"
-    """`--exchange` for short. sync: the workers add up their gradients at every step; async: a
-    server holds the parameters, and nobody waits; periodic: local steps, then an outer step on what
-    changed; auto: what `thinwire plan` finds best for --workers on this machine."""
+    """sync: the workers add up their gradients at every step. async: servers hold the parameters,
+    and no worker waits for another. periodic: each worker takes local steps, then an outer step
+    merges the changes. auto: the exchange that `thinwire plan` finds best for --workers here."""
     select: Annotated[Select, Parameter(name=("--select", "--exchange.select"))] = "rows"
-    """What travels: the rows and blocks that a step touched, or everything (the dense baseline).
-    It changes what is sent, never what is updated."""
+    """What is sent. rows: the rows and blocks that a step touched. everything: all parameters (the
+    dense baseline). It never changes which parameters are updated."""
     codec: Annotated[CodecName, Parameter(name=("--codec", "--exchange.codec"))] = "fp32"
-    """How numbers travel: 4 bytes each, 2, 1 or half a one, the last two with a scale a row."""
+    """Encoding of values: fp32 4, bf16 2, int8 1, int4 0.5 bytes per value; int8 and int4 add one
+    scale per row."""
     hidden_fraction: float = 1.0
-    """sync and async: part of the hidden blocks' rows that travels in a step."""
+    """sync and async: fraction of the rows of the hidden blocks that is sent in one step."""
     hidden_kind: HiddenKind = "feedback"
-    """What becomes of the other rows. feedback: they are kept, and added to what travels later;
-    largest: the same, and rows with much to send go first; unbiased: they are dropped, and what
-    travels is scaled up. The first costs least."""
+    """What happens to the rows that are not sent. feedback: they are kept and added to what is sent
+    later. largest: the same, and the rows with the largest rest are sent first. unbiased: they are
+    dropped, and the rows that are sent are scaled up. feedback costs least."""
     delay: int = 0
-    """sync: what is ready last, the gradients of the embedding and of the hidden blocks, is applied
-    so many steps late. At 1 the whole exchange hides behind arithmetic, on links that carry a
-    step's bytes in a step's time; at 0 the numbers are those of one worker."""
+    """sync: number of steps by which the gradients of the embedding and of the hidden blocks are
+    applied late. 1: the exchange overlaps with the arithmetic of the next step. 0: the results are
+    those of one worker."""
     local_steps: int = 4
-    """periodic: steps between two exchanges of the same row or block."""
+    """periodic: number of steps between two exchanges of the same row or block."""
     fragments: int = 4
-    """periodic: parts of the model that are exchanged one after the other, evenly spread over the
-    interval, so that the link is in use all the time."""
+    """periodic: number of parts of the model that are exchanged in turn, evenly spread over the
+    interval, so that the link is always in use."""
     outer_lr: float = 1.0
     """periodic: learning rate of the outer step."""
     outer_momentum: float = 0.0
     """periodic: Nesterov momentum of the outer step."""
     timeout_seconds: float = 60.0
-    """The longest wait for another worker or a server."""
+    """Longest wait for another worker or a server, in seconds."""
     check_replicas: Annotated[
         bool, Parameter(name=("--check-replicas", "--exchange.check_replicas"))
     ] = False
     """sync: compare a hash of every worker's parameters at each evaluation."""
     servers: int = 1
-    """async, with --workers: servers on this machine, each of which holds every n-th row."""
+    """async with --workers: number of servers on this machine. Each holds every n-th row."""
     staleness_bound: int = 0
-    """async: a push that comes more than so many updates after its pull is dropped, and its worker
-    pulls anew; 0: none is."""
+    """async: a push is dropped if more updates than this were applied since its pull; its worker
+    then pulls again. 0: no push is dropped."""
     accumulate: int = 0
-    """async: the mean of so many pushes is applied at once, so that fewer updates come between a
-    pull and its push; 0: of a quarter of the workers, 1 at least."""
+    """async: number of pushes whose mean is applied as one update. 0: max(1, workers // 4)."""
 
     def __post_init__(self) -> None:
         for name, kinds in (

@@ -9,6 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.text import Text
+
 from thinwire.config import RunConfig
 from thinwire.console import console
 from thinwire.data.corpus import Corpus
@@ -41,7 +43,7 @@ def planned(
 
         def told(sentence: str) -> None:
             if status is not None:
-                status.update(sentence)
+                status.update(Text(sentence))
             elif not team.rank:
                 console.print(sentence)
 
@@ -51,8 +53,8 @@ def planned(
 def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> RunConfig:
     """Settings with the best exchange for `run.workers` workers on this machine.
 
-    Where they are there already, as a team, all of them call this: what counts is the link between
-    them, and what the first one finds best of the exchanges without a server.
+    Under torchrun, every worker must call this with its team: the link between them is measured,
+    and all take what the first worker finds best among the exchanges without a server.
 
     Raises:
         UserError: the workers of the team have not the same data and settings.

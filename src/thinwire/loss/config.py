@@ -15,12 +15,12 @@ class LossConfig:
     """How the next word's probability is trained."""
 
     kind: LossKind = "sampled"
-    """sampled: softmax over a sample of the vocabulary, corrected; full: exact; nce:
-    noise-contrastive estimation; adaptive: PyTorch's adaptive softmax."""
+    """sampled: corrected softmax over a sample of the vocabulary. full: exact softmax. nce:
+    noise-contrastive estimation. adaptive: PyTorch's adaptive softmax."""
     samples: int = 1000
-    """Expected number of distinct words drawn a step (targets not counted); sampled and nce."""
+    """sampled and nce: expected number of distinct words drawn per step, without the targets."""
     power: float = 1.0
-    """Words are drawn in proportion to their count raised to this power; sampled and nce."""
+    """sampled and nce: words are drawn in proportion to their count raised to this power."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(LossKind):

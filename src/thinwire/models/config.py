@@ -15,11 +15,11 @@ class ModelConfig:
     """The network between the embedding and the output layer."""
 
     kind: ModelKind = "lstm"
-    """lstm: carries its state from batch to batch; transformer: sees `data.length` tokens."""
+    """lstm: its state carries over from batch to batch. transformer: sees `data.length` tokens."""
     width: int = 256
     """Width of the hidden states, and of the output rows."""
     embedding_width: int = 0
-    """Width of the embedding rows; 0: the model's width."""
+    """Width of the embedding rows. 0: the same as `width`."""
     layers: int = 1
     """Number of layers."""
     heads: int = 4
@@ -27,7 +27,7 @@ class ModelConfig:
     tied: bool = False
     """Use the embedding rows as output rows too."""
     dropout: float = 0.0
-    """Share of units dropped on embeddings, between layers and on the output while training."""
+    """Fraction of units dropped in training: of embeddings, between layers and of the output."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ModelKind):

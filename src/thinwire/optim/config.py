@@ -48,11 +48,11 @@ class OptimConfig:
     """How parameters change: dense blocks by `kind`, embedding and output rows by `rows`."""
 
     kind: DenseKind = "adam"
-    """The optimiser of the dense blocks, those that every step touches whole."""
+    """Optimiser of the dense blocks, which every step changes as a whole."""
 
     rows: RowKind = "adagrad"
-    """The optimiser of embedding and output rows. `adagrad` keeps one number a row, `adagrad_full`
-    and `adaptahead` one or two an element, `adam` and `adamw` two an element."""
+    """Optimiser of embedding and output rows. State: adagrad one number per row, adagrad_full one
+    per element, adaptahead, adam and adamw two per element."""
 
     lr: float | None = None
     """Learning rate of the dense blocks. [default: by `model.kind` and `optim.kind`; 0.005 for an
@@ -62,8 +62,8 @@ class OptimConfig:
     """Learning rate of the rows. [default: by `optim.rows`; 0.2 for adagrad]"""
 
     weight_decay: float = 0.0
-    """Decoupled decay, as in AdamW, for the part or parts that use adamw; vectors (biases, gains)
-    are spared. Needs `kind` or `rows` to be adamw."""
+    """adamw: decoupled weight decay. Vectors (biases, gains) do not decay. Either `kind` or `rows`
+    must be adamw."""
 
     beta1: float = 0.9
     """adam and adamw: decay of the average gradient."""
@@ -78,28 +78,28 @@ class OptimConfig:
     """adaptahead: decay of the average squared gradient."""
 
     initial_accumulator: float = 0.0
-    """adagrad and adagrad_full: what the sum of squared gradients starts from; above 0 it keeps
-    the first steps small."""
+    """adagrad and adagrad_full: initial value of the sum of squared gradients. Above 0 it makes
+    the first steps smaller."""
 
     clip: float = 1.0
-    """Largest global norm of a step's gradient, a row counted once; 0 switches clipping off."""
+    """Largest global norm of a step's gradient. 0: no clipping."""
 
     schedule: ScheduleKind = "cosine"
-    """What multiplies both learning rates: nothing, a cosine over the budget, or a cut whenever the
-    validation perplexity stops falling."""
+    """Schedule of both learning rates. constant: no change. cosine: a cosine over the budget.
+    plateau: the rates are cut when the validation perplexity stops falling."""
 
     warmup_steps: int = 20
-    """Steps over which the rates rise linearly from near 0, under any schedule; in an asynchronous
-    run, steps of every worker."""
+    """Number of first steps in which the rates rise linearly from near 0, under any schedule. An
+    asynchronous run counts the steps of each worker."""
 
     final_lr_fraction: float = 0.05
-    """cosine: the part of the rate that is left at the end; plateau: the least it is cut to."""
+    """cosine: fraction of the rate at the end. plateau: smallest fraction that cuts lead to."""
 
     plateau_factor: float = 0.5
-    """plateau: what the rate is multiplied by at a cut."""
+    """plateau: factor by which a cut multiplies the rates."""
 
     plateau_patience: int = 1
-    """plateau: evaluations without a new best that are borne before a cut."""
+    """plateau: number of evaluations without a new best before a cut."""
 
     def __post_init__(self) -> None:
         for name, kinds in (("kind", DenseKind), ("rows", RowKind), ("schedule", ScheduleKind)):

@@ -97,13 +97,7 @@ def charts(runs: list[Run]) -> list[Chart]:
             marked=True,
             log=True,
         ),
-        Chart(
-            "Training loss",
-            over_tokens,
-            "loss (nats a token)",
-            [_train(run, i, "tokens", tokens, "loss") for i, run in enumerate(runs)],
-            "Nothing recorded yet.",
-        ),
+        *_losses(runs, over_tokens, tokens),
         Chart(
             "Speed",
             over_time,
@@ -128,6 +122,23 @@ def charts(runs: list[Run]) -> list[Chart]:
             )
         )
     return curves
+
+
+def _losses(runs: list[Run], over_tokens: str, tokens: Unit) -> list[Chart]:
+    """Training loss; that of NCE is a sum of binary losses, and has an axis of its own."""
+    by_nce: dict[bool, list[Series]] = {}
+    for i, run in enumerate(runs):
+        is_nce = run.settings.get("loss.kind") == "nce"
+        by_nce.setdefault(is_nce, []).append(_train(run, i, "tokens", tokens, "loss"))
+    titles = {
+        False: ("Training loss", "loss (nats a token)"),
+        True: ("Training loss of NCE", "NCE loss a token; compares with no other loss"),
+    }
+    return [
+        Chart(title, over_tokens, label, by_nce[is_nce], "Nothing recorded yet.")
+        for is_nce, (title, label) in titles.items()
+        if is_nce in by_nce
+    ]
 
 
 def _valid(run: Run, colour: int, key: str, unit: Unit) -> Series:

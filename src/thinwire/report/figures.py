@@ -82,7 +82,7 @@ def tick_label(value: float) -> str:
     return count(value) if value >= 10_000 else f"{value:,.10g}"
 
 
-def shortened(name: str, longest: int = 15) -> str:
+def shortened(name: str, longest: int = 22) -> str:
     """A name with its middle left out if it is too long for a chart."""
     half = longest // 2
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"

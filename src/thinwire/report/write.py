@@ -45,5 +45,5 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
         png.draw(curves, picture)
         console.print(Text(f"The curves as a picture: {picture}"), soft_wrap=True)
     except ImportError:
-        console.print("No picture beside it: that takes pip install 'thinwire[plot]'", markup=False)
+        console.print("No picture was written: it needs matplotlib (pip install matplotlib)")
     return out

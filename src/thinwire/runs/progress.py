@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 
 from rich.live import Live
-from rich.table import Table
 from rich.text import Text
 
 from thinwire.console import console
 
 CURVE_WIDTH = 24
-# Where no line can move, so many stay, at equal parts of the budget.
+# Without a terminal, print this many lines, at equal parts of the budget.
 LOG_LINES = 10
 BARS = "▁▂▃▄▅▆▇█"
 
@@ -54,30 +53,47 @@ class TrainingDisplay:
             self._part = part
             return
         left = seconds / progress * (1.0 - progress) if progress > 0 else 0.0
-        row = Table.grid(padding=(0, 2))
-        row.add_row(
-            f"[bold]{progress:4.0%}[/]",
-            f"{tokens / 1e6:.2f} M tokens",
-            f"{tokens_per_second:,.0f} tokens/s",
-            f"loss {loss:.3f}",
-            Text(_curve(self._losses), style="green"),
-            f"validation ppl {self._ppl:.1f}" if self._ppl else "",
-            f"{_clock(left)} left",
-        )
-        self._live.update(row)
+        parts = [
+            (Text(f"{progress:4.0%}", "bold"), 0),
+            (Text(f"{tokens / 1e6:.2f} M tokens"), 4),
+            (Text(f"{tokens_per_second:,.0f} tokens/s"), 3),
+            (Text(f"loss {loss:.3f}"), 2),
+            (Text(_curve(self._losses), "green"), 6),
+            *([(Text(f"validation ppl {self._ppl:.1f}"), 5)] if self._ppl else []),
+            (Text(f"{_clock(left)} left"), 1),
+        ]
+        self._live.update(fitted(parts, console.width))
 
     def valid(self, *, seconds: float, tokens: int, ppl: float, best: bool) -> None:
         """Print one line that stays."""
         self._ppl = ppl
         console.print(
-            f"{_clock(seconds)}  {tokens / 1e6:8.2f} M tokens  "
-            f"validation perplexity [bold]{ppl:.2f}[/]{'  best so far' if best else ''}",
+            Text.assemble(
+                f"{_clock(seconds)}  {tokens / 1e6:8.2f} M tokens  validation perplexity ",
+                (f"{ppl:.2f}", "bold"),
+                "  best so far" if best else "",
+            ),
             soft_wrap=True,
         )
 
     def note(self, sentence: str) -> None:
         """Print a sentence that stays."""
         console.print(sentence, markup=False, soft_wrap=True)
+
+
+def fitted(parts: Sequence[tuple[Text, int]], width: int) -> Text:
+    """The parts in one line, without those that find no room.
+
+    Args:
+        parts: what to show, each with its rank: the part of the highest rank is left out first.
+        width: of the terminal, in characters.
+    """
+    kept = list(parts)
+    while len(kept) > 1 and sum(part.cell_len + 2 for part, _ in kept) - 2 > width:
+        kept.remove(max(kept, key=lambda part: part[1]))
+    line = Text("  ", no_wrap=True, overflow="crop").join(part for part, _ in kept)
+    line.no_wrap, line.overflow = True, "crop"
+    return line
 
 
 def wire_sentence(wire: Mapping[str, float]) -> str:
