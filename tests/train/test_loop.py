@@ -116,7 +116,7 @@ def test_one_worker_is_plain_pytorch(
         )
 
 
-@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_learns_a_cycle_in_fifty_steps(
     kind: str, tied: bool, tmp_path: Path, tiny: Settings
