@@ -38,6 +38,10 @@ DEMANDS: dict[str, st.SearchStrategy[Any]] = {
     "run.threads": st.integers(0, 99),
     "model.width": st.integers(1, 9).map(lambda n: 16 * n),
     "model.heads": st.sampled_from([1, 2, 4, 8]),
+    "model.layers": st.integers(1, 5),
+    "model.kernel": st.integers(2, 4),
+    "model.dilation": st.integers(1, 4),
+    "model.window": st.integers(2, 99),
     "model.embedding_width": st.just(0),
     "model.dropout": FRACTION,
     "loss.kind": st.sampled_from(["sampled", "full", "nce"]),  # adaptive goes with no tied output

@@ -99,7 +99,7 @@ def densely(
     embedding_VE = parameters[EMBEDDING]
     if state is not None and batch.fresh_B is not None:
         state = restart(state, batch.fresh_B)
-    hidden_BTD, _ = model.body(F.embedding(batch.inputs_BT, embedding_VE), state, None)
+    hidden_BTD, _ = model.body(model.body.embed(embedding_VE, batch.inputs_BT), state, None)
     at = batch.targets_BT >= 0
     hidden_ND, targets_N = hidden_BTD[at], batch.targets_BT[at]
     weight_VD = embedding_VE if model.tied else parameters["output.weight"]

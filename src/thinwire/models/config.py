@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 from typing import Literal, get_args
 
 from thinwire.errors import UserError
@@ -80,11 +81,13 @@ class ModelConfig:
                 f"model.width is {self.width}, but with attention a causal_conv's width must be a "
                 f"multiple of twice its {self.heads} heads"
             )
-        reach = (self.kernel - 1) * self.dilation**self.layers
-        if reach > MAX_REACH:
+        # In floating point, for a power of large whole numbers takes for ever.
+        log_reach = log(self.kernel - 1) + self.layers * log(self.dilation)
+        if log_reach > log(MAX_REACH):
             raise UserError(
-                f"the last of {self.layers} convolutions would look {reach:,} tokens back, and "
-                f"{MAX_REACH:,} is the most: lower model.layers, model.dilation or model.kernel"
+                f"the last of {self.layers} convolutions of {self.kernel} positions would look "
+                f"more than {MAX_REACH:,} tokens back: lower model.layers, model.dilation or "
+                "model.kernel"
             )
 
     @property
