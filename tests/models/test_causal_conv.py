@@ -22,9 +22,7 @@ BOTH = pytest.mark.parametrize("window", [0, WINDOW], ids=["convolutions", "atte
 
 def body(window: int = WINDOW) -> CausalConv:
     """Parameters far from their start, where attention has no effect."""
-    made = CausalConv(
-        E, D, layers=LAYERS, kernel=KERNEL, dilation=DILATION, window=window, heads=2
-    )
+    made = CausalConv(E, D, layers=LAYERS, kernel=KERNEL, dilation=DILATION, window=window, heads=2)
     generator = torch_generator(0, "test")
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.7, generator=generator)

@@ -161,7 +161,16 @@ EACH = {"every_seconds": 0.0}
             "eval": {"every_tokens": STEP_TOKENS, "tokens": 200},
         },
     ],
-    ids=["full-sgd", "nce-adagrad", "adaptive", "adaptahead", "adamw", "causal_conv", "cosine", "plateau"],
+    ids=[
+        "full-sgd",
+        "nce-adagrad",
+        "adaptive",
+        "adaptahead",
+        "adamw",
+        "causal_conv",
+        "cosine",
+        "plateau",
+    ],
 )
 def test_every_part_resumes(
     sections: dict[str, Any], toy_data: Path, tmp_path: Path, tiny: Settings

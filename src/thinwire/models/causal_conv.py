@@ -193,12 +193,16 @@ class _Attention(nn.Module):
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, bias_BHTS: Tensor) -> Tensor:
         heads = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        return F.scaled_dot_product_attention(*heads, attn_mask=bias_BHTS).transpose(1, 2).flatten(2)
+        return (
+            F.scaled_dot_product_attention(*heads, attn_mask=bias_BHTS).transpose(1, 2).flatten(2)
+        )
 
     def _bias(self, T: int, read_B1: Tensor) -> Tensor:
         """What is added to the scores, `[B or 1, H, T, S]`: -inf where there is nothing to see."""
         P, device = self.window - 1, read_B1.device
-        distance_TS = P + torch.arange(T, device=device)[:, None] - torch.arange(P + T, device=device)
+        distance_TS = (
+            P + torch.arange(T, device=device)[:, None] - torch.arange(P + T, device=device)
+        )
         is_seen_TS = (distance_TS >= 0) & (distance_TS <= P)
         bias_HTS = (-self.slope_H[:, None, None] * distance_TS).masked_fill(~is_seen_TS, -torch.inf)
         if bool((read_B1 >= P).all()):
