@@ -7,8 +7,8 @@ Schmidhuber 2015 (arXiv 1505.00387). All positions of a batch are computed at on
    what a token contributes to the positions after it is computed once per distinct token and looked
    up (Devlin et al. 2014 do this for trained networks): over bytes, its cost hardly counts.
 2. **Blocks.** Convolution l looks at `kernel` positions, `dilation**l` apart, and a gate decides,
-   unit by unit, how much of its result replaces what came in. With the dilation equal to the kernel,
-   l blocks see each of the last `kernel**(l + 1)` tokens once.
+   unit by unit, how much of its result replaces what came in. With the dilation equal to the
+   kernel, l blocks see each of the last `kernel**(l + 1)` tokens once.
 3. **Attention**, if asked for: every position looks at itself and the `window - 1` before it; the
    score falls linearly with the distance (Press et al. 2022, arXiv 2108.12409).
 
@@ -192,10 +192,9 @@ class _Attention(nn.Module):
         return x_BTD + self.out(mixed_BTA), kept
 
     def _mix(self, query: Tensor, key: Tensor, value: Tensor, bias_BHTS: Tensor) -> Tensor:
-        heads = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
-        return (
-            F.scaled_dot_product_attention(*heads, attn_mask=bias_BHTS).transpose(1, 2).flatten(2)
-        )
+        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHTS)
+        return mixed.transpose(1, 2).flatten(2)
 
     def _bias(self, T: int, read_B1: Tensor) -> Tensor:
         """What is added to the scores, `[B or 1, H, T, S]`: -inf where there is nothing to see."""
