@@ -135,8 +135,7 @@ def test_learns_a_cycle_in_fifty_steps(
     found = losses(tmp_path / "run")
     assert len(found) == 50
     assert found[0] > 1.0 and max(found[-5:]) < 0.3
-    # A validation stream begins afresh, which training has seen in its first step alone: padding is
-    # unlike any text, so convolutions stumble there.
+    # Causal convolutions reach 1.57 tied, with a training loss near 0: perhaps the streams' starts.
     limit = 2.0 if kind == "causal_conv" else 1.3
     assert lines(tmp_path / "run", "valid")[-1]["ppl"] < limit
 
