@@ -8,9 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
-
-EXAMPLES = sorted((Path(__file__).parents[1] / "examples").glob("*.py"))
+EXAMPLES = Path(__file__).parents[1] / "examples"
 
 
 def run(example: Path) -> str:
@@ -25,7 +23,15 @@ def run(example: Path) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize("example", EXAMPLES, ids=lambda example: example.name)
-def test_runs(example: Path) -> None:
-    perplexities = [float(found) for found in re.findall(r"perplexity ([\d.]+)", run(example))]
+def test_own_loop() -> None:
+    found = re.findall(r"perplexity ([\d.]+)", run(EXAMPLES / "own_loop.py"))
+    perplexities = [float(value) for value in found]
     assert perplexities == sorted(perplexities, reverse=True) and perplexities[-1] < 3
+
+
+def test_engine_beats_the_quadratic_surface() -> None:
+    errors = re.findall(r"error ([\d.]+)", run(EXAMPLES / "engine.py"))
+    surface, network = [float(value) for value in errors[:2]], [float(e) for e in errors[2:]]
+    assert len(network) == 2
+    for of_surface, of_network in zip(surface, network, strict=True):
+        assert 0 < of_network < of_surface / 1.5

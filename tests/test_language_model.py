@@ -99,7 +99,7 @@ def densely(
     embedding_VE = parameters[EMBEDDING]
     if state is not None and batch.fresh_B is not None:
         state = restart(state, batch.fresh_B)
-    hidden_BTD, _ = model.body(F.embedding(batch.inputs_BT, embedding_VE), state, None)
+    hidden_BTD, _ = model.body(model.body.embed(embedding_VE, batch.inputs_BT), state, None)
     at = batch.targets_BT >= 0
     hidden_ND, targets_N = hidden_BTD[at], batch.targets_BT[at]
     weight_VD = embedding_VE if model.tied else parameters["output.weight"]
@@ -133,7 +133,7 @@ def close(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
 
 
 @pytest.mark.parametrize("name", BATCHES)
-@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("loss", ["sampled", "full"])
 def test_touched_rows_are_all_that_a_step_needs(
@@ -153,7 +153,7 @@ def test_touched_rows_are_all_that_a_step_needs(
                 assert not dense[table][others].any()
 
 
-@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
 def test_embeddings_narrower_than_the_model(kind: str) -> None:
     model = language_model(kind=kind, embedding_width=3)
     assert [list(t.shape) for t in model.tables().values()] == [[V, 3], [V, D], [V]]
@@ -258,7 +258,7 @@ def test_dropout_acts_in_training_and_not_in_evaluation() -> None:
     assert loss(None) == pytest.approx(-float(logprob_N.sum()), rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
 @pytest.mark.parametrize("loss", ["sampled", "full", "nce"])
 def test_untrained_it_predicts_the_unigram(kind: str, loss: str) -> None:
     model = LanguageModel(

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from thinwire.data.batches import Batch
 from thinwire.loss.adaptive import AdaptiveOutput
@@ -21,6 +20,7 @@ from thinwire.loss.full import FullSoftmax
 from thinwire.loss.nce import NCE
 from thinwire.loss.output import Output, SoftmaxOutput
 from thinwire.loss.sampled import SampledSoftmax
+from thinwire.models.causal_conv import CausalConv
 from thinwire.models.config import ModelConfig
 from thinwire.models.contract import Body, State, restart
 from thinwire.models.lstm import LSTM
@@ -167,7 +167,7 @@ class LanguageModel(nn.Module):
         batch = task.batch
         if state is not None and batch.fresh_B is not None:
             state = restart(state, batch.fresh_B)
-        x_BTE = F.embedding(task.input_rows_BT, rows[EMBEDDING])
+        x_BTE = self.body.embed(rows[EMBEDDING], task.input_rows_BT)
         hidden_BTD, after = self.body(x_BTE, state, noise)
         targets_N = batch.targets_BT >= 0
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[2])
@@ -185,13 +185,24 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def hidden(self, inputs_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Hidden states `[B, T, D]` of word ids, and the state after them; no dropout."""
-        hidden_BTD, after = self.body(self.embedding(inputs_BT), state, None)
+        x_BTE = self.body.embed(self.embedding.weight, inputs_BT)
+        hidden_BTD, after = self.body(x_BTE, state, None)
         return hidden_BTD, after
 
 
 def _body(config: ModelConfig) -> Body:
     if config.kind == "lstm":
         return LSTM(config.input_width, config.width, config.layers)
+    if config.kind == "causal_conv":
+        return CausalConv(
+            config.input_width,
+            config.width,
+            layers=config.layers,
+            kernel=config.kernel,
+            dilation=config.dilation,
+            window=config.window if config.attention else 0,
+            heads=config.heads,
+        )
     return Transformer(config.input_width, config.width, config.layers, config.heads)
 
 

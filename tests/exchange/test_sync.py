@@ -60,6 +60,11 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "lstm": {},
     "two layers with dropout": {"model": {"layers": 2, "dropout": 0.3}},
     "transformer": {"model": {"kind": "transformer"}},
+    "causal_conv": {"model": {"kind": "causal_conv"}},
+    "causal_conv of lines with dropout": {
+        "model": {"kind": "causal_conv", "dropout": 0.2, "kernel": 2, "window": 5},
+        "data": {"context": "line"},
+    },
     "transformer with dropout": {"model": {"kind": "transformer", "dropout": 0.2}},
     "tied": {"model": {"tied": True}},
     "tied full": {"model": {"tied": True}, "loss": {"kind": "full"}},

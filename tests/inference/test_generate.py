@@ -51,6 +51,7 @@ def test_how_often_it_is_drawn(temperature: float, settings: dict) -> None:
     [
         {},
         {"kind": "transformer"},
+        {"kind": "causal_conv"},
         {"context": "line"},
         {"kind": "transformer", "context": "line"},
         {"loss": "adaptive"},
@@ -69,7 +70,7 @@ def test_it_goes_on_from_the_prompt_without_unknown_words(trained, settings: dic
     assert len(ids) - 1 == 3 + 150  # the last line's end was not written
 
 
-@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
 @pytest.mark.parametrize("context", ["text", "line"])
 def test_greedy_is_the_most_probable_word_each_time(trained, kind: str, context: str) -> None:
     model = trained(kind=kind, context=context)

@@ -29,6 +29,7 @@ def run(trained, tmp_path: Path) -> Path:
         {"loss": "nce"},
         {"loss": "adaptive"},
         {"kind": "transformer"},
+        {"kind": "causal_conv"},
     ],
     ids=str,
 )

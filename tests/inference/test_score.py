@@ -49,6 +49,7 @@ def reference(trained: TrainedModel, line: str) -> Score:
         {"loss": "nce"},
         {"loss": "adaptive"},
         {"kind": "transformer"},
+        {"kind": "causal_conv"},
         {"context": "line"},
     ],
     ids=str,
@@ -64,7 +65,7 @@ def test_is_the_sum_over_positions(trained, settings: dict) -> None:
     assert found[1].num_tokens == 1  # the end of an empty line
 
 
-@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
 def test_no_score_depends_on_its_neighbours(
     trained, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ from thinwire.models.config import ModelConfig
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"kind": "gru"}, "model.kind is gru, which is none of lstm, transformer"),
+        ({"kind": "gru"}, "model.kind is gru, which is none of lstm, transformer, causal_conv"),
         ({"width": 0}, "model.width is 0, and must be 1 or more"),
         ({"layers": 0}, "model.layers is 0, and must be 1 or more"),
         ({"heads": -1}, "model.heads is -1, and must be 1 or more"),
@@ -19,6 +19,11 @@ from thinwire.models.config import ModelConfig
         ({"dropout": 1.0}, r"model.dropout is 1.0, but it must lie in \[0, 1\)"),
         ({"dropout": float("nan")}, "model.dropout is nan"),
         ({"tied": True, "embedding_width": 8}, "embedding_width is 8 and model.width 256"),
+        ({"kernel": 1}, "model.kernel is 1, and must be 2 or more"),
+        ({"dilation": 0}, "model.dilation is 0, and must be 1 or more"),
+        ({"window": 1}, "model.window is 1, and must be 2 or more"),
+        ({"kind": "causal_conv", "width": 12}, "width is 12, .* twice its 4 heads"),
+        ({"kind": "causal_conv", "layers": 7}, "look more than 16,384 tokens"),
         ({"kind": "transformer", "width": 12}, "width is 12, .* twice its 4 heads"),
     ],
 )

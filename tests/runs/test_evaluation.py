@@ -79,7 +79,7 @@ def test_is_what_ten_lines_find(loss: str, tied: bool) -> None:
     assert found.bits_per_character(1000) == pytest.approx(sum(expected) / log(2) / 1000, rel=1e-5)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
 @pytest.mark.parametrize("context", ["text", "line"])
 def test_depends_on_no_batch_and_no_chunk(
     kind: str, context: str, monkeypatch: pytest.MonkeyPatch

@@ -159,13 +159,23 @@ EACH = {"every_seconds": 0.0}
         {"loss": {"kind": "adaptive"}, "model": {"width": 64}},
         {"optim": {"kind": "adaptahead", "rows": "adaptahead", "row_lr": 0.01}},
         {"optim": {"kind": "adamw", "rows": "adamw", "weight_decay": 0.1}},
+        {"model": {"kind": "causal_conv", "layers": 2, "dropout": 0.2, "window": 9}},
         {"optim": {"schedule": "cosine", "warmup_steps": 30}},
         {
             "optim": {"schedule": "plateau", "plateau_patience": 0, "lr": 0.1, "row_lr": 1.0},
             "eval": {"every_tokens": STEP_TOKENS, "tokens": 200},
         },
     ],
-    ids=["full-sgd", "nce-adagrad", "adaptive", "adaptahead", "adamw", "cosine", "plateau"],
+    ids=[
+        "full-sgd",
+        "nce-adagrad",
+        "adaptive",
+        "adaptahead",
+        "adamw",
+        "causal_conv",
+        "cosine",
+        "plateau",
+    ],
 )
 def test_every_part_resumes(
     sections: dict[str, Any], toy_data: Path, tmp_path: Path, tiny: Settings

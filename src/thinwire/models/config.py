@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import log
 from typing import Literal, get_args
 
 from thinwire.errors import UserError
 
-ModelKind = Literal["lstm", "transformer"]
+ModelKind = Literal["lstm", "transformer", "causal_conv"]
+
+# Convolutions carry their past inputs: a longer past than this is a mistake in the settings.
+MAX_REACH = 1 << 14
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,15 +19,24 @@ class ModelConfig:
     """The network between the embedding and the output layer."""
 
     kind: ModelKind = "lstm"
-    """lstm: its state carries over from batch to batch. transformer: sees `data.length` tokens."""
+    """lstm and causal_conv: carry their state from batch to batch; transformer: sees `data.length`
+    tokens."""
     width: int = 256
     """Width of the hidden states, and of the output rows."""
     embedding_width: int = 0
     """Width of the embedding rows. 0: the same as `width`."""
     layers: int = 1
-    """Number of layers."""
+    """Number of layers; causal_conv: highway convolutions after the one that reads the tokens."""
     heads: int = 4
-    """Attention heads of a transformer."""
+    """Attention heads of a transformer or a causal_conv."""
+    kernel: int = 4
+    """causal_conv: positions that a convolution looks at, its own the last."""
+    dilation: int = 4
+    """causal_conv: growth of the distance between those positions from layer to layer."""
+    attention: bool = True
+    """causal_conv: attend to earlier positions of the stream after the convolutions."""
+    window: int = 128
+    """causal_conv: positions that the attention sees, its own the last."""
     tied: bool = False
     """Use the embedding rows as output rows too."""
     dropout: float = 0.0
@@ -34,7 +47,15 @@ class ModelConfig:
             raise UserError(
                 f"model.kind is {self.kind}, which is none of {', '.join(get_args(ModelKind))}"
             )
-        for name, least in (("width", 1), ("layers", 1), ("heads", 1), ("embedding_width", 0)):
+        for name, least in (
+            ("width", 1),
+            ("layers", 1),
+            ("heads", 1),
+            ("embedding_width", 0),
+            ("kernel", 2),
+            ("dilation", 1),
+            ("window", 2),
+        ):
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"model.{name} is {value}, and must be {least} or more")
@@ -49,6 +70,24 @@ class ModelConfig:
             raise UserError(
                 f"model.width is {self.width}, but a transformer's width must be a multiple of "
                 f"twice its {self.heads} heads"
+            )
+
+        if self.kind == "causal_conv":
+            self._check_convolutions()
+
+    def _check_convolutions(self) -> None:
+        if self.attention and self.width % (2 * self.heads):
+            raise UserError(
+                f"model.width is {self.width}, but with attention a causal_conv's width must be a "
+                f"multiple of twice its {self.heads} heads"
+            )
+        # In floating point, for a power of large whole numbers takes for ever.
+        log_reach = log(self.kernel - 1) + self.layers * log(self.dilation)
+        if log_reach > log(MAX_REACH):
+            raise UserError(
+                f"the last of {self.layers} convolutions of {self.kernel} positions would look "
+                f"more than {MAX_REACH:,} tokens back: lower model.layers, model.dilation or "
+                "model.kernel"
             )
 
     @property

@@ -1,6 +1,6 @@
 """What a model body is.
 
-B streams, T tokens, E embedding width, D width.
+B streams, T tokens, R embedding rows at hand, E embedding width, D width.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from abc import ABC, abstractmethod
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from thinwire.models.noise import Noise
 
@@ -27,6 +28,13 @@ class Body(nn.Module, ABC):
     def initialise(self, generator: torch.Generator) -> None:
         """Draw all parameters afresh."""
 
+    def embed(self, rows_RE: Tensor, ids_BT: Tensor) -> Tensor:
+        """What `forward` takes, from embedding rows and the row of each token.
+
+        Whatever follows from a token alone can be computed here, once per distinct token.
+        """
+        return F.embedding(ids_BT, rows_RE)
+
     @abstractmethod
     def forward(
         self, x_BTE: Tensor, state: State | None, noise: Noise | None
@@ -34,7 +42,7 @@ class Body(nn.Module, ABC):
         """Hidden states `[B, T, D]` and the state after the last token.
 
         Args:
-            x_BTE: embedded words.
+            x_BTE: embedded words, as `embed` returns them.
             state: where to go on from; None: afresh.
             noise: the step's dropout masks; None: no dropout (evaluation).
         """

@@ -1,0 +1,209 @@
+"""Causal convolutions with highway connections, then attention over earlier positions.
+
+After Laird & Irvin 2017 (course report), as we implement it; highways: Srivastava, Greff,
+Schmidhuber 2015 (arXiv 1505.00387). All positions of a batch are computed at once.
+
+1. **Read.** A gated convolution over the last `kernel` embedded tokens. It is linear in each, so
+   what a token contributes to the positions after it is computed once per distinct token and looked
+   up (Devlin et al. 2014 do this for trained networks): over bytes, its cost hardly counts.
+2. **Blocks.** Convolution l looks at `kernel` positions, `dilation**l` apart, and a gate decides,
+   unit by unit, how much of its result replaces what came in. With the dilation equal to the
+   kernel, l blocks see each of the last `kernel**(l + 1)` tokens once.
+3. **Attention**, if asked for: every position looks at itself and the `window - 1` before it; the
+   score falls linearly with the distance (Press et al. 2022, arXiv 2108.12409).
+
+The state holds what later positions need of earlier ones: contributions of the last tokens, the
+inputs of each convolution, keys and values. So the cut between two batches changes no hidden state,
+and a token is generated at the cost of one position. Gradients do not cross the cut.
+
+B streams, T tokens, R distinct tokens, E embedding width, D width, K taps of a convolution,
+P past positions, S = P + T, H heads, A width of the attention.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from thinwire.models.contract import Body, State
+from thinwire.models.noise import Noise
+
+# Highway gates start mostly closed, so that a deep stack starts near the identity.
+GATE_BIAS = -1.0
+# Embeddings start so small (LanguageModel) that their contributions are drawn larger.
+READ_GAIN = 4.0
+
+
+class CausalConv(Body):
+    """A reading convolution, highway convolutions and windowed attention (`window` 0: none)."""
+
+    carries_state = True
+
+    def __init__(
+        self,
+        input_width: int,
+        width: int,
+        *,
+        layers: int,
+        kernel: int,
+        dilation: int,
+        window: int,
+        heads: int,
+    ) -> None:
+        super().__init__()
+        self.width, self.kernel = width, kernel
+        self.read = nn.Linear(input_width, kernel * 2 * width, bias=False)
+        self.read_bias = nn.Parameter(torch.empty(2 * width))
+        self.layers = nn.ModuleList(
+            _Highway(width, kernel, dilation**layer) for layer in range(1, layers + 1)
+        )
+        self.attention = _Attention(width, window, heads) if window else None
+
+    @torch.no_grad()
+    def initialise(self, generator: torch.Generator) -> None:
+        """Normal with deviation 1/sqrt(fan in); what attention adds starts at zero."""
+        for name, parameter in self.named_parameters():
+            if name == "attention.out.weight":
+                parameter.zero_()
+            elif name == "read.weight":
+                fan_in = parameter.shape[1] * self.kernel
+                parameter.normal_(0.0, READ_GAIN * fan_in**-0.5, generator=generator)
+            elif parameter.dim() == 2:
+                parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
+            else:
+                parameter.zero_()
+        for layer in self.layers:
+            assert isinstance(layer, _Highway)
+            layer.convolve.bias[self.width :] = GATE_BIAS
+
+    def embed(self, rows_RE: Tensor, ids_BT: Tensor) -> Tensor:
+        """What the tokens contribute to their own and the `kernel - 1` positions after each.
+
+        Returns:
+            `[B, T + kernel - 1, 2D]`: sums by position, those after the last token included.
+        """
+        K, (B, T) = self.kernel, ids_BT.shape
+        if len(rows_RE) > ids_BT.numel():
+            distinct, ids_BT = torch.unique(ids_BT, return_inverse=True)
+            rows_RE = rows_RE[distinct]
+        # Row r * K + i: what token r contributes i positions later; the last row: nothing.
+        table = self.read(rows_RE).view(len(rows_RE) * K, 2 * self.width)
+        nothing = len(table)
+        taps_BSK = ids_BT.new_full((B, T + K - 1, K), nothing)
+        for i in range(K):
+            taps_BSK[:, i : i + T, i] = ids_BT * K + i
+        table = torch.cat([table, table.new_zeros(1, 2 * self.width)])
+        sums = F.embedding_bag(taps_BSK.view(-1, K), table, mode="sum", padding_idx=nothing)
+        return sums.view(B, T + K - 1, 2 * self.width)
+
+    def forward(
+        self, x_BTE: Tensor, state: State | None, noise: Noise | None
+    ) -> tuple[Tensor, State]:
+        """See `Body`; `x_BTE` is what `embed` returned."""
+        past = list(state) if state is not None else self._beginning(x_BTE)
+        K, after = self.kernel, []
+        reach = past.pop(0)
+        sums_BS2 = torch.cat([x_BTE[:, : K - 1] + reach, x_BTE[:, K - 1 :]], dim=1)
+        T = x_BTE.shape[1] - (K - 1)
+        after.append(sums_BS2[:, T:])
+        x_BTD = F.glu(sums_BS2[:, :T] + self.read_bias, dim=2)
+        for layer in self.layers:
+            if noise:
+                x_BTD = noise.drop(x_BTD)
+            x_BTD, kept_BPD = layer(x_BTD, past.pop(0))
+            after.append(kept_BPD)
+        if self.attention is not None:
+            if noise:
+                x_BTD = noise.drop(x_BTD)
+            x_BTD, kept = self.attention(x_BTD, past)
+            after += kept
+        if noise:
+            x_BTD = noise.drop(x_BTD)
+        return x_BTD, tuple(after)
+
+    def _beginning(self, like: Tensor) -> list[Tensor]:
+        """The state before the first token: all zero."""
+        D, B = self.width, len(like)
+        shapes = [(self.kernel - 1, 2 * D)]
+        for layer in self.layers:
+            assert isinstance(layer, _Highway)
+            shapes.append((layer.past, D))
+        zeros = [like.new_zeros(B, *shape) for shape in shapes]
+        if self.attention is not None:
+            P = self.attention.window - 1
+            A = self.attention.inner
+            zeros += [like.new_zeros(B, P, A), like.new_zeros(B, P, A), like.new_zeros(B, 1)]
+        return zeros
+
+
+class _Highway(nn.Module):
+    """A dilated causal convolution whose gate lets its input pass by it."""
+
+    def __init__(self, width: int, kernel: int, dilation: int) -> None:
+        super().__init__()
+        self.kernel, self.dilation = kernel, dilation
+        self.past = (kernel - 1) * dilation
+        self.convolve = nn.Linear(kernel * width, 2 * width)
+
+    def forward(self, x_BTD: Tensor, past_BPD: Tensor) -> tuple[Tensor, Tensor]:
+        T = x_BTD.shape[1]
+        x_BSD = torch.cat([past_BPD, x_BTD], dim=1)
+        # Taps side by side, then one matrix product: a plain linear layer on every device.
+        taps = [x_BSD[:, i * self.dilation :][:, :T] for i in range(self.kernel)]
+        candidate_BTD, gate_BTD = self.convolve(torch.cat(taps, dim=2)).chunk(2, dim=2)
+        mixed_BTD = torch.lerp(x_BTD, candidate_BTD.tanh(), gate_BTD.sigmoid())
+        return mixed_BTD, x_BSD[:, T:]
+
+
+class _Attention(nn.Module):
+    """Attention of every position over a window that ends with it, added to what came in."""
+
+    slope_H: Tensor
+
+    def __init__(self, width: int, window: int, heads: int) -> None:
+        super().__init__()
+        self.window, self.heads = window, heads
+        # Half as wide as the model: at full width a step took 1.7 times as long as without it.
+        self.inner = width // 2
+        self.query_key_value = nn.Linear(width, 3 * self.inner, bias=False)
+        self.out = nn.Linear(self.inner, width, bias=False)
+        # Press et al. 2022: a geometric series that ends at 1/256.
+        slope_H = 2.0 ** (-8.0 * torch.arange(1, heads + 1) / heads)
+        self.register_buffer("slope_H", slope_H, persistent=False)
+
+    def forward(self, x_BTD: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        """The result, and keys, values and the number of tokens read (at most `window - 1`)."""
+        past_key_BPA, past_value_BPA, read_B1 = past
+        T, P = x_BTD.shape[1], self.window - 1
+        query_BTA, key_BTA, value_BTA = self.query_key_value(x_BTD).chunk(3, dim=2)
+        key_BSA = torch.cat([past_key_BPA, key_BTA], dim=1)
+        value_BSA = torch.cat([past_value_BPA, value_BTA], dim=1)
+        mixed = []
+        # A window at a time, so that the cost of a token does not grow with the batch's length.
+        for first in range(0, T, self.window):
+            query = query_BTA[:, first : first + self.window]
+            seen = slice(first, first + query.shape[1] + P)
+            bias = self._bias(query.shape[1], first + read_B1)
+            mixed.append(self._mix(query, key_BSA[:, seen], value_BSA[:, seen], bias))
+        mixed_BTA = torch.cat(mixed, dim=1)
+        kept = [key_BSA[:, T:], value_BSA[:, T:], (read_B1 + T).clamp(max=P)]
+        return x_BTD + self.out(mixed_BTA), kept
+
+    def _mix(self, query: Tensor, key: Tensor, value: Tensor, bias_BHTS: Tensor) -> Tensor:
+        q, k, v = (x.unflatten(2, (self.heads, -1)).transpose(1, 2) for x in (query, key, value))
+        mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=bias_BHTS)
+        return mixed.transpose(1, 2).flatten(2)
+
+    def _bias(self, T: int, read_B1: Tensor) -> Tensor:
+        """What is added to the scores, `[B or 1, H, T, S]`: -inf where there is nothing to see."""
+        P, device = self.window - 1, read_B1.device
+        distance_TS = (
+            P + torch.arange(T, device=device)[:, None] - torch.arange(P + T, device=device)
+        )
+        is_seen_TS = (distance_TS >= 0) & (distance_TS <= P)
+        bias_HTS = (-self.slope_H[:, None, None] * distance_TS).masked_fill(~is_seen_TS, -torch.inf)
+        if bool((read_B1 >= P).all()):
+            return bias_HTS[None]
+        is_before_BS = torch.arange(P + T, device=device) < P - read_B1
+        return bias_HTS.masked_fill(is_before_BS[:, None, None], -torch.inf)
