@@ -80,9 +80,11 @@ class EvalSettings:
     """If above 0: training tokens between evaluations, instead of seconds."""
     tokens: int = 50_000
     """Validation tokens scored each time, spread over the split; 0: all."""
+    patience: int = 0
+    """Training ends after this many evaluations in a row without a new best; 0: never early."""
 
     def __post_init__(self) -> None:
-        _require_not_negative("eval", self, "every_seconds", "every_tokens", "tokens")
+        _require_not_negative("eval", self, "every_seconds", "every_tokens", "tokens", "patience")
 
 
 @dataclass(frozen=True, kw_only=True)

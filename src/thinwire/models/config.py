@@ -8,6 +8,7 @@ from typing import Literal, get_args
 from thinwire.errors import UserError
 
 ModelKind = Literal["lstm", "transformer"]
+AdapterPlaces = Literal["none", "output", "both"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,11 +29,27 @@ class ModelConfig:
     """Use the embedding rows as output rows too."""
     dropout: float = 0.0
     """Share of units dropped on embeddings, between layers and on the output while training."""
+    adapters: AdapterPlaces = "none"
+    """Where a trained model has adaptation layers: before the output, or (both) after the embedding
+    too. `thinwire adapt --method layers` sets this."""
+    frozen: str = ""
+    """A file of parameters that stay as they are while the adaptation layers and the output biases
+    are trained; empty: everything is trained. `thinwire adapt --method layers` sets this."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ModelKind):
             raise UserError(
                 f"model.kind is {self.kind}, which is none of {', '.join(get_args(ModelKind))}"
+            )
+        if self.adapters not in get_args(AdapterPlaces):
+            raise UserError(
+                f"model.adapters is {self.adapters}, which is none of "
+                f"{', '.join(get_args(AdapterPlaces))}"
+            )
+        if self.frozen and self.adapters == "none":
+            raise UserError(
+                "model.frozen leaves nothing to train where model.adapters is none: "
+                "`thinwire adapt --method layers` sets both"
             )
         for name, least in (("width", 1), ("layers", 1), ("heads", 1), ("embedding_width", 0)):
             value = getattr(self, name)

@@ -85,6 +85,7 @@ class Run:
         self.tokens = 0
         self.epochs = 0.0
         self.best_ppl = float("inf")
+        self.evaluations_without_best = 0
         self.smoothed_loss = log(self.model.vocab_size)
         self.lowest_loss = self.smoothed_loss
         self.stop_asked = False
@@ -99,8 +100,12 @@ class Run:
     # Budget and rates
 
     def progress(self) -> float:
-        """The part of the budget that is spent."""
-        return self.budget.progress(**self._spent())
+        """The part of the budget that is spent; all of it once patience has run out."""
+        return max(self.budget.progress(**self._spent()), float(self._out_of_patience))
+
+    @property
+    def _out_of_patience(self) -> bool:
+        return 0 < self.config.eval.patience <= self.evaluations_without_best
 
     @property
     def spent_for_certain(self) -> bool:
@@ -238,6 +243,7 @@ class Run:
         self._evaluated_step = self.step
         best = ppl < self.best_ppl
         self.best_ppl = min(ppl, self.best_ppl)
+        self.evaluations_without_best = 0 if best else self.evaluations_without_best + 1
         self.schedule.observe(ppl)
         if found is not None:
             self._metrics.write(
@@ -254,7 +260,11 @@ class Run:
 
     def end(self) -> None:
         """Write the last line."""
-        reason = "interrupted" if self.stop_asked else self.budget.reason(**self._spent())
+        reason = self.budget.reason(**self._spent())
+        if self.stop_asked:
+            reason = "interrupted"
+        elif self._out_of_patience:
+            reason = "patience spent"
         if self.folder is None:
             return
         self._metrics.write("end", reason=reason, step=self.step, **self._record())
@@ -302,6 +312,7 @@ class Run:
             "step": self.step,
             "schedule": self.schedule.state_dict(),
             "best_ppl": self.best_ppl if isfinite(self.best_ppl) else None,
+            "evaluations_without_best": self.evaluations_without_best,
             "smoothed_loss": self.smoothed_loss,
             "lowest_loss": self.lowest_loss,
         }
@@ -312,6 +323,7 @@ class Run:
         self.clock = Clock(state["seconds"], state["wall_seconds"])
         self.schedule.load_state_dict(state["schedule"])
         self.best_ppl = float("inf") if state["best_ppl"] is None else state["best_ppl"]
+        self.evaluations_without_best = state.get("evaluations_without_best", 0)
         self.smoothed_loss, self.lowest_loss = state["smoothed_loss"], state["lowest_loss"]
 
     def optimizer_state(self) -> dict[str, Tensor]:
@@ -363,7 +375,8 @@ class Run:
         assert self.folder is not None
         if resumed:
             self._metrics.write("resume", step=self.step, **self._record())
-            place = f"step {self.step}" if self.step else "the start, as no step was saved"
+            saved = self.checkpoints is not None and self.checkpoints.newest is not None
+            place = f"step {self.step}" if saved else "the start, as no step was saved"
             self._display.note(f"Going on from {place}, in {self.folder.path}")
             if self.progress() >= 1.0:
                 self._display.note(
