@@ -156,8 +156,11 @@ class LanguageModel(nn.Module):
     def frozen(self) -> dict[str, nn.Parameter]:
         """The parameters that are not trained, by name."""
         trained = {**self.tables(), **self.blocks()}
-        everything = {**self._all_tables(), **self._all_blocks()}
-        return {name: p for name, p in everything.items() if name not in trained}
+        return {name: p for name, p in self.by_name().items() if name not in trained}
+
+    def by_name(self) -> dict[str, nn.Parameter]:
+        """All parameters, trained or not; a tied table once."""
+        return {**self._all_tables(), **self._all_blocks()}
 
     def _all_tables(self) -> dict[str, nn.Parameter]:
         tables = {EMBEDDING: self._embedding_VE}

@@ -13,6 +13,7 @@ from thinwire.errors import UserError
 from thinwire.inference.generate import Sampling, write
 from thinwire.inference.score import Score, score_lines
 from thinwire.language_model import LanguageModel
+from thinwire.train.adapter_file import AdapterFile
 from thinwire.train.checkpoints import Checkpoints
 from thinwire.train.device import find_device
 from thinwire.train.evaluation import Evaluation, Ids, evaluate
@@ -23,6 +24,7 @@ def load(
     run: Path | str,
     step: int | None = None,
     *,
+    adapter: str | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> TrainedModel:
@@ -31,6 +33,8 @@ def load(
     Args:
         run: a run folder.
         step: which of its steps; None: the one with the best validation.
+        adapter: the name of adaptation layers beside it, made by `thinwire adapt --method layers`;
+            they decide on the step.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `mps`.
         threads: compute threads of this process from now on; None: as many as PyTorch uses.
 
@@ -45,8 +49,15 @@ def load(
         torch.set_num_threads(threads)
     where = find_device(device)
     tokenizer = Tokenizer.load(folder.tokenizer_file)
-    saved = Checkpoints(folder.path).load("best" if step is None else step)
-    model = folder.load_model(saved).to(where)
+    if adapter is not None:
+        if step is not None:
+            raise UserError("an adapter goes with the step that it was trained on: name no step")
+        layers = AdapterFile.open(folder.path, adapter)
+        folder, saved = layers.on(folder)
+        model = folder.load_model(saved, layers.parameters).to(where)
+    else:
+        saved = Checkpoints(folder.path).load("best" if step is None else step)
+        model = folder.load_model(saved).to(where)
     for name, of_model, of_tokenizer in (
         ("words", model.vocab_size, tokenizer.vocab_size),
         ("for the id of the end of a line", folder.eos_id, tokenizer.eos_id),
