@@ -18,8 +18,6 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from thinwire.adapt.account import OLD_TOKENS, Account, Change, Measured, measure, measured_from
 from thinwire.adapt.begin import (
     ABOUT_FILE,

@@ -82,9 +82,7 @@ def settings(
     )
     exchange = replace(base.exchange, kind=options.exchange, codec=options.codec)
     data = replace(base.data, batch=max(1, streams // W))
-    return replace(
-        base, run=run, optim=optim, exchange=exchange, data=data, eval=evaluations
-    )
+    return replace(base, run=run, optim=optim, exchange=exchange, data=data, eval=evaluations)
 
 
 @contextmanager

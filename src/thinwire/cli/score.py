@@ -19,6 +19,7 @@ def score(
     /,
     *,
     step: int | None = None,
+    adapter: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -37,6 +38,8 @@ def score(
         UTF-8 text, a sentence a line; .gz, .xz and .zst are unpacked. Default: standard input.
     step
         Which step of the run. Default: the one with the best validation.
+    adapter
+        The name of adaptation layers made by `thinwire adapt --method layers` from this run.
     as_json
         Print one JSON object a line, with the keys logprob, num_tokens and num_unknown.
     device
@@ -49,7 +52,7 @@ def score(
     from thinwire.inference.text import read_lines
 
     sources = find_sources([file])
-    model = load(run, step, device=device, threads=threads)
+    model = load(run, step, adapter=adapter, device=device, threads=threads)
     show = _json if as_json else _columns
     for lines in read_lines(sources, wait=False):
         for found in model.score_lines(lines):

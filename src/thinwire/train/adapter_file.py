@@ -60,7 +60,7 @@ class AdapterFile:
         try:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
-                parameters = {key: file.get_tensor(key) for key in file.keys()}
+                parameters = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
             return cls(parameters, header["places"], int(header["step"]), header["checksum"])
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise UserError(f"the adapter {path} is damaged ({error})") from None
