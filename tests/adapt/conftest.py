@@ -38,7 +38,7 @@ def adapted(toy_run: Path, new_text: Path, tmp_path: Path) -> Adapt:
         texts = settings.pop("texts", [str(new_text)])
         mix = settings.pop("mix_with", None)
         resume = settings.pop("resume", False)
-        defaults = {"tokens": 4000, "threads": 1, "lr": 2e-3, "row_lr": 0.1}
+        defaults = {"tokens": 4000, "threads": 1, "lr": 0.01, "row_lr": 0.5}
         options = AdaptOptions(**{**defaults, **settings})
         return adapt(base, texts, tmp_path / name, options, mix_with=mix, resume=resume)
 

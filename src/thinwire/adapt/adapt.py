@@ -40,6 +40,7 @@ from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.inference.load import TrainedModel, load
 from thinwire.launch.start import start, under_torchrun
+from thinwire.models.config import AdapterPlaces
 from thinwire.train.adapter_file import MODEL_FILE, AdapterFile, parameters_checksum
 from thinwire.train.checkpoints import Checkpoints
 from thinwire.train.evaluation import Ids
@@ -137,6 +138,7 @@ def _begin(
     valid_ids = encode(grown, text.valid)
     before = measure(base.model, tokenizer, encode(tokenizer, text.valid), config.data)
     old_before = measure(base.model, tokenizer, old.valid.ids, config.data, OLD_TOKENS)
+    assert before is not None
     parameters = {name: p.detach() for name, p in base.model.by_name().items()}
     optimizer: dict[str, Any] = {}
     with suppress(UserError):  # a step without its optimisers' state can be adapted all the same
@@ -168,7 +170,7 @@ def _begin(
         if options.method == "layers":
             about |= _root(base, run)
             link_or_copy(_frozen_file(base, run), folder / FROZEN_FILE)
-            places = "both" if options.input_layers else "output"
+            places: AdapterPlaces = "both" if options.input_layers else "output"
             if config.model.adapters != "none":
                 places = config.model.adapters
             frozen = str(out.absolute() / FROZEN_FILE)

@@ -12,12 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
 from pathlib import Path
+from typing import get_args
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from thinwire.errors import UserError
+from thinwire.models.config import AdapterPlaces
 from thinwire.train.checkpoints import CHECKSUMS, Checkpoint, Checkpoints
 from thinwire.train.run_folder import RunFolder
 
@@ -38,7 +40,7 @@ class AdapterFile:
     """
 
     parameters: Mapping[str, Tensor]
-    places: str
+    places: AdapterPlaces
     step: int
     checksum: str
 
@@ -61,8 +63,9 @@ class AdapterFile:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
                 parameters = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            return cls(parameters, header["places"], int(header["step"]), header["checksum"])
-        except (OSError, SafetensorError, KeyError, ValueError) as error:
+            places = next(p for p in get_args(AdapterPlaces) if p == header["places"])
+            return cls(parameters, places, int(header["step"]), header["checksum"])
+        except (OSError, SafetensorError, KeyError, ValueError, StopIteration) as error:
             raise UserError(f"the adapter {path} is damaged ({error})") from None
 
     def save(self, run: Path, name: str) -> Path:
