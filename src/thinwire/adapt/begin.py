@@ -31,10 +31,9 @@ DATA_FOLDER = "data"
 STREAMS = 16
 STREAM_TOKENS = 8  # so many steps at least are in a pass over a short text
 EVALUATIONS = 12
-EVALUATIONS_A_PASS = 1
-PASSES = {"continue": 6.0, "layers": 10.0}
-LR = {"continue": 1e-3, "layers": 2e-3}
-ROW_LR = {"continue": 0.1, "layers": 0.1}
+PASSES = {"continue": 4.0, "layers": 6.0}
+LR = {"continue": 5e-4, "layers": 2e-3}
+ROW_LR = {"continue": 0.05, "layers": 0.1}
 
 
 def settings(
