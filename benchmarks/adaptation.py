@@ -1,7 +1,7 @@
 """How far does a little new text take a trained model, and what does it forget?
 
-A model of English verse is adapted to 50,000 words of the King James Bible, of which a tenth is held
-out. Both methods, with new text alone and with as much old text; the same model trained from
+A model of English verse is adapted to 50,000 words of the King James Bible, of which a tenth is
+held out. Both methods, with new text alone and with as much old text; the same model trained from
 scratch on the mixture; and new words.
 
     python benchmarks/adaptation.py [--quick] [--tokens T]
