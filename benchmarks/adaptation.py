@@ -23,7 +23,7 @@ SEEDS = (1, 2, 3)
 BASE_TOKENS = 20_000_000
 NEW_WORDS_OF_TEXT = 50_000
 NEW_WORDS = 2000
-QUICK_LINES, QUICK_TOKENS = 60_000, 300_000
+QUICK_LINES, QUICK_TOKENS, QUICK_ADAPT_TOKENS = 20_000, 60_000, 8_000
 VARIANTS: dict[str, list[object]] = {
     "continue, mixed 1:1": [],
     "continue, mixed 2:1": ["--mix-ratio", 2],
@@ -38,7 +38,7 @@ SCRATCH = "from scratch on the mixture"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one seed, a small base")
+    parser.add_argument("--quick", action="store_true", help="one seed, few tokens: only a try")
     parser.add_argument("--tokens", type=int, default=BASE_TOKENS, help="of the base's training")
     arguments = parser.parse_args()
     seeds, tokens = (SEEDS, arguments.tokens) if not arguments.quick else ((1,), QUICK_TOKENS)
@@ -55,6 +55,8 @@ def main() -> None:
         for number, (name, options) in enumerate(VARIANTS.items()):
             out = work / f"{seed}-{number}"
             arguments_ = [base, new, "--out", out, "--seed", seed, "--threads", 1, "--json"]
+            if arguments.quick:
+                arguments_ += ["--tokens", QUICK_ADAPT_TOKENS]
             change = json.loads(thinwire("adapt", *arguments_, *options))
             layers = base / "adapters" / f"{out.name}.safetensors"
             change["layers_share"] = None
