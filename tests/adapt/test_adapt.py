@@ -241,3 +241,10 @@ def test_in_python(toy_run: Path, new_text: Path, tmp_path: Path) -> None:
         evaluate_text(better, held_out).evaluation.ppl
         < evaluate_text(model, held_out).evaluation.ppl
     )
+
+
+def test_a_budget_in_seconds(adapted: Adapt, tmp_path: Path) -> None:
+    adapted("out", tokens=None, seconds=0.05)
+    assert read_metrics(tmp_path / "out")[-1]["reason"] in ("seconds spent", "patience spent")
+    config = thinwire.config.read_toml(tmp_path / "out/config.toml")
+    assert (config["run"]["seconds"], config["eval"]["every_tokens"]) == (0.05, 0)
