@@ -44,6 +44,8 @@ DEMANDS: dict[str, st.SearchStrategy[Any]] = {
     "model.window": st.integers(2, 99),
     "model.embedding_width": st.just(0),
     "model.dropout": FRACTION,
+    "model.adapters": st.sampled_from(["output", "both"]),  # without them nothing is frozen
+    "model.frozen": st.sampled_from(["", "base.safetensors", "/a folder/\u00e4.safetensors"]),
     "loss.kind": st.sampled_from(["sampled", "full", "nce"]),  # adaptive goes with no tied output
     "loss.power": st.floats(0, 1),
     "optim.weight_decay": st.just(0.0),

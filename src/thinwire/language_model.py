@@ -7,12 +7,16 @@ R rows touched.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from thinwire.data.batches import Batch
+from thinwire.errors import UserError
 from thinwire.loss.adaptive import AdaptiveOutput
 from thinwire.loss.config import LossConfig
 from thinwire.loss.contract import Criterion, Plan
@@ -20,6 +24,7 @@ from thinwire.loss.full import FullSoftmax
 from thinwire.loss.nce import NCE
 from thinwire.loss.output import Output, SoftmaxOutput
 from thinwire.loss.sampled import SampledSoftmax
+from thinwire.models.adapters import Adapter
 from thinwire.models.causal_conv import CausalConv
 from thinwire.models.config import ModelConfig
 from thinwire.models.contract import Body, State, restart
@@ -30,6 +35,7 @@ from thinwire.seeds import torch_generator
 from thinwire.touched import Touched
 
 EMBEDDING = "embedding.weight"
+OUTPUT_BIAS = "output.bias"
 EMBEDDING_DEVIATION = 0.1
 
 
@@ -44,6 +50,7 @@ class Task:
         output_rows_R: where the output plan's rows stand among the touched rows of a tied table;
             None: they are the touched rows of a table of their own.
         plan: the output layer's plan.
+        frozen_rows: the rows that the step reads of tables that are not trained.
     """
 
     batch: Batch
@@ -51,6 +58,7 @@ class Task:
     input_rows_BT: Tensor
     output_rows_R: Tensor | None
     plan: Plan
+    frozen_rows: Mapping[str, Tensor | None] = field(default_factory=dict)
 
 
 class LanguageModel(nn.Module):
@@ -59,7 +67,8 @@ class LanguageModel(nn.Module):
     `tables` (embedding rows, output rows, output biases) stay out of automatic differentiation: a
     step gathers the rows it touches, and their gradients are as small as they are. `blocks` are the
     dense parameters of the body, which every step touches whole. Without `initialise` their values
-    are left to whoever loads them.
+    are left to whoever loads them. Of a model with `frozen` parameters both name only what is
+    trained: adaptation layers and output biases; the others are read from that file.
     """
 
     def __init__(
@@ -81,8 +90,13 @@ class LanguageModel(nn.Module):
         )
         self.body: Body = _body(model)
         self.output = self._output(loss, counts, width)
+        self.input_adapter = Adapter(model.input_width) if model.adapters == "both" else None
+        self.output_adapter = Adapter(width) if model.adapters != "none" else None
+        self.has_frozen = bool(model.frozen)
         if initialise:
             self._initialise()
+        if model.frozen:
+            self._freeze(Path(model.frozen))
 
     def _output(self, loss: LossConfig, counts: Tensor, width: int) -> Output:
         if loss.kind == "adaptive":
@@ -105,6 +119,19 @@ class LanguageModel(nn.Module):
             for parameter in self.output.parameters():
                 parameter.normal_(0.0, parameter.shape[-1] ** -0.5, generator=generator)
 
+    @torch.no_grad()
+    def _freeze(self, file: Path) -> None:
+        """Read what is not trained; it collects no gradients."""
+        try:
+            found = load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise UserError(f"the frozen parameters in {file} cannot be read ({error})") from None
+        for name, parameter in self.frozen().items():
+            if name not in found or found[name].shape != parameter.shape:
+                raise UserError(f"{file} does not hold the {name} of this model")
+            parameter.copy_(found[name])
+            parameter.requires_grad_(False)
+
     @property
     def _embedding_VE(self) -> nn.Parameter:
         weight = self.embedding.weight
@@ -118,15 +145,32 @@ class LanguageModel(nn.Module):
 
     def tables(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained row by row, by name; a tied table once."""
+        tables = self._all_tables()
+        return {n: p for n, p in tables.items() if n == OUTPUT_BIAS} if self.has_frozen else tables
+
+    def blocks(self) -> dict[str, nn.Parameter]:
+        """The dense parameters that are trained, by name."""
+        blocks = self._all_blocks()
+        return {n: p for n, p in blocks.items() if "adapter" in n} if self.has_frozen else blocks
+
+    def frozen(self) -> dict[str, nn.Parameter]:
+        """The parameters that are not trained, by name."""
+        trained = {**self.tables(), **self.blocks()}
+        return {name: p for name, p in self.by_name().items() if name not in trained}
+
+    def by_name(self) -> dict[str, nn.Parameter]:
+        """All parameters, trained or not; a tied table once."""
+        return {**self._all_tables(), **self._all_blocks()}
+
+    def _all_tables(self) -> dict[str, nn.Parameter]:
         tables = {EMBEDDING: self._embedding_VE}
         for name, parameter in self.output.tables().items():
             if parameter is not self._embedding_VE:
                 tables[f"output.{name}"] = parameter
         return tables
 
-    def blocks(self) -> dict[str, nn.Parameter]:
-        """The dense parameters, by name."""
-        rows = {id(parameter) for parameter in self.tables().values()}
+    def _all_blocks(self) -> dict[str, nn.Parameter]:
+        rows = {id(parameter) for parameter in self._all_tables().values()}
         return {n: p for n, p in self.named_parameters() if id(p) not in rows}
 
     def touch(self, batch: Batch, step: int) -> Task:
@@ -151,7 +195,14 @@ class LanguageModel(nn.Module):
                 input_rows_BT = torch.searchsorted(ids, ids_I)[input_rows_BT]
                 output_rows_R = torch.searchsorted(ids, plan.ids_R)
             rows[EMBEDDING] = ids
-        return Task(batch, Touched(rows, num_shared), input_rows_BT, output_rows_R, plan)
+        frozen_rows: dict[str, Tensor | None] = {}
+        if self.has_frozen:
+            trained = self.tables()
+            frozen_rows = {name: ids for name, ids in rows.items() if name not in trained}
+            rows = {name: ids for name, ids in rows.items() if name in trained}
+            num_shared = {name: n for name, n in num_shared.items() if name in trained}
+        touched = Touched(rows, num_shared)
+        return Task(batch, touched, input_rows_BT, output_rows_R, plan, frozen_rows)
 
     def loss(
         self, task: Task, rows: Mapping[str, Tensor], state: State | None, noise: Noise | None
@@ -167,8 +218,12 @@ class LanguageModel(nn.Module):
         batch = task.batch
         if state is not None and batch.fresh_B is not None:
             state = restart(state, batch.fresh_B)
-        x_BTE = self.body.embed(rows[EMBEDDING], task.input_rows_BT)
-        hidden_BTD, after = self.body(x_BTE, state, noise)
+        rows = {**rows, **self._read_frozen(task)}
+        embedding_RE = rows[EMBEDDING]
+        if self.input_adapter is not None:
+            embedding_RE = self.input_adapter(embedding_RE)
+        x_BTE = self.body.embed(embedding_RE, task.input_rows_BT)
+        hidden_BTD, after = self._through_body(x_BTE, state, noise)
         targets_N = batch.targets_BT >= 0
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[2])
         if not bool(targets_N.all()):
@@ -185,9 +240,29 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def hidden(self, inputs_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Hidden states `[B, T, D]` of word ids, and the state after them; no dropout."""
-        x_BTE = self.body.embed(self.embedding.weight, inputs_BT)
-        hidden_BTD, after = self.body(x_BTE, state, None)
+        rows_RE = self.embedding.weight
+        if self.input_adapter is not None:
+            ids_R, inputs_BT = torch.unique(inputs_BT, return_inverse=True)
+            rows_RE = self.input_adapter(rows_RE[ids_R])
+        return self._through_body(self.body.embed(rows_RE, inputs_BT), state, None)
+
+    def _through_body(
+        self, x_BTE: Tensor, state: State | None, noise: Noise | None
+    ) -> tuple[Tensor, State]:
+        """The body, and the adaptation layer after it if there is one."""
+        hidden_BTD, after = self.body(x_BTE, state, noise)
+        if self.output_adapter is not None:
+            hidden_BTD = self.output_adapter(hidden_BTD)
         return hidden_BTD, after
+
+    def _read_frozen(self, task: Task) -> dict[str, Tensor]:
+        everything = self._all_tables() if task.frozen_rows else {}
+        return {
+            name: everything[name].detach()
+            if ids is None
+            else everything[name].detach().index_select(0, ids)
+            for name, ids in task.frozen_rows.items()
+        }
 
 
 def _body(config: ModelConfig) -> Body:

@@ -23,6 +23,7 @@ def evaluate(
     split: Literal["valid", "test"] | None = None,
     text: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="FILE")] = None,
     step: int | None = None,
+    adapter: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -47,6 +48,8 @@ def evaluate(
         end in .gz, .xz or .zst are unpacked.
     step
         The step of the run to load. Default: the step with the best validation.
+    adapter
+        The name of adaptation layers made by `thinwire adapt --method layers` from this run.
     as_json
         Print one JSON object and nothing else.
     device
@@ -65,7 +68,7 @@ def evaluate(
     from thinwire.inference.evaluate import evaluate_split, evaluate_text
     from thinwire.inference.load import load
 
-    model = load(run, step, device=device, threads=threads)
+    model = load(run, step, adapter=adapter, device=device, threads=threads)
     if text is not None:
         measured = evaluate_text(model, text)
     else:

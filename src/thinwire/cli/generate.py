@@ -19,6 +19,7 @@ def generate(
     top_p: float = 1.0,
     seed: int = 1,
     step: int | None = None,
+    adapter: str | None = None,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
 ) -> None:
@@ -45,6 +46,8 @@ def generate(
         Seed of the random draws: the same seed gives the same text.
     step
         The step of the run to load. Default: the step with the best validation.
+    adapter
+        The name of adaptation layers made by `thinwire adapt --method layers` from this run.
     device
         Where to compute. auto: CUDA if there is a GPU, else the CPU.
     threads
@@ -57,7 +60,7 @@ def generate(
     """
     from thinwire.inference.load import load
 
-    pieces = load(run, step, device=device, threads=threads).stream(
+    pieces = load(run, step, adapter=adapter, device=device, threads=threads).stream(
         prompt, tokens=tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
     )
     for piece in pieces:

@@ -19,6 +19,7 @@ def score(
     /,
     *,
     step: int | None = None,
+    adapter: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -39,6 +40,8 @@ def score(
         Default: standard input.
     step
         The step of the run to load. Default: the step with the best validation.
+    adapter
+        The name of adaptation layers made by `thinwire adapt --method layers` from this run.
     as_json
         Print one JSON object per line, with the keys logprob, num_tokens and num_unknown.
     device
@@ -56,7 +59,7 @@ def score(
     from thinwire.inference.text import read_lines
 
     sources = find_sources([file])
-    model = load(run, step, device=device, threads=threads)
+    model = load(run, step, adapter=adapter, device=device, threads=threads)
     show = _json if as_json else _columns
     for lines in read_lines(sources, wait=False):
         for found in model.score_lines(lines):

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Literal
 
 import torch
 
@@ -14,6 +16,7 @@ from thinwire.errors import UserError
 from thinwire.inference.generate import Sampling, write
 from thinwire.inference.score import Score, score_lines
 from thinwire.language_model import LanguageModel
+from thinwire.runs.adapter_file import AdapterFile
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.device import find_device
 from thinwire.runs.evaluation import Evaluation, Ids, evaluate
@@ -24,6 +27,7 @@ def load(
     run: Path | str,
     step: int | None = None,
     *,
+    adapter: str | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> TrainedModel:
@@ -32,6 +36,8 @@ def load(
     Args:
         run: a run folder.
         step: which of its steps; None: the one with the best validation.
+        adapter: the name of adaptation layers beside it, made by `thinwire adapt --method layers`;
+            they decide on the step.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `mps`.
         threads: compute threads of this process from now on; None: as many as PyTorch uses.
 
@@ -46,8 +52,15 @@ def load(
         torch.set_num_threads(threads)
     where = find_device(device)
     tokenizer = Tokenizer.load(folder.tokenizer_file)
-    saved = Checkpoints(folder.path).load("best" if step is None else step)
-    model = folder.load_model(saved).to(where)
+    if adapter is not None:
+        if step is not None:
+            raise UserError("an adapter goes with the step that it was trained on: name no step")
+        layers = AdapterFile.open(folder.path, adapter)
+        folder, saved = layers.on(folder)
+        model = folder.load_model(saved, layers.parameters).to(where)
+    else:
+        saved = Checkpoints(folder.path).load("best" if step is None else step)
+        model = folder.load_model(saved).to(where)
     for name, of_model, of_tokenizer in (
         ("words", model.vocab_size, tokenizer.vocab_size),
         ("for the id of the end of a line", folder.eos_id, tokenizer.eos_id),
@@ -127,6 +140,62 @@ class TrainedModel:
             data=self.run.config.data,
             advance=advance,
         )
+
+    def adapt(
+        self,
+        text: str | Path | Sequence[str | Path],
+        *,
+        out: str | Path,
+        method: Literal["continue", "layers"] = "continue",
+        mix: str | Path | None = None,
+        mix_ratio: float | None = None,
+        new_words: int = 0,
+        valid: str | Path | float | None = None,
+        seconds: float | None = None,
+        tokens: int | None = None,
+        seed: int = 1,
+        threads: int = 0,
+    ) -> TrainedModel:
+        """Adapt this model to new text, as `thinwire adapt` does, and return the adapted model.
+
+        Args:
+            text: files, folders or globs of new text.
+            out: the run folder to create; this model's own stays as it is.
+            method: `continue` trains all parameters further, `layers` small layers alone.
+            mix: old text or its data folder; None: what the model was trained on, if still there.
+            mix_ratio: tokens of old text for each token of new text.
+            new_words: at most this many words of the new text are added to the vocabulary.
+            valid: held-out new text, or the fraction of the lines to hold out.
+            seconds: training budget in seconds.
+            tokens: training budget in tokens, those of the old text included.
+            seed: everything random follows from it.
+            threads: compute threads; 0: as many as there are cores.
+
+        Raises:
+            UserError: what `thinwire adapt` would refuse.
+        """
+        # By name, for adaptation starts workers and so stands above this layer.
+        run_adaptation = import_module("thinwire.adapt.adapt").adapt
+        options = import_module("thinwire.adapt.options").AdaptOptions(
+            method=method,
+            mix_ratio=mix_ratio,
+            new_words=new_words,
+            valid=str(valid) if isinstance(valid, Path) else valid,
+            seconds=seconds,
+            tokens=tokens,
+            seed=seed,
+            threads=threads,
+        )
+        texts = [text] if isinstance(text, str | Path) else text
+        run_adaptation(
+            self.run.path,
+            [str(one) for one in texts],
+            out,
+            options,
+            mix_with=None if mix is None else str(mix),
+            step=self.step,
+        )
+        return load(out, device=self.model.embedding.weight.device.type)
 
     def generate(
         self,

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from thinwire.errors import UserError
 
 ModelKind = Literal["lstm", "transformer", "causal_conv"]
+AdapterPlaces = Literal["none", "output", "both"]
 
 # Convolutions carry their past inputs: a longer past than this is a mistake in the settings.
 MAX_REACH = 1 << 14
@@ -41,11 +42,27 @@ class ModelConfig:
     """Use the embedding rows as output rows too."""
     dropout: float = 0.0
     """Fraction of units dropped in training: of embeddings, between layers and of the output."""
+    adapters: AdapterPlaces = "none"
+    """Where a trained model has adaptation layers. output: before the output; both: after the
+    embedding too. `thinwire adapt --method layers` sets this."""
+    frozen: str = ""
+    """A file of parameters that stay as they are while the adaptation layers and the output biases
+    are trained. Empty: everything is trained. `thinwire adapt --method layers` sets this."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ModelKind):
             raise UserError(
                 f"model.kind is {self.kind}, which is none of {', '.join(get_args(ModelKind))}"
+            )
+        if self.adapters not in get_args(AdapterPlaces):
+            raise UserError(
+                f"model.adapters is {self.adapters}, which is none of "
+                f"{', '.join(get_args(AdapterPlaces))}"
+            )
+        if self.frozen and self.adapters == "none":
+            raise UserError(
+                "model.frozen leaves nothing to train where model.adapters is none: "
+                "`thinwire adapt --method layers` sets both"
             )
         for name, least in (
             ("width", 1),

@@ -5,12 +5,15 @@ metrics.jsonl      what was measured
 tokenizer.json     the data folder's
 counts.safetensors occurrences of each word in the training text: what samples are drawn by
 step-N/            checkpoints
+base.safetensors   where only adaptation layers are trained: the parameters that are not
+adapters/NAME      trained layers of others that share this run as their base (adapter_file.py)
 """
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -30,6 +33,7 @@ from thinwire.runs.checkpoints import Checkpoint, save_tensors
 CONFIG_FILE = "config.toml"
 TOKENIZER_FILE = "tokenizer.json"
 COUNTS_FILE = "counts.safetensors"
+FROZEN_FILE = "base.safetensors"
 
 
 @dataclass(frozen=True)
@@ -109,9 +113,13 @@ class RunFolder:
         corpus = sections.pop("corpus", {})
         if not {"path", "fingerprint", "eos_id"} <= corpus.keys():
             raise UserError(f"{path / CONFIG_FILE} does not say which data folder it was used on")
+        config = RunConfig.from_dict(sections, str(path / CONFIG_FILE))
+        if config.model.frozen and (path / FROZEN_FILE).exists():  # wherever the run was moved
+            frozen = str((path / FROZEN_FILE).absolute())
+            config = replace(config, model=replace(config.model, frozen=frozen))
         return cls(
             path,
-            RunConfig.from_dict(sections, str(path / CONFIG_FILE)),
+            config,
             Path(corpus["path"]),
             corpus["fingerprint"],
             corpus.get("unk_id"),
@@ -143,8 +151,14 @@ class RunFolder:
         except (OSError, SafetensorError, KeyError) as error:
             raise UserError(f"{file} is missing or damaged ({error})") from None
 
-    def load_model(self, saved: Checkpoint) -> LanguageModel:
+    def load_model(
+        self, saved: Checkpoint, parameters: Mapping[str, Tensor] | None = None
+    ) -> LanguageModel:
         """The model as it was at a step of this run.
+
+        Args:
+            saved: the step.
+            parameters: those that are trained, by name; None: what the step holds.
 
         Raises:
             UserError: the step's parameters are not those of this run's model.
@@ -154,7 +168,7 @@ class RunFolder:
         loss = config.loss if config.loss.kind == "adaptive" else LossConfig(kind="full")
         counts_V = self.counts_V()
         model = LanguageModel(config.model, loss, counts_V, config.run.seed, initialise=False)
-        load_parameters(model, saved)
+        load_parameters(model, saved, parameters)
         return model
 
     @property
@@ -163,13 +177,15 @@ class RunFolder:
         return self.path / TOKENIZER_FILE
 
 
-def load_parameters(model: LanguageModel, saved: Checkpoint) -> None:
-    """Copy a checkpoint's parameters into a model of the same settings.
+def load_parameters(
+    model: LanguageModel, saved: Checkpoint, found: Mapping[str, Tensor] | None = None
+) -> None:
+    """Copy a checkpoint's parameters, or those found beside it, into a model of its settings.
 
     Raises:
         UserError: a parameter is missing or has another shape.
     """
-    found = saved.open("model")
+    found = saved.open("model") if found is None else found
     parameters = {**model.tables(), **model.blocks()}
     for name, parameter in parameters.items():
         if name not in found:

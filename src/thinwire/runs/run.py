@@ -409,7 +409,8 @@ class Run:
         assert self.folder is not None
         if resumed:
             self._metrics.write("resume", step=self.step, **self._record())
-            place = f"step {self.step}" if self.step else "the start, as no step was saved"
+            saved = self.checkpoints is not None and self.checkpoints.newest is not None
+            place = f"step {self.step}" if saved else "the start, as no step was saved"
             self._display.note(f"Going on from {place}, in {self.folder.path}")
             if self.progress() >= 1.0:
                 self._display.note(

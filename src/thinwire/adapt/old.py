@@ -1,0 +1,55 @@
+"""Old text: what the model was trained on, to rehearse it and to see what it forgets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from thinwire.adapt.data import NOTHING, Split
+from thinwire.adapt.text import Text, encode, is_data_folder, open_data
+from thinwire.data.corpus import file_digest
+from thinwire.data.tokenizers import Tokenizer
+from thinwire.errors import UserError
+from thinwire.runs.evaluation import Ids
+from thinwire.runs.folder import RunFolder
+
+VALID_FRACTION = 0.02
+
+
+@dataclass(frozen=True)
+class Old:
+    """Ids to draw from, held-out text, and where both come from (None: there is none)."""
+
+    train: Ids
+    valid: Split
+    source: str | None
+
+
+def find_old(run: RunFolder, mix: str | Path | None, tokenizer: Tokenizer) -> Old:
+    """What `--mix` names, or the run's own data folder if it is still there, or nothing.
+
+    Args:
+        run: the run that is adapted.
+        mix: a data folder with the run's tokenizer, or text: a file, folder or glob.
+        tokenizer: the run's.
+
+    Raises:
+        UserError: what was named is neither.
+    """
+    digest = file_digest(run.tokenizer_file)
+    if mix is None:
+        if not is_data_folder(run.data):
+            return Old(np.empty(0, np.uint8), NOTHING, None)
+        try:
+            corpus = open_data(run.data, digest)
+        except UserError:  # it has been prepared anew
+            return Old(np.empty(0, np.uint8), NOTHING, None)
+    elif is_data_folder(mix):
+        corpus = open_data(mix, digest)
+    else:
+        text = Text.read([str(mix)], VALID_FRACTION)
+        valid = Split.of_lines(encode(tokenizer, text.valid), text.valid)
+        return Old(encode(tokenizer, text.train), valid, str(mix))
+    return Old(corpus.ids("train"), Split.of_corpus(corpus, "valid"), str(corpus.path))

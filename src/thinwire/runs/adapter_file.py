@@ -1,0 +1,111 @@
+"""Adaptation layers in a small file of their own: RUN/adapters/NAME.safetensors.
+
+Several sets of layers share one base run. A file holds what was trained, and in its header which
+step of the base it was trained on, with the checksum of that step's parameters.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from difflib import get_close_matches
+from pathlib import Path
+from typing import get_args
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from thinwire.errors import UserError
+from thinwire.models.config import AdapterPlaces
+from thinwire.runs.checkpoints import CHECKSUMS, Checkpoint, Checkpoints
+from thinwire.runs.folder import RunFolder
+
+FOLDER = "adapters"
+MODEL_FILE = "model.safetensors"
+_SUFFIX = ".safetensors"
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """Trained layers, and the step of the base that they belong to.
+
+    Attributes:
+        parameters: what was trained, by name.
+        places: as `model.adapters` has it.
+        step: the base's step.
+        checksum: of that step's parameters.
+    """
+
+    parameters: Mapping[str, Tensor]
+    places: AdapterPlaces
+    step: int
+    checksum: str
+
+    @staticmethod
+    def path(run: Path, name: str) -> Path:
+        """Where the layers called `name` are kept beside the run `run`."""
+        return run / FOLDER / f"{name}{_SUFFIX}"
+
+    @classmethod
+    def open(cls, run: Path, name: str) -> AdapterFile:
+        """Read layers by their name.
+
+        Raises:
+            UserError: there are none of that name, or the file is damaged.
+        """
+        path = cls.path(run, name)
+        if not path.is_file():
+            raise UserError(f"{run} has no adapter {name!r}{_hint(run, name)}")
+        try:
+            with safe_open(path, "pt") as file:
+                header = file.metadata() or {}
+                parameters = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
+            places = next(p for p in get_args(AdapterPlaces) if p == header["places"])
+            return cls(parameters, places, int(header["step"]), header["checksum"])
+        except (OSError, SafetensorError, KeyError, ValueError, StopIteration) as error:
+            raise UserError(f"the adapter {path} is damaged ({error})") from None
+
+    def save(self, run: Path, name: str) -> Path:
+        """Write the file beside the run, whole or not at all."""
+        path = self.path(run, name)
+        path.parent.mkdir(exist_ok=True)
+        temporary = path.with_suffix(".tmp")
+        header = {"places": self.places, "step": str(self.step), "checksum": self.checksum}
+        tensors = {key: tensor.contiguous() for key, tensor in self.parameters.items()}
+        save_file(tensors, temporary, metadata=header)
+        os.replace(temporary, path)
+        return path
+
+    def on(self, base: RunFolder) -> tuple[RunFolder, Checkpoint]:
+        """The base with these layers in it, and its step that they belong to.
+
+        Raises:
+            UserError: that step is not there any more, or not what it was.
+        """
+        saved = Checkpoints(base.path).load(self.step)
+        found = parameters_checksum(saved)
+        if found != self.checksum:
+            raise UserError(
+                f"the adapter was trained on a step {self.step} whose parameters had "
+                f"{self.checksum}, and those in {saved.path} have {found}"
+            )
+        frozen = str((saved.path / MODEL_FILE).absolute())
+        model = replace(base.config.model, adapters=self.places, frozen=frozen)
+        return replace(base, config=replace(base.config, model=model)), saved
+
+
+def parameters_checksum(saved: Checkpoint) -> str:
+    """Size and CRC-32 of a step's parameters, as they were saved."""
+    content = json.loads((saved.path / CHECKSUMS).read_text(encoding="utf-8"))
+    return str(content["files"][MODEL_FILE])
+
+
+def _hint(run: Path, name: str) -> str:
+    names = sorted(file.stem for file in (run / FOLDER).glob(f"*{_SUFFIX}"))
+    if not names:
+        return ": there are none beside it"
+    near = get_close_matches(name, names, n=1)
+    return f"; did you mean {near[0]}?" if near else f", only {', '.join(names)}"
