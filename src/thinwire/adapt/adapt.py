@@ -166,7 +166,10 @@ def _begin(
             "valid": Split.of_lines(valid_ids, text.valid),
             "test": old.valid,
         }
-        write_data(folder / DATA_FOLDER, tokenizer_json, grown, splits)
+        # The adaptive loss ranks the words by the counts that it was trained with.
+        adaptive = config.loss.kind == "adaptive"
+        counts = base.run.counts_V().tolist() if adaptive else None
+        write_data(folder / DATA_FOLDER, tokenizer_json, grown, splits, counts)
         if options.method == "layers":
             about |= _root(base, run)
             link_or_copy(_frozen_file(base, run), folder / FROZEN_FILE)

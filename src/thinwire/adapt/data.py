@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +54,11 @@ NOTHING = Split(np.empty(0, np.uint8))
 
 
 def write_data(
-    folder: Path, tokenizer_json: str, tokenizer: Tokenizer, splits: Mapping[str, Split]
+    folder: Path,
+    tokenizer_json: str,
+    tokenizer: Tokenizer,
+    splits: Mapping[str, Split],
+    counts: Sequence[int] | None = None,
 ) -> None:
     """Write a data folder.
 
@@ -63,6 +67,7 @@ def write_data(
         tokenizer_json: the tokenizer's file.
         tokenizer: what it holds.
         splits: by name; those left out are empty.
+        counts: occurrences of each token, `[V]`; None: those in the training split.
     """
     folder.mkdir()
     file = folder / TOKENIZER_FILE
@@ -90,6 +95,8 @@ def write_data(
         dtype=dtype.name,
         unk_id=tokenizer.unk_id,
         eos_id=tokenizer.eos_id,
-        counts=np.bincount(splits["train"].ids, minlength=tokenizer.vocab_size).tolist(),
+        counts=np.bincount(splits["train"].ids, minlength=tokenizer.vocab_size).tolist()
+        if counts is None
+        else list(counts),
         splits=about,
     ).write(folder / META_FILE)
