@@ -92,7 +92,7 @@ def test_another_step(toy_run: Path, tmp_path: Path, capsys) -> None:
         (["--text", "t.txt", "--split", "test"], "leave out --data and --split"),
         (["--text", "t.txt", "--data", "data"], "leave out --data and --split"),
         (["--data", "gone"], "gone is no data folder"),
-        (["--split", "train"], "Choose from"),
+        (["--split", "train"], "must be one of"),
         (["--step", "999999"], "holds no step 999999"),
         (["--threads", "0"], "0 threads were asked for"),
     ],

@@ -156,7 +156,7 @@ def write_run(
         eos_id=corpus.meta.eos_id,
         num_workers=config.run.workers,
     )
-    run.best_ppl = run.measure().ppl
+    run.take_evaluation(run.measure().ppl, None)
     run.save({}, batches.state_dict(), best=True)
     assert run.checkpoints is not None
     run.checkpoints.wait()

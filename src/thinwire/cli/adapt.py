@@ -104,7 +104,12 @@ def adapt(
     resume
         Continue the adaptation that is in --out, with its own settings.
     as_json
-        Print one JSON object, and nothing else.
+        Print one JSON object and nothing else.
+
+    Examples
+    --------
+    thinwire adapt run letters.txt --out run-letters --new-words 1000
+    thinwire adapt run letters.txt --out run-letters --method layers --mix old.txt
     """
     from thinwire.adapt.adapt import adapt as adapt_run
     from thinwire.adapt.options import AdaptOptions

@@ -1,7 +1,7 @@
 """A run that is resumed with another budget than it had: what becomes of it, in a sentence.
 
-A larger budget trains it on, and a smaller one that is not spent yet lets it end sooner; both are
-said. One that is smaller than what is spent already cannot be kept, and is refused.
+A larger budget trains it further, and a smaller one that is not spent yet lets it end sooner; both
+are said. A budget that is lowered below what is already spent cannot be kept, and is refused.
 """
 
 from __future__ import annotations
@@ -28,11 +28,12 @@ def budget_sentences(
         run: the run folder.
 
     Raises:
-        UserError: a changed limit is smaller than what is spent.
+        UserError: a limit is lowered below what is spent.
     """
     sentences = []
     for name, old, new in _changes(before, now):
-        if new is not None and new < spent[name]:
+        lowered = new is not None and (old is None or new < old)
+        if lowered and new is not None and new < spent[name]:
             raise UserError(
                 f"--{name} is {_said(new)}, but {run} has trained for {_said(spent[name])} {name} "
                 "already: a resumed run's budget includes what is spent, so give a larger one"

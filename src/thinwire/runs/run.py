@@ -86,6 +86,7 @@ class Run:
         """Of the best step that has been saved."""
         self.num_worse = 0
         """Evaluations since the last new best."""
+        self._evaluated_step, self._evaluated_ppl = -1, float("inf")
         self.smoothed_loss = log(self.model.vocab_size)
         self.lowest_loss = self.smoothed_loss
         self.stop_asked = self._said_unknown = False
@@ -193,7 +194,6 @@ class Run:
             self.clock.seconds,
         )
         self.averages = Averages(self.config.metrics, self.tokens, self.clock.seconds)
-        self._evaluated_step, self._evaluated_ppl = -1, float("inf")
         if self.folder is None:
             self.clock.start()
             yield
