@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -32,9 +33,10 @@ def new_text(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def adapted(toy_run: Path, new_text: Path, tmp_path: Path) -> Adapt:
-    """`adapted("name", method=..., ...)` adapts the toy run into `tmp_path / name`."""
+    """`adapted("name", method=..., ...)` adapts a copy of the toy run into `tmp_path / name`."""
+    own = Path(shutil.copytree(toy_run, tmp_path / "toy-run"))
 
-    def run(name: str, *, base: Path = toy_run, **settings: Any) -> Account:
+    def run(name: str, *, base: Path = own, **settings: Any) -> Account:
         texts = settings.pop("texts", [str(new_text)])
         mix = settings.pop("mix_with", None)
         resume = settings.pop("resume", False)

@@ -133,7 +133,7 @@ def test_a_worker_that_speaks_wrongly_changes_nothing() -> None:
     ("about", "sentence"),
     [
         ({"data": "e" * 32}, "fingerprint dddddddddddd, but that of new has eeeeeeeeeeee"),
-        ({"version": "2"}, r"the server runs thinwire 1 \(protocol 2\) and new runs 2"),
+        ({"version": "2"}, r"the server runs thinwire 1 \(protocol 3\) and new runs 2"),
     ],
 )
 def test_who_cannot_join_is_told_why(about: dict[str, str], sentence: str) -> None:

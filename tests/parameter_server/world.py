@@ -19,7 +19,7 @@ from thinwire.parameter_server.client import Client
 from thinwire.parameter_server.connections import Servers
 from thinwire.parameter_server.protocol import Position, Push
 from thinwire.parameter_server.sessions import Controller, Server, Session
-from thinwire.parameter_server.shard import Shard
+from thinwire.parameter_server.shard import Shard, Unusable
 from thinwire.parameter_server.sharding import merged, parameters_of, sliced_shard
 from thinwire.parameter_server.staleness import Staleness
 from thinwire.touched import Touched
@@ -83,6 +83,7 @@ class Counting(Controller):
         self.about = {"run": "a", "shard": shard, "num_shards": num_shards, "settings": {}}
         self.pushes: list[tuple[str, Staleness | None]] = []
         self.gone: list[str] = []
+        self.refusals: list[str] = []
         self.ready = True
         self.num_joined = 0
 
@@ -101,6 +102,9 @@ class Counting(Controller):
 
     def expect(self, session: Session, push: Push) -> None:
         pass
+
+    def refused(self, session: Session, why: Unusable) -> None:
+        self.refusals.append(str(why))
 
     def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
         self.pushes.append((session.name, staleness))

@@ -4,7 +4,8 @@
 
 - a worker that dies is replaced by one of its name, which takes over its place; one that has been
   stopped for longer than `exchange.timeout_seconds` is killed first;
-- a server that is killed is started again, at the same port, from its newest checkpoint;
+- a server that is killed is started again, at the same port, from its newest checkpoint; so is one
+  that follows and was asked to stop, after it has handed its rows over;
 - whatever ends with a sentence of its own, or a traceback, ends the run with its exit status.
 
 Nothing here needs torch, which takes seconds to import: the processes that do start meanwhile.
@@ -137,7 +138,8 @@ class Supervisor:
             self._start(child)
         while (status := self._process(self._lead).poll()) != 0:
             if status is not None and (self.received or not self._restart(self._lead, status)):
-                raise SystemExit(INTERRUPTED if self.received else status)
+                # What it says itself, as that it could not save, is not covered up.
+                raise SystemExit(status if status > 0 else INTERRUPTED)
             if not self.received:
                 self._look_at_others()
             sleep(LOOK_SECONDS)
@@ -160,7 +162,7 @@ class Supervisor:
 
     def _restart(self, child: _Child, status: int) -> bool:
         """Start a process again that was killed; False: it has ended by itself."""
-        if status >= 0 and not (child.role == "worker" and status == INTERRUPTED):
+        if status >= 0 and not (child is not self._lead and status == INTERRUPTED):
             return False
         self._restarts += 1
         if self._restarts > MOST_RESTARTS:

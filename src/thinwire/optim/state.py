@@ -17,7 +17,8 @@ from torch.optim import Optimizer
 
 from thinwire.errors import UserError
 
-_NONE = "none"
+NO_STATE = "none"
+"""The entry of a parameter that has no state."""
 
 
 def named_state(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
@@ -32,7 +33,7 @@ def named_state(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, 
     """
     tensors: dict[str, Tensor] = {}
     for _, parameter in _parameters(optimizer):
-        entries = _entries(optimizer, parameter) or {_NONE: torch.empty(0)}
+        entries = _entries(optimizer, parameter) or {NO_STATE: torch.empty(0)}
         for entry, value in entries.items():
             tensors[f"{names[parameter]}/{entry}"] = torch.as_tensor(value)
     return tensors
@@ -60,10 +61,10 @@ def load_named_state(
             if key.rpartition("/")[0] == name
         }
         at_birth, after_a_step = _template(optimizer, group, parameter)
-        if saved.keys() == {_NONE} and not at_birth:
+        if saved.keys() == {NO_STATE} and not at_birth:
             accepted.append((parameter, saved, {}))
         else:
-            expected = _entries(optimizer, parameter) or after_a_step or {_NONE: torch.empty(0)}
+            expected = _entries(optimizer, parameter) or after_a_step or {NO_STATE: torch.empty(0)}
             _check(name, type(optimizer).__name__, saved, expected)
             accepted.append((parameter, saved, expected))
 
@@ -115,7 +116,7 @@ def _check(
 ) -> None:
     """The saved entries of one parameter are those expected, with their shapes and types."""
     unknown, missing = saved.keys() - expected.keys(), expected.keys() - saved.keys()
-    if unknown and (not missing or expected.keys() == {_NONE}):
+    if unknown and (not missing or expected.keys() == {NO_STATE}):
         raise UserError(
             f"The saved state of {name} holds {_listed(unknown)}, which {optimizer} does not know."
         )

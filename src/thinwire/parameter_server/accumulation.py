@@ -29,7 +29,7 @@ class GradientBuffer:
             self._gradients.setdefault(name, []).append(gradient)
 
     def take(self) -> dict[str, Gradient]:
-        """The mean gradient over the pushes, rows merged; the pile is empty then."""
+        """The mean gradient over the pushes, rows merged; the buffer is empty then."""
         merged = {name: _mean(found, self.size) for name, found in self._gradients.items()}
         self.size = 0
         self._gradients.clear()
@@ -39,11 +39,16 @@ class GradientBuffer:
 def _mean(gradients: list[Gradient], count: int) -> Gradient:
     if count == 1:
         return gradients[0]
-    named = [ids for ids, _ in gradients if ids is not None]
-    if len(named) < len(gradients):
-        assert not named, "a parameter's rows are named in all pushes, or in none"
-        return None, torch.stack([values for _, values in gradients]).sum(0) / count
+    whole = [values for ids, values in gradients if ids is None]
+    if whole:
+        total = torch.stack(whole).sum(0)
+        for ids, values in gradients:
+            if ids is not None:
+                total.index_add_(0, ids.to(total.device), values)
+        return None, total / count
     values_RD = torch.cat([values for _, values in gradients])
-    ids_U, place_R = torch.cat(named).unique(return_inverse=True)
+    ids_U, place_R = torch.cat([ids for ids, _ in gradients if ids is not None]).unique(
+        return_inverse=True
+    )
     merged = values_RD.new_zeros(len(ids_U), *values_RD.shape[1:])
     return ids_U, merged.index_add_(0, place_R.to(values_RD.device), values_RD) / count

@@ -13,6 +13,9 @@ from typing import Any
 
 from thinwire.parameter_server.protocol import Position
 
+# Between two pushes of a worker that arrive, so many are lost at most.
+MOST_STEPS = 1000
+
 
 class Assignments:
     """The places of a run.
@@ -49,6 +52,27 @@ class Assignments:
     def epochs(self) -> float:
         """Passes over the text, by all workers together."""
         return sum(position.epochs for position in self._positions.values()) / self.num_planned
+
+    def middle(self) -> tuple[int, int]:
+        """Epoch and step at which every worker would stand, had all read alike."""
+        epochs = self.epochs
+        for position in self._positions.values():
+            if position.epochs == epochs:
+                return position.epoch, position.step
+        epoch = int(epochs)
+        sizes = [p.step / (p.epochs - p.epoch) for p in self._positions.values() if p.step]
+        return epoch, int((epochs - epoch) * max(sizes, default=0.0))
+
+    def check(self, place: int, position: Position) -> None:
+        """A worker goes on from where its place is, a few steps at a time.
+
+        Raises:
+            ValueError: this one has jumped.
+        """
+        before = self.position(place)
+        steps, epochs = position.steps - before.steps, position.epochs - before.epochs
+        if abs(steps) > MOST_STEPS or abs(epochs) > MOST_STEPS:
+            raise ValueError(f"a worker has jumped from {before} to {position}")
 
     def state(self) -> dict[str, list[float]]:
         """All positions, for JSON."""

@@ -47,8 +47,9 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Welcome:
-    """What a worker is told when it joins."""
+    """What a worker is told when it joins; `run` changes when servers start again."""
 
+    run: str
     place: int
     position: Position
     settings: dict[str, Any]
@@ -98,7 +99,8 @@ class Servers:
         self.connections = [self.connections[index] for index in order]
         self._before = self._total()
         first = found[order[0]]
-        return Welcome(first["place"], Position(*first["position"]), first["settings"])
+        position = Position(*first["position"])
+        return Welcome(first["run"], first["place"], position, first["settings"])
 
     def _joined(self, connection: Connection, hello: Tensor) -> dict[str, Any]:
         said_hello, deadline = float("-inf"), monotonic() + self.timeout_seconds

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
+from time import monotonic
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ from thinwire.parameter_server.protocol import (
 )
 from thinwire.parameter_server.serving_loop import ServingLoop
 from thinwire.parameter_server.sessions import Server, Session
+from thinwire.parameter_server.shard import Unusable
 from thinwire.parameter_server.sharding import (
     MODEL,
     contents,
@@ -45,7 +47,9 @@ from thinwire.runs.signals import stop_on_signals
 from thinwire.transport.messages import Listener
 from thinwire.wire.frames import Frame
 
-AGAIN_SECONDS = 0.05
+# How long one that was asked to stop waits for the first server to collect its rows: schedulers
+# kill after 30 seconds.
+HANDOVER_SECONDS = 20.0
 # What servers of one run must have in common.
 SAME = ("model", "loss", "data", "optim", "exchange")
 
@@ -106,7 +110,7 @@ class Follower(ServingLoop):
         self.stop_asked = self.ended = False
         self._data = corpus.meta.fingerprint
         self._run_id: str | None = None
-        self._ready = False
+        self._ready = self._has_given = self._handed_over = False
         counts_V = torch.from_numpy(corpus.counts_V)
         model = LanguageModel(
             config.model, config.loss, counts_V, config.run.seed, initialise=False
@@ -133,8 +137,17 @@ class Follower(ServingLoop):
         with stop_on_signals(self):
             while not (self.stop_asked or self.ended):
                 self.turn()
+            if not self.ended:
+                self._hand_over()
             if self.ended:
                 self.see_off()
+
+    def _hand_over(self) -> None:
+        """Asked to stop: go on until the first server has this one's rows, or a while at most."""
+        seconds = min(HANDOVER_SECONDS, self.config.exchange.timeout_seconds)
+        deadline = monotonic() + seconds
+        while self._ready and not (self.ended or self._handed_over) and monotonic() < deadline:
+            self.turn()
 
     def _follow(self, client: bytes, kind: Kind, frame: Frame) -> None:
         """What the first server says; what it does not say is left alone."""
@@ -143,7 +156,7 @@ class Follower(ServingLoop):
             self._do(client, kind, content, frame.parts[1:])
         except UserError as error:
             self.listener.send(client, say(Kind.REFUSED, text=str(error)))
-        except (ValueError, KeyError, TypeError, AttributeError):
+        except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
             pass
 
     def _do(
@@ -161,7 +174,10 @@ class Follower(ServingLoop):
                 load_shard(self.shard, parameters, tensors)
                 self.server.forget()
                 self._ready = True
-            case Kind.GIVE:
+            case Kind.GIVE if content["run"] == self._run_id and self._ready:
+                if self.stop_asked and content["optimizers"]:
+                    self._has_given = True
+                    self.server.hold()  # what comes from now on would be lost
                 self.shard.flush()
                 held = {f"{MODEL}{n}": t for n, t in parameters_of(self.shard).items()}
                 held |= optimizers_of(self.shard) if content["optimizers"] else {}
@@ -180,8 +196,11 @@ class Follower(ServingLoop):
             return
         if lead["run"] != self._run_id:
             self._run_id, self._ready = lead["run"], False
+            self.shard.drop_gradients()
             self.server.forget()
-        self.listener.send(client, say_json(Kind.LED, {"ready": self._ready}))
+        self._handed_over = self._has_given and bool(lead["seen_off"])
+        told = {"ready": self._ready, "leaving": self.stop_asked, "request": lead["request"]}
+        self.listener.send(client, say_json(Kind.LED, told))
 
     def _refusal(self, lead: Mapping[str, Any]) -> str | None:
         """Why this server cannot be of that run: a sentence with both values."""
@@ -226,7 +245,13 @@ class Follower(ServingLoop):
 
     def expect(self, session: Session, push: Push) -> None:
         """See `Controller`."""
+        # Schedules multiply rates by 1 at most.
+        if not 0.0 <= push.factor <= 1.0:
+            raise ValueError(f"a schedule has no factor of {push.factor}")
         self.shard.factor = push.factor
+
+    def refused(self, session: Session, why: Unusable) -> None:
+        """See `Controller`; the first server ends a run that has diverged."""
 
     def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
         """See `Controller`."""

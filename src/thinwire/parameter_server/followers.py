@@ -7,6 +7,14 @@ not, and is given its rows as the first server has them (TAKE): as of the last e
 Before evaluating and saving the first server asks for all rows (GIVE, SLICES). When the run ends it
 says so (END).
 
+A follower gives rows only when it is ready, and for the run that asks. Messages to one server
+arrive in order, and LEAD names the request that is under way, which LED repeats; so a LED that
+repeats it without SLICES before it shows that the request or its answer was lost, or that the
+follower had nothing to give. It is asked again, once it has been given its rows.
+
+A follower that was asked to stop says so in LED. The first server then collects at once, and LEAD
+tells the follower that its rows have arrived.
+
 Learning rates follow the workers' pushes, which carry the factor that the first server gave them.
 """
 
@@ -14,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from time import monotonic, sleep
+from time import monotonic
 from typing import Any
 
 import torch
@@ -47,10 +55,6 @@ from thinwire.parameter_server.sharding import (
 from thinwire.runs.run import Run
 from thinwire.transport.messages import Connection
 from thinwire.wire.frames import Frame
-
-AGAIN_SECONDS = 0.05
-# What servers of one run must have in common.
-SAME = ("model", "loss", "data", "optim", "exchange")
 
 
 class Followers:
@@ -90,6 +94,12 @@ class Followers:
         self._heard = [monotonic()] * len(connections)
         self._lead_due = 0.0
         self._num_requests = 0
+        # For each follower the request that is under way, and what it has answered.
+        self._asked: list[int | None] = [None] * len(connections)
+        self._slices: dict[int, dict[str, Tensor]] = {}
+        self._optimizers = False
+        self._leaving = [False] * len(connections)
+        self._seen_off = [False] * len(connections)
 
     def gather_round(self, stopping: Callable[[], bool]) -> None:
         """Wait until all are ready; first load this server's own rows.
@@ -122,37 +132,62 @@ class Followers:
         """
         if monotonic() >= self._lead_due:
             self._lead_due = monotonic() + LIFE_SECONDS
-            for index, connection in enumerate(self.connections):
-                connection.send(say_json(Kind.LEAD, self._lead | {"shard": index + 1}))
+            for index in range(len(self.connections)):
+                self._send_lead(index)
         for index, connection in enumerate(self.connections):
             while (message := connection.receive(timeout_seconds)) is not None:
                 timeout_seconds = 0.0
-                try:
-                    kind, frame = read_message(message)
-                except ValueError:
-                    continue
-                self._take(index, kind, frame)
+                with suppress(ValueError, KeyError, TypeError):
+                    self._take(index, *read_message(message))
+
+    def _send_lead(self, index: int) -> None:
+        lead = self._lead | {
+            "shard": index + 1,
+            "request": self._asked[index],
+            "seen_off": self._seen_off[index],
+        }
+        self.connections[index].send(say_json(Kind.LEAD, lead))
 
     def _take(self, index: int, kind: Kind, frame: Frame) -> None:
         self._heard[index] = monotonic()
         if kind is Kind.REFUSED:
             raise UserError(text_of(frame))
-        if kind is not Kind.LED:
-            return
-        self._ready[index] = bool(json_of(frame)["ready"])
-        if self._ready[index]:
+        if kind is Kind.SLICES:
+            content = json_of(frame)
+            if content["request"] == self._asked[index]:
+                self._slices[index] = restored(content["tensors"], frame.parts[1:])
+        if kind is Kind.LED:
+            self._learn(index, json_of(frame))
+
+    def _learn(self, index: int, led: Mapping[str, Any]) -> None:
+        """How a follower is."""
+        self._leaving[index] = bool(led["leaving"])
+        self._seen_off[index] &= self._leaving[index]
+        self._ready[index] = bool(led["ready"])
+        if not self._ready[index]:
+            if self._was_ready[index]:
+                self._was_ready[index] = False
+                self._warn(
+                    f"the server {self.connections[index].server} has been started again; its "
+                    "rows are those of the last evaluation or save"
+                )
+            parameters, optimizers = self._own(index + 1)
+            held = {f"{MODEL}{n}": t for n, t in parameters.items()} | optimizers
+            content = {"run": self._lead["run"], "tensors": described(held)}
+            self.connections[index].send(say_json(Kind.TAKE, content, contents(held)))
+        else:
             self._was_ready[index] = True
-            return
-        if self._was_ready[index]:
-            self._was_ready[index] = False
-            self._warn(
-                f"the server {self.connections[index].server} has been started again; its rows are "
-                "those of the last evaluation or save"
-            )
-        parameters, optimizers = self._own(index + 1)
-        held = {f"{MODEL}{n}": t for n, t in parameters.items()} | optimizers
-        content = {"run": self._lead["run"], "tensors": described(held)}
-        self.connections[index].send(say_json(Kind.TAKE, content, contents(held)))
+        lost = led["request"] is not None and led["request"] == self._asked[index]
+        if lost and index not in self._slices:
+            self._ask(index)
+
+    @property
+    def one_leaves(self) -> bool:
+        """Whether one was asked to stop whose rows have not been collected since."""
+        return any(
+            leaving and not seen_off
+            for leaving, seen_off in zip(self._leaving, self._seen_off, strict=True)
+        )
 
     def _own(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         job, M = self.job, 1 + len(self.connections)
@@ -162,52 +197,62 @@ class Followers:
     def collect(self, *, optimizers: bool) -> None:
         """Put the rows of all servers into the run's model and, if asked for, into its optimisers.
 
+        A follower that is started again meanwhile is given its rows first, and then asked.
+
         Raises:
-            UserError: one does not answer in time; nothing was changed.
+            UserError: one refuses, or is silent for too long; nothing was changed.
         """
-        deadline = monotonic() + self._timeout_seconds
-        slices = self._all_slices(optimizers)
-        # Where a push is still on its way to one of them, its optimisers may be a step behind.
-        while any(part.keys() != slices[0].keys() for part in slices):
-            if monotonic() > deadline:
-                raise UserError(
-                    f"not all servers have made their first step, so step {self.job.step} is "
-                    "neither evaluated nor saved"
-                )
-            sleep(AGAIN_SECONDS)
-            slices = self._all_slices(optimizers)
-        whole = merged(slices)
+        self._optimizers = optimizers
+        self._slices.clear()
+        for index in range(len(self.connections)):
+            self._heard[index] = monotonic()
+            self._ask(index)
+        try:
+            while len(self._slices) < len(self.connections):
+                self.look_after(POLL_SECONDS)
+                self._complain_of_silence()
+        except UserError:
+            self._leaving = [False] * len(self.connections)  # until one says so again
+            raise
+        finally:
+            self._asked = [None] * len(self.connections)
+        own = {f"{MODEL}{n}": t for n, t in parameters_of(self.shard).items()}
+        own |= optimizers_of(self.shard) if optimizers else {}
+        whole = merged([own, *(self._slices[index] for index in range(len(self.connections)))])
+        self._slices.clear()
+        self._check_finite(whole)
         with torch.no_grad():
             for name, parameter in {**self.job.tables, **self.job.blocks}.items():
                 parameter.copy_(whole.pop(f"{MODEL}{name}"))
         if optimizers:
             self.job.load_optimizer_state(whole)
+            for index in (index for index, leaving in enumerate(self._leaving) if leaving):
+                self._seen_off[index] = True
+                self._send_lead(index)
 
-    def _all_slices(self, optimizers: bool) -> list[dict[str, Tensor]]:
+    def _ask(self, index: int) -> None:
         self._num_requests += 1
-        request = {"request": self._num_requests, "optimizers": optimizers}
-        for connection in self.connections:
-            connection.send(say_json(Kind.GIVE, request))
-        own = {f"{MODEL}{n}": t for n, t in parameters_of(self.shard).items()}
-        own |= optimizers_of(self.shard) if optimizers else {}
-        return [own, *(self._slices(index) for index in range(len(self.connections)))]
+        self._asked[index] = self._num_requests
+        request = {"request": self._num_requests, "optimizers": self._optimizers}
+        self.connections[index].send(say_json(Kind.GIVE, request | {"run": self._lead["run"]}))
 
-    def _slices(self, index: int) -> dict[str, Tensor]:
-        deadline, connection = monotonic() + self._timeout_seconds, self.connections[index]
-        while (left := deadline - monotonic()) > 0:
-            message = connection.receive(min(left, LIFE_SECONDS))
-            if message is None:
-                continue
-            with suppress(ValueError):
-                kind, frame = read_message(message)
-                if kind is Kind.SLICES:
-                    content = json_of(frame)
-                    if content["request"] == self._num_requests:
-                        return restored(content["tensors"], frame.parts[1:])
-        raise UserError(
-            f"the server {connection.server} has not answered for {self._timeout_seconds:g} "
-            f"seconds, so step {self.job.step} is neither evaluated nor saved"
-        )
+    def _complain_of_silence(self) -> None:
+        for index, connection in enumerate(self.connections):
+            silent = monotonic() - self._heard[index] > self._timeout_seconds
+            if index not in self._slices and silent:
+                raise UserError(
+                    f"the server {connection.server} has not answered for "
+                    f"{self._timeout_seconds:g} seconds, so step {self.job.step} is neither "
+                    "evaluated nor saved"
+                )
+
+    def _check_finite(self, whole: Mapping[str, Tensor]) -> None:
+        for name, tensor in whole.items():
+            if name.startswith(MODEL) and not bool(tensor.isfinite().all()):
+                raise UserError(
+                    f"{name.removeprefix(MODEL)} is not finite at step {self.job.step}, so it is "
+                    "neither evaluated nor saved"
+                )
 
     def end(self) -> None:
         """Tell them that the run has ended."""

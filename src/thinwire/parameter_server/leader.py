@@ -34,7 +34,7 @@ from thinwire.parameter_server.followers import Followers
 from thinwire.parameter_server.protocol import Push
 from thinwire.parameter_server.serving_loop import SHORT_POLL_SECONDS, ServingLoop
 from thinwire.parameter_server.sessions import Server, Session
-from thinwire.parameter_server.shard import Shard
+from thinwire.parameter_server.shard import Shard, Unusable
 from thinwire.parameter_server.sharding import sliced_shard
 from thinwire.parameter_server.staleness import Staleness, StalenessCounts
 from thinwire.runs.device import set_up_device
@@ -178,6 +178,7 @@ class Serving(ServingLoop):
             updater.dense_optimizer,
             rates,
             exchange,
+            config.optim.clip,
         )
 
     # The loop
@@ -188,10 +189,8 @@ class Serving(ServingLoop):
         job.wire = self._wire()
         with stop_on_signals(job), job.recording(resumed=resumed):
             try:
-                if self.followers is not None:
-                    self.followers.gather_round(lambda: job.stop_asked)
-                self._steer()
-                ready()
+                with job.clock.paused():  # it runs from the first worker's first step on
+                    self._begin(ready)
                 self._loop()
             except Exception as error:
                 self.server.stop(str(error) if isinstance(error, UserError) else "it has failed")
@@ -202,13 +201,22 @@ class Serving(ServingLoop):
         if job.stop_asked:
             raise KeyboardInterrupt
 
+    def _begin(self, ready: Callable[[], None]) -> None:
+        """Wait for the other servers, and for the first step."""
+        job = self.job
+        if self.followers is not None:
+            self.followers.gather_round(lambda: job.stop_asked)
+        self._steer()
+        ready()
+        while self.server.all_wait and not job.stop_asked and not job.over:
+            self._turn_among_servers()
+
     def _loop(self) -> None:
         job = self.job
-        with job.clock.paused():  # it runs from the first step on
-            while self.server.all_wait and not job.stop_asked and not job.over:
-                self._turn_among_servers()
         while not job.stop_asked and not job.over:
             self._turn_among_servers()
+            if self.followers is not None and self.followers.one_leaves:
+                self._stand_still(self._save)
             # Intervals of 0 mean every step, and not every turn.
             if not self._counted:
                 continue
@@ -235,14 +243,12 @@ class Serving(ServingLoop):
             self.part()
             self._report()
             self.shard.flush()
-            if not job.evaluated and not asked:
-                self._helped(self._evaluate)
-            self._helped(lambda: self._save_aloud(best=False))
-            if job.checkpoints is not None:
-                self._helped(job.checkpoints.wait)
+            failures = self._last_actions(evaluate=not job.evaluated and not asked)
             self.see_off()
             if self.followers is not None:
                 self.followers.end()
+        if failures:
+            raise failures[0]
         job.stop_asked = asked
         job.wire = self._wire(self._all_staleness)
         job.end()
@@ -250,6 +256,20 @@ class Serving(ServingLoop):
     def _why_over(self) -> str:
         job = self.job
         return "its budget is spent" if job.progress() >= 1.0 else f"there was {job.why_over}"
+
+    def _last_actions(self, *, evaluate: bool) -> list[UserError]:
+        """Evaluate and save; what failed. One failure does not keep the other from being tried."""
+        checkpoints = self.job.checkpoints
+        actions: list[Callable[[], None]] = [self._evaluate_aloud] if evaluate else []
+        actions.append(lambda: self._save_aloud(best=False))
+        actions += [checkpoints.wait] if checkpoints is not None else []
+        failures = []
+        for action in actions:
+            try:
+                self._helped(action)
+            except UserError as error:
+                failures.append(error)
+        return failures
 
     def close(self) -> None:
         """Shut the listener."""
@@ -298,37 +318,41 @@ class Serving(ServingLoop):
             raise errors[0]
 
     def _evaluate(self) -> None:
+        _or_warn(self._evaluate_aloud)
+
+    def _evaluate_aloud(self) -> None:
         job = self.job
-        if not self._collected(optimizers=False):
-            return
+        self._collect(optimizers=False)
         found = job.measure()
         if job.take_evaluation(found.ppl, found):
             self._save(best=True)
 
     def _save(self, *, best: bool = False) -> None:
-        try:
-            self._save_aloud(best=best)
-        except UserError as error:  # what was saved is kept; the run goes on, and tries again
-            _warn(str(error))
+        # What was saved is kept; the run goes on, and tries again.
+        _or_warn(lambda: self._save_aloud(best=best))
 
     def _save_aloud(self, *, best: bool) -> None:
-        if self._collected(optimizers=True):
-            data, N = self.config.data, self.config.run.workers
-            first = self.assignments.position(0)
-            where = {"epoch": first.epoch, "step": first.step}
-            streams = {"streams": N * data.batch, "length": data.length}
-            self.job.save({}, {**where, **streams, "places": self.assignments.state()}, best=best)
+        self._collect(optimizers=True)
+        self.job.save({}, self._reading(), best=best)
 
-    def _collected(self, *, optimizers: bool) -> bool:
-        """Have the other servers' rows put into the run's model; whether all of them came."""
-        if self.followers is None:
-            return True
-        try:
+    def _collect(self, *, optimizers: bool) -> None:
+        """Have the other servers' rows put into the run's model."""
+        if self.followers is not None:
             self.followers.collect(optimizers=optimizers)
-        except UserError as error:
-            _warn(str(error))
-            return False
-        return True
+
+    def _reading(self) -> dict[str, Any]:
+        """Where the workers stand in the text; for a run of other workers, where all do."""
+        data, N = self.config.data, self.config.run.workers
+        epoch, step = self.assignments.middle()
+        return {
+            "epoch": epoch,
+            "step": step,
+            "streams": N * data.batch,
+            "length": data.length,
+            "workers": N,
+            "epochs": self.assignments.epochs,
+            "places": self.assignments.state(),
+        }
 
     # The record
 
@@ -386,13 +410,21 @@ class Serving(ServingLoop):
 
     def expect(self, session: Session, push: Push) -> None:
         """See `Controller`."""
-        job = self.job
-        for what, number in (("loss", push.report.loss), ("gradient's norm", push.report.norm)):
+        report, data = push.report, self.config.data
+        if report.num_targets > data.batch * data.length:
+            raise ValueError(f"a step has no {report.num_targets} targets")
+        self.assignments.check(session.place, report.position)
+        for what, number in (("loss", report.loss), ("gradient's norm", report.norm)):
             if not isfinite(number):
-                raise job.diverged(
-                    f"the {what} is {number} at step {job.step + 1}, by {session.name}"
-                )
+                raise Unusable(f"the {what} is {number}")
         self._steer()
+
+    def refused(self, session: Session, why: Unusable) -> None:
+        """See `Controller`."""
+        self.dropped += 1
+        if self.server.all_refused:
+            job = self.job
+            raise job.diverged(f"{why} at step {job.step + 1}, by {session.name}")
 
     def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
         """See `Controller`."""
@@ -423,12 +455,10 @@ def _places(job: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
     if not saved:
         return {}
     config, N = job.config, job.config.run.workers
-    positions: dict[str, Any] = saved.get(
-        "places", {"0": [saved["epoch"], saved["step"], job.step, 0]}
-    )
-    if saved["streams"] == N * config.data.batch and "places" in saved:
+    streams = N * config.data.batch
+    if "places" in saved and (saved["streams"], saved.get("workers", N)) == (streams, N):
+        positions: dict[str, Any] = saved["places"]
         return positions
-    found: dict[str, Any] = {}
     batches = Batches(
         job.corpus.ids("train"),
         config.data,
@@ -436,13 +466,20 @@ def _places(job: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
         eos_id=job.corpus.meta.eos_id,
         num_workers=N,
     )
-    for place in range(N):
-        epoch, step, *_ = positions.get(str(place % len(positions)), [0, 0])
-        batches.load_state_dict({**saved, "epoch": epoch, "step": step})
-        state = batches.state_dict()
-        # So that no draw of before is drawn again.
-        found[str(place)] = [state["epoch"], state["step"], job.step, batches.epoch]
-    return found
+    batches.load_state_dict(
+        {"epoch": saved["epoch"], "step": saved["step"]}
+        | {"streams": saved["streams"], "length": saved["length"]}
+    )
+    if "epochs" in saved:  # the part of the text is kept, and not the number of steps
+        epoch = int(saved["epochs"])
+        state = batches.state_dict() | {"epoch": epoch, "step": 0}
+        batches.load_state_dict(state)
+        step = round((saved["epochs"] - epoch) * batches.steps_per_epoch)
+        batches.load_state_dict(state | {"step": min(step, batches.steps_per_epoch - 1)})
+    state = batches.state_dict()
+    # Every place has read as much. Steps go on, so that no draw of before is drawn again.
+    position = [state["epoch"], state["step"], job.step, batches.epoch]
+    return {str(place): position for place in range(N)}
 
 
 def _say_what_is_lost(job: Run, saved: Mapping[str, Any]) -> None:
@@ -459,6 +496,13 @@ def _say_what_is_lost(job: Run, saved: Mapping[str, Any]) -> None:
         markup=False,
         soft_wrap=True,
     )
+
+
+def _or_warn(action: Callable[[], None]) -> None:
+    try:
+        action()
+    except UserError as error:
+        _warn(str(error))
 
 
 def _warn(sentence: str) -> None:

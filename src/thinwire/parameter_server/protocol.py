@@ -19,7 +19,7 @@ Every message is one frame (`wire/frames.py`): a kind, numbers, parts.
     TOO_OLD         a push came too late and was dropped
 
     from the first of several servers to the others, and back
-    LEAD, TAKE, GIVE, END, and LED, SLICES    (see `slices.py`)
+    LEAD, TAKE, GIVE, END, and LED, SLICES    (see `followers.py`)
 
 An incarnation is a number that a worker draws each time it joins; messages of an earlier one are
 recognised by it. Pulls, and pushes, are numbered from 1 within an incarnation.
@@ -33,7 +33,6 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
-from math import isfinite
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -44,7 +43,7 @@ from thinwire.wire.codecs import Codec
 from thinwire.wire.frames import Frame, frame_bytes, pack, unpack
 from thinwire.wire.indices import decode_ids, encode_ids, encoded_bytes
 
-PROTOCOL = 2
+PROTOCOL = 3
 ABSENT = -1
 LARGEST_WHOLE = 2.0**53
 
@@ -207,7 +206,7 @@ class Rows:
         number: of the pull.
         version: how many updates the server had made.
         factor: what learning rates are multiplied by at present.
-        whole: whether blocks are sent whole where, else, differences are (`parameters.py`).
+        whole: whether blocks are sent whole where, else, differences are (`parameter_codec.py`).
         masks: for each group which of its rows are sent, a bit each; no bytes: all.
         values: for each parameter of the selection, the rows sent, encoded.
     """
@@ -386,7 +385,10 @@ def json_of(frame: Frame) -> dict[str, Any]:
     Raises:
         ValueError: it has none.
     """
-    found = json.loads(text_of(frame))
+    try:
+        found = json.loads(text_of(frame))
+    except RecursionError:
+        raise ValueError("a message whose JSON is nested too deep") from None
     if not isinstance(found, dict):
         raise ValueError("a message whose JSON is no object")
     return found
@@ -452,12 +454,12 @@ def whole(number: float, least: int = 0) -> int:
 
 
 def finite(number: float) -> float:
-    """A finite number, 0 or more.
+    """A number, 0 or more, and small enough for many to be added up.
 
     Raises:
         ValueError: it is none.
     """
-    if not (isfinite(number) and number >= 0):
+    if not 0 <= number <= LARGEST_WHOLE:
         raise ValueError(f"{number} stands where a number of 0 or more belongs")
     return number
 

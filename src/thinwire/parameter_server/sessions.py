@@ -32,7 +32,7 @@ from thinwire.parameter_server.protocol import (
     say_json,
     whole,
 )
-from thinwire.parameter_server.shard import Held, Shard
+from thinwire.parameter_server.shard import Held, Shard, Unusable
 from thinwire.parameter_server.staleness import Staleness
 from thinwire.transport.messages import Listener
 from thinwire.wire.frames import Frame
@@ -41,6 +41,14 @@ from thinwire.wire.frames import Frame
 LIFE_SECONDS = 1.0
 # Who waits asks once a second: whoever has not asked for so long has heard the answer, or has gone.
 NEAR_SECONDS = 3 * LIFE_SECONDS
+# A worker is believed to compute for so many times its slowest step; else it has died, or is away.
+SLOWER = 2.0
+# So many pushes in a row that cannot be applied are no accident.
+MOST_REFUSED = 3
+# More workers than this may not join; each costs memory for what it holds.
+MOST_SESSIONS = 1024
+# A worker has a push and the pulls of two steps under way; more are no worker's.
+MOST_KEPT_BACK = 16
 # Pushes that are missing in between are waited for so long: until so many more have come.
 PUSHES_REMEMBERED = 100
 
@@ -80,6 +88,10 @@ class Session:
         pushes: which of its pushes have come.
         newest_step: its newest pull that it was given all for that a step needs.
         newest_push: the newest pull that a push of its has used.
+        step_began: when it was given all for `newest_step`, on the server's clock.
+        slowest_seconds: the longest that a step of its has taken so far.
+        pushed: whether a push of its has come.
+        refused: how many of its last pushes, one after the other, could not be applied.
         waiting: its pull that is kept back.
         wire: its own account of the wire.
     """
@@ -93,17 +105,36 @@ class Session:
     pushes: Numbers = field(default_factory=Numbers)
     newest_step: int = 0
     newest_push: int = 0
+    step_began: float = 0.0
+    slowest_seconds: float = 0.0
+    pushed: bool = False
+    refused: int = 0
     waiting: Pull | None = None
     wire: WireAccount = field(default_factory=WireAccount)
 
-    @property
-    def computes(self) -> bool:
-        """Whether it can compute a step, and has not pushed it yet."""
-        return self.newest_step > self.newest_push
+    def computes(self, now: float) -> bool:
+        """Whether it can compute a step, has not pushed it yet, and has not taken too long for it.
+
+        A worker that computes is silent. One that has died is so too, until it is dropped; but
+        meanwhile nobody waits for it.
+        """
+        most = max(NEAR_SECONDS, SLOWER * self.slowest_seconds)
+        return self.newest_step > self.newest_push and now - self.step_began <= most
+
+    def begins(self, pull: int, now: float) -> None:
+        """It is given all that a step needs."""
+        self.newest_step, self.step_began = pull, now
+
+    def ends(self, pull: int, now: float) -> None:
+        """The push of a step has come."""
+        self.pushed = True
+        if pull == self.newest_step > self.newest_push:
+            self.slowest_seconds = max(self.slowest_seconds, now - self.step_began)
+        self.newest_push = max(self.newest_push, pull)
 
 
 class Controller(ABC):
-    """Who steers the run that a server serves. Only `expect` and `count` may raise."""
+    """Who steers the run that a server serves. `expect`, `refused` and `count` may raise."""
 
     @abstractmethod
     def welcome(self, session: Session, before: Session | None) -> dict[str, Any] | None:
@@ -120,7 +151,15 @@ class Controller(ABC):
 
     @abstractmethod
     def expect(self, session: Session, push: Push) -> None:
-        """A push is about to be applied."""
+        """A push is about to be applied.
+
+        Raises:
+            ValueError: it is none that a worker sends; it is ignored. `Unusable`: it is refused.
+        """
+
+    @abstractmethod
+    def refused(self, session: Session, why: Unusable) -> None:
+        """A push could not be applied."""
 
     @abstractmethod
     def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
@@ -222,6 +261,10 @@ class Server:
         if refusal is not None:
             self.listener.send(client, say(Kind.REFUSED, text=refusal))
             return
+        if len(self.sessions) >= MOST_SESSIONS:
+            full = f"the server has {MOST_SESSIONS} workers, and takes no more"
+            self.listener.send(client, say(Kind.REFUSED, text=full))
+            return
         session = Session(hello["incarnation"], hello["name"], client, self._lived)
         before = next((s for s in self.sessions.values() if s.name == session.name), None)
         if before is not None and before.incarnation == session.incarnation:
@@ -272,14 +315,18 @@ class Server:
             if isinstance(message, Push):
                 if not session.pushes.first(message.number):
                     return
-                session.newest_push = max(session.newest_push, message.pull)
+                session.ends(message.pull, self._lived)
             if isinstance(message, Pull):
                 session.waiting = message
             if isinstance(message, Pull | Push):
                 if self._holding:
-                    self._kept_back.append((incarnation, message))
+                    self._keep_back(incarnation, message)
                 else:
                     self._serve(session, message)
+
+    def _keep_back(self, incarnation: int, message: Pull | Push) -> None:
+        if sum(kept == incarnation for kept, _ in self._kept_back) < MOST_KEPT_BACK:
+            self._kept_back.append((incarnation, message))
 
     def _serve(self, session: Session, message: Pull | Push) -> None:
         if isinstance(message, Pull):
@@ -292,20 +339,27 @@ class Server:
             if rows is not None:
                 self.listener.send(session.client, rows.pack())
                 if self.shard.begins_step(message):
-                    session.newest_step = message.number
+                    session.begins(message.number, self._lived)
             return
-        self.controller.expect(session, message)
         try:
+            self.controller.expect(session, message)
             staleness = self.shard.push(session.held, message)
+        except Unusable as error:
+            session.refused += 1
+            self.controller.refused(session, error)
+            self._too_old(session, message)
+            return
         except ValueError as error:
             self._ignore(error)
             return
+        session.refused = 0
         session.wire = message.report.wire
         self.controller.count(session, message, staleness)
         if staleness is None:
-            self.listener.send(
-                session.client, say(Kind.TOO_OLD, session.incarnation, message.number)
-            )
+            self._too_old(session, message)
+
+    def _too_old(self, session: Session, push: Push) -> None:
+        self.listener.send(session.client, say(Kind.TOO_OLD, session.incarnation, push.number))
 
     # What time brings
 
@@ -347,8 +401,13 @@ class Server:
     def all_wait(self) -> bool:
         """Whether no worker computes."""
         return self._stopped is not None or not any(
-            session.computes for session in self.sessions.values()
+            session.computes(self._lived) for session in self.sessions.values()
         )
+
+    @property
+    def all_refused(self) -> bool:
+        """Whether no worker's pushes can be applied any more: the last few of each were refused."""
+        return all(s.refused >= MOST_REFUSED for s in self.sessions.values() if s.pushed)
 
     def forget(self) -> None:
         """Know no worker any more: what they hold is not what is here."""

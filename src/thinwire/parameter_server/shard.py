@@ -26,6 +26,14 @@ from thinwire.wire.codecs import make_codec
 # A worker has the pulls of two steps under way, two each, and more after a push that came too late.
 PULLS_REMEMBERED = 6
 NEVER = -1
+# A gradient of a larger norm is no worker's: rounding to int4 and error feedback make a clipped one
+# several times longer, and not a hundred times; squares of a longer one overflow fp32.
+CLIP_MARGIN = 100.0
+LARGEST_NORM = 1e15
+
+
+class Unusable(ValueError):
+    """Gradients that cannot be applied: not finite, or longer than any worker's."""
 
 
 @dataclass
@@ -54,7 +62,8 @@ class Shard:
         row_optimizer: of the tables.
         dense_optimizer: of the blocks.
         rates: learning rates of the dense optimiser and of the row optimiser.
-        config: codec, bound of staleness, and how many pushes make an update.
+        config: codec, bound of staleness, hidden fraction, and how many pushes make an update.
+        clip: the norm to which workers clip a step's gradient; 0: they do not.
     """
 
     def __init__(
@@ -65,6 +74,7 @@ class Shard:
         dense_optimizer: torch.optim.Optimizer,
         rates: tuple[float, float],
         config: ExchangeConfig,
+        clip: float = 0.0,
     ) -> None:
         self.tables, self.blocks = tables, blocks
         self.parameters: dict[str, nn.Parameter] = {**tables, **blocks}
@@ -76,7 +86,11 @@ class Shard:
         self._names = list(self.parameters)
         self._changed = {n: torch.zeros(len(p), dtype=torch.int32) for n, p in _items(self)}
         self._codec, self._parameter_codec = make_codec(config.codec), ParameterCodec(config.codec)
-        self._pile = GradientBuffer()
+        self._buffer = GradientBuffer()
+        self._largest_norm = LARGEST_NORM
+        if clip:
+            # Rows of blocks that wait for their turn pile up gradients of several steps.
+            self._largest_norm = CLIP_MARGIN * clip / config.hidden_fraction
 
     @property
     def num_rows(self) -> list[int]:
@@ -88,10 +102,11 @@ class Shard:
         """The answer to a pull; None: it has been answered, or a later one has.
 
         Raises:
-            ValueError: rows of different numbers stand in one group.
+            ValueError: rows of different numbers stand in one group, or it is of no parameter.
         """
         if pull.number <= held.last_answer:
             return None
+        self._check_groups(pull)  # first, for after an error nothing may have changed
         if pull.held != held.last_answer:
             held.stamps.clear()  # an answer was lost: who knows what this worker holds
         held.last_answer = pull.number
@@ -114,6 +129,14 @@ class Shard:
             tuple(masks),
             tuple(values),
         )
+
+    def _check_groups(self, pull: Pull) -> None:
+        for group, ids_R in enumerate(pull.selection.ids):
+            rows = {self.num_rows[p] for p, g in pull.selection.present() if g == group}
+            if not rows:
+                raise ValueError("a group of rows of no parameter")
+            if ids_R is None and len(rows) > 1:
+                raise ValueError("parameters with different numbers of rows stand in one group")
 
     def _lacks_blocks(self, held: Held, pull: Pull) -> bool:
         """Whether there are rows of blocks among those asked for that this worker never had."""
@@ -158,12 +181,9 @@ class Shard:
                 stamps = torch.full((len(self.parameters[name]),), NEVER, dtype=torch.int32)
                 held.stamps[name] = stamps
             found_R = _rows(self._changed[name], ids_R) > _rows(stamps, ids_R)
-            if mask_R is not None and len(mask_R) != len(found_R):
-                raise ValueError("parameters with different numbers of rows stand in one group")
             mask_R = found_R if mask_R is None else mask_R | found_R
             stamps[slice(None) if ids_R is None else ids_R] = self.version
-        if mask_R is None:
-            raise ValueError("a group of rows of no parameter")
+        assert mask_R is not None, "a group of rows of no parameter has been refused"
         if pull.everything or bool(mask_R.all()):
             return mask_R.fill_(True), ids_R
         return mask_R, mask_R.nonzero().squeeze(1) if ids_R is None else ids_R[mask_R]
@@ -178,9 +198,10 @@ class Shard:
         """Take the gradients of a push; None: it came too late, and nothing was changed.
 
         Raises:
-            ValueError: they are not of the shape of their rows.
+            ValueError: they are not of the shape of their rows, or cannot be applied.
         """
         gradients = self._decoded(push)
+        self._check(gradients)
         answered = held.answered.get(push.pull)
         if answered is None:
             return None
@@ -188,17 +209,27 @@ class Shard:
         if bound and tau > bound:
             return None
         staleness = Staleness(tau, self._changed_rows(gradients, answered))
-        self._pile.add(gradients)
-        if self._pile.size >= self.config.accumulate:
-            self._update(self._pile.take())
+        self._buffer.add(gradients)
+        if self._buffer.size >= self.config.accumulate:
+            self._update(self._buffer.take())
         return staleness
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Apply what has been piled up, before the parameters are read as the run's result."""
-        if self._pile.size:
-            self._update(self._pile.take())
+        """Apply what has been collected, before the parameters are read as the run's result."""
+        if self._buffer.size:
+            self._update(self._buffer.take())
         self.row_optimizer.flush()
+
+    def drop_gradients(self) -> None:
+        """Forget the gradients that wait to be applied."""
+        self._buffer.take()
+
+    def _check(self, gradients: Mapping[str, Gradient]) -> None:
+        squares = [float(torch.linalg.vector_norm(g)) ** 2 for _, g in gradients.values()]
+        norm = sum(squares) ** 0.5
+        if not norm <= self._largest_norm:  # also where it is NaN
+            raise Unusable(f"the gradient's norm is {norm:g}")
 
     def _decoded(self, push: Push) -> dict[str, Gradient]:
         gradients: dict[str, Gradient] = {}
@@ -219,7 +250,8 @@ class Shard:
             for name, (ids, _) in gradients.items()
             if name in self.tables
         ]
-        return float(torch.cat(changed).float().mean()) if changed else 0.0
+        together = torch.cat(changed) if changed else torch.empty(0)
+        return float(together.float().mean()) if len(together) else 0.0
 
     def _update(self, gradients: Mapping[str, Gradient]) -> None:
         self.version += 1

@@ -3,11 +3,16 @@
 Server i holds rows i, i + M, i + 2M, ... of every parameter, and of whatever an optimiser keeps for
 each of those rows. Both orders, frequent words first and one layer's gates after another, are so
 spread evenly. What an optimiser keeps for a whole parameter, as a count of steps, every server has.
+
+Every server counts its own updates, and after losses and restarts the counts differ. An entry
+`last_X` of an optimiser's state is a row's reading of the clock `X`, the parameter's entry of that
+name; only the difference of the two, the row's age, has a meaning on another server. So merging
+keeps ages: the first server's clocks stay, and the other servers' readings are moved onto them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -15,10 +20,12 @@ from torch import Tensor, nn
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.config import OptimConfig
-from thinwire.optim.state import load_named_state, named_state
+from thinwire.optim.state import NO_STATE, load_named_state, named_state
 from thinwire.parameter_server.shard import Shard
 
 MODEL = "model/"
+# A row's reading of a clock is called so, with the clock's name behind it (`optim/ages.py`).
+LAST = "last_"
 _KINDS = ("rows.", "blocks.")
 
 
@@ -36,18 +43,59 @@ def cut(tensors: Mapping[str, Tensor], index: int, count: int) -> dict[str, Tens
 
 
 def merged(slices: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The whole of what all servers hold, theirs given in order."""
+    """The whole of what all servers hold, theirs given in order, with rows' ages kept.
+
+    A server that has made no update yet lacks the entries that an optimiser makes in its first
+    step: they are zero for its rows, as they are before a first step.
+    """
+    names = dict.fromkeys(name for part in slices for name in part)
+    have_state = {_owner(name) for name in names if _entry(name) != NO_STATE}
     whole = {}
-    for name, first in slices[0].items():
-        parts = [part[name] for part in slices]
-        if not first.ndim:
-            whole[name] = first
+    for name in names:
+        if _entry(name) == NO_STATE and _owner(name) in have_state:
             continue
-        num_rows = sum(len(part) for part in parts)
-        whole[name] = first.new_empty(num_rows, *first.shape[1:])
-        for index, part in enumerate(parts):
-            whole[name][index :: len(parts)] = part
+        parts = [_part(slices, index, name) for index in range(len(slices))]
+        if parts[0].ndim:
+            whole[name] = _interleaved(parts)
+        else:
+            # The least of counts that no row refers to: with it, steps err towards short ones.
+            whole[name] = parts[0] if _is_clock(name, names) else torch.stack(parts).amin(0)
     return whole
+
+
+def _interleaved(parts: Sequence[Tensor]) -> Tensor:
+    first = parts[0]
+    whole = first.new_empty(sum(map(len, parts)), *first.shape[1:])
+    for index, part in enumerate(parts):
+        whole[index :: len(parts)] = part
+    return whole
+
+
+def _part(slices: Sequence[Mapping[str, Tensor]], index: int, name: str) -> Tensor:
+    """An entry as server `index` has it, its clocks read as the first server's."""
+    part, owner, entry = slices[index], _owner(name), _entry(name)
+    if name not in part:
+        like = next(other[name] for other in slices if name in other)
+        if not like.ndim:
+            return torch.zeros_like(like)
+        parameter = owner.partition(".")[2]
+        return like.new_zeros(len(part[f"{MODEL}{parameter}"]), *like.shape[1:])
+    clock = f"{owner}/{entry.removeprefix(LAST)}"
+    if not entry.startswith(LAST) or clock not in part or clock not in slices[0]:
+        return part[name]
+    return part[name] + (slices[0][clock] - part[clock]).to(part[name])
+
+
+def _is_clock(name: str, names: Container[str]) -> bool:
+    return f"{_owner(name)}/{LAST}{_entry(name)}" in names
+
+
+def _owner(name: str) -> str:
+    return name.rpartition("/")[0]
+
+
+def _entry(name: str) -> str:
+    return name.rpartition("/")[2]
 
 
 def sliced_shard(
@@ -68,6 +116,7 @@ def sliced_shard(
         dense_optimizer(own_blocks.values(), optim),
         optim.rates,
         config,
+        optim.clip,
     )
 
 
@@ -89,7 +138,11 @@ def optimizers_of(shard: Shard) -> dict[str, Tensor]:
 def load_shard(
     shard: Shard, parameters: Mapping[str, Tensor], optimizers: Mapping[str, Tensor]
 ) -> None:
-    """Take over what `parameters_of` and `optimizers_of` gave."""
+    """Take over what `parameters_of` and `optimizers_of` gave.
+
+    Gradients that wait to be applied are dropped: they were computed on other parameters.
+    """
+    shard.drop_gradients()
     for name, parameter in shard.parameters.items():
         parameter.copy_(parameters[name])
     for kind, (optimizer, names) in zip(_KINDS, _optimizers(shard), strict=True):

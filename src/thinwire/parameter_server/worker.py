@@ -10,7 +10,8 @@ A step is five calls, as in `loop.py`; the rows of the next one are pulled while
 
 Whatever the worker needs to know, its settings and its part of the text, the servers tell it. When
 they do not know it any more, because they have been started again or it has been away for too long,
-it joins as a new worker would, and drops what it holds.
+it joins as a new worker would, and drops what it holds. What error feedback holds back it keeps if
+the servers have not been started again; else those gradients are of parameters that are lost.
 """
 
 from __future__ import annotations
@@ -111,6 +112,7 @@ class Worker:
             stopping=lambda: self.stop_asked,
         )
         self._model: LanguageModel | None = None
+        self._joined: tuple[str, Client] | None = None
 
     def run(self) -> str:
         """Work until the run ends; returns why it did."""
@@ -143,7 +145,7 @@ class Worker:
         self.model = self._model
         place, N, seed = welcome.place, config.run.workers, config.run.seed
         self.place, self.steps = place, welcome.position.steps
-        self.client = Client(
+        client = Client(
             self.servers,
             self.model.tables(),
             self.model.blocks(),
@@ -151,6 +153,9 @@ class Worker:
             config.optim.clip,
             derive(seed, "worker", str(place)),
         )
+        if self._joined is not None and self._joined[0] == welcome.run:
+            client.take_over_feedback(self._joined[1])
+        self._joined, self.client = (welcome.run, client), client
         self.batches = Batches(
             self.corpus.ids("train"),
             config.data,
