@@ -23,6 +23,7 @@ from thinwire.errors import UserError
 from thinwire.runs import checkpoints as checkpoints_module
 from thinwire.runs.folder import CONFIG_FILE, RunFolder
 from thinwire.runs.metrics import read_metrics
+from thinwire.runs.run import Run
 from thinwire.train.loop import Trainer, train
 
 Settings = Callable[..., RunConfig]
@@ -415,3 +416,18 @@ def test_the_best_perplexity_is_that_of_the_best_step_on_disk(
 
 def full_disk(tensors: Any, file: Path) -> None:
     raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_step_that_another_version_has_saved(
+    toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "run"
+    config = tiny(run={"tokens": 20 * STEP_TOKENS})
+    state = Run.state
+    with monkeypatch.context() as other_version:
+        other_version.setattr(
+            Run, "state", lambda run: {k: v for k, v in state(run).items() if k != "num_worse"}
+        )
+        train(toy_data, out, config)
+    with pytest.raises(UserError, match="has no num_worse: another version of thinwire has saved"):
+        train(toy_data, out, config, resume=True)

@@ -336,7 +336,8 @@ class Run:
         """Go on from the newest whole step.
 
         Raises:
-            UserError: there is none, or the budget is smaller than before and than what is spent.
+            UserError: there is none, another version has saved it, or the budget is smaller than
+                before and than what is spent.
         """
         assert self.checkpoints is not None
         saved = self.checkpoints.load()
@@ -344,7 +345,12 @@ class Run:
         best = self.checkpoints.load_best()
         best_ppl = None if best is None else best.state["best_ppl"]
         saved = replace(saved, state=saved.state | {"step": saved.step, "best_ppl": best_ppl})
-        self.load_state(saved.state)
+        try:
+            self.load_state(saved.state)
+        except KeyError as error:
+            raise UserError(
+                f"{saved.path} has no {error.args[0]}: another version of thinwire has saved it"
+            ) from None
         self._budget_changes()
         load_parameters(self.model, saved)
         self.load_optimizer_state(saved.open("optimizer"))
