@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -148,6 +149,55 @@ def test_one_of_two_servers_is_killed(toy_data: Path, tmp_path: Path) -> None:
     assert "server 1 was killed by SIGKILL; it is started again." in said
     assert "has been started again; its rows are those of the last evaluation or save" in said
     assert (lines(run, "end")[0]["step"], Checkpoints(run).newest) == (300, 300)
+
+
+@LINUX
+def test_one_of_two_servers_is_killed_at_the_end(toy_data: Path, tmp_path: Path) -> None:
+    """The first server waits for it, and what it had been given comes back: nothing else."""
+    run = tmp_path / "run"
+    args = train(toy_data, run, "--tokens", 400 * STEP_TOKENS, "--exchange.servers", 2)
+    with running(*args, "--checkpoint.every_seconds", 0.1) as process:
+        until(lambda: has_trained(run) and Checkpoints(run).newest)
+        until(lambda: lines(run, "train")[-1]["step"] >= 380)
+        with suppress(KeyError, ProcessLookupError):
+            os.kill(children(process)["server-1"], signal.SIGKILL)
+        finished(process)
+    end = read_metrics(run)[-2:]
+    assert [line["event"] for line in end] == ["valid", "end"] and end[0]["ppl"] < 200
+    for tensor in Checkpoints(run).load().open("model").values():
+        assert tensor.abs().max() < 100
+
+
+@LINUX
+def test_a_follower_that_is_asked_to_stop_hands_over_and_is_started_again(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    args = train(toy_data, run, "--tokens", 600 * STEP_TOKENS, "--exchange.servers", 2)
+    with running(*args, "--checkpoint.every_seconds", 1000) as process:
+        until(lambda: has_trained(run))
+        os.kill(children(process)["server-1"], signal.SIGTERM)
+        # Nothing was due: it was saved because that server is about to leave.
+        until(lambda: Checkpoints(run).newest)
+        said = finished(process)
+    assert "server 1 ended with status 130; it is started again." in said
+    assert (lines(run, "end")[0]["step"], Checkpoints(run).newest) == (600, 600)
+
+
+@LINUX
+def test_a_run_that_cannot_be_saved_at_the_end_does_not_end_well(
+    toy_data: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    args = train(toy_data, run, "--seconds", 1000, "--checkpoint.every_seconds", 1000)
+    with running(*args) as process:
+        until(lambda: has_trained(run))
+        # Room for a few more lines of metrics, and not for the model (8 kB of embeddings alone).
+        room = (run / "metrics.jsonl").stat().st_size + 4000
+        resource.prlimit(children(process)["the-server"], resource.RLIMIT_FSIZE, (room, room))
+        process.send_signal(signal.SIGINT)
+        said = finished(process, 2)
+    assert "could not be saved" in said
 
 
 @LINUX

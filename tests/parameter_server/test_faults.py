@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from thinwire.errors import UserError
+from thinwire.parameter_server.accumulation import GradientBuffer
 from thinwire.parameter_server.connections import Lost, Stopped
 from thinwire.parameter_server.protocol import Kind, say, say_json
 from thinwire.parameter_server.sessions import Numbers
@@ -124,6 +125,38 @@ def test_a_worker_that_speaks_wrongly_changes_nothing() -> None:
     world.flush()
     assert all(value.isfinite().all() for value in before.values())
     assert len(world.warnings) == 1
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), 3e38, 1e9])
+def test_gradients_that_are_no_workers_are_refused(value: float) -> None:
+    world = World()
+    worker, before = world.worker(), world.values()
+    worker.fetch(0)
+    worker.client._clip = 0.0
+    worker.rows["embedding"].grad[0, 0] = value
+    worker.push(0)
+    world.flush()
+    assert_same(world.values(), before)
+    assert world.taus == [] and len(world.stewards[0].refusals) == 1
+    assert not world.servers[0].all_refused
+    for step in (1, 2):
+        worker.fetch(step)
+        worker.rows["embedding"].grad[0, 0] = value
+        worker.push(step)
+    world.flush()
+    assert world.servers[0].all_refused
+    other = world.worker("other")
+    other.step(3)
+    world.flush()
+    assert not world.servers[0].all_refused  # one whose pushes are applied is enough
+
+
+def test_pushes_of_named_rows_and_of_all_make_one_update() -> None:
+    buffer = GradientBuffer()
+    buffer.add({"t": (torch.tensor([2]), torch.tensor([[4.0]]))})
+    buffer.add({"t": (None, torch.tensor([[1.0], [2.0], [3.0]]))})
+    ids, values = buffer.take()["t"]
+    assert ids is None and values.tolist() == [[0.5], [1.0], [3.5]]
 
 
 # Joining and leaving
@@ -276,6 +309,30 @@ def test_who_has_pulled_ahead_computes_no_longer_than_to_its_push() -> None:
     worker.push(0)
     world.flush()
     assert server.all_wait
+
+
+def test_who_has_died_between_pull_and_push_is_not_waited_for_long() -> None:
+    """It counts as computing for three seconds, or for twice its slowest step."""
+    world = World(timeout_seconds=60.0)
+    server, dead, slow = world.servers[0], world.worker("dead"), world.worker("slow")
+    dead.step(0)
+    slow.fetch(0)
+    for now in range(6):
+        server.tick(float(now))
+    slow.push(0)  # it has taken 5 seconds
+    world.flush()
+    assert server.all_wait
+    dead.fetch(1)
+    slow.fetch(1)
+    seconds_until: dict[str, int] = {}
+    for now in range(6, 20):
+        server.tick(float(now))
+        for worker in (dead, slow):
+            session = server.sessions[worker.servers.incarnation]
+            if not session.computes(server._lived):
+                seconds_until.setdefault(session.name, now - 5)
+    assert seconds_until == {"dead": 4, "slow": 11}
+    assert server.all_wait and len(server.sessions) == 2
 
 
 def test_the_end_is_told_to_everyone() -> None:

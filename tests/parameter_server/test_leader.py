@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from math import inf
 from pathlib import Path
 from time import monotonic, sleep
@@ -15,13 +16,17 @@ from torch import Tensor
 
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
+from thinwire.parameter_server.client import Client
+from thinwire.parameter_server.connections import Lost, Welcome
 from thinwire.parameter_server.follower import serve_shard
+from thinwire.parameter_server.followers import Followers
 from thinwire.parameter_server.leader import Serving, serve
 from thinwire.parameter_server.protocol import Position
 from thinwire.parameter_server.sessions import Server
 from thinwire.parameter_server.worker import Worker, work
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import read_metrics
+from thinwire.runs.run import Run
 from thinwire.train.loop import train
 from thinwire.transport.messages import Connection, InProcessListener
 
@@ -364,3 +369,105 @@ def test_patience_ends_an_asynchronous_run(toy_data: Path, tmp_path: Path, tiny:
     (end,) = lines(tmp_path / "run", "end")
     assert end["reason"] == "no new best in 2 evaluations"
     assert "there was no new best in 2 evaluations" in found.why[0]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_the_clock_stands_still_until_the_first_step(
+    resume: bool, toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While the other servers are waited for, and the workers."""
+    run = tmp_path / "run"
+    if resume:
+        together(toy_data, run, tiny(run={"tokens": 5 * STEP_TOKENS}))
+    stood: list[float] = []
+    gather_round = Followers.gather_round
+
+    def slowly(self: Followers, stopping: Callable[[], bool]) -> None:
+        clock = self.job.clock
+        seconds, wall_seconds = clock.seconds, clock.wall_seconds
+        while clock.wall_seconds < wall_seconds + 0.05:
+            sleep(0.01)
+        stood.append(clock.seconds - seconds)
+        gather_round(self, stopping)
+
+    monkeypatch.setattr(Followers, "gather_round", slowly)
+    config = tiny(run={"tokens": 10 * STEP_TOKENS})
+    together(toy_data, run, config, num_shards=2, resume=resume)
+    assert stood == [0.0]
+
+
+@pytest.mark.parametrize("what", ["collect", "save"])
+def test_what_fails_at_the_end_is_not_passed_over(
+    what: str, toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run ends with the sentence, and the record says it; the workers end well."""
+    run = tmp_path / "run"
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise UserError("it cannot be done")
+
+    if what == "collect":
+        monkeypatch.setattr(Followers, "collect", fail)
+    else:
+        monkeypatch.setattr(Checkpoints, "save", fail)
+    found = Together(toy_data, run, tiny(run={"tokens": 10 * STEP_TOKENS}), num_shards=2)
+    with pytest.raises(UserError, match="it cannot be done"):
+        found.run(1)
+    assert found.errors == [] and found.why == ["its budget is spent"]
+    assert lines(run, "end")[0]["reason"] == "it cannot be done"
+
+
+def test_an_evaluation_that_fails_at_the_end_does_not_keep_the_state_from_being_saved(
+    toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Run) -> None:
+        raise UserError("it cannot be measured")
+
+    monkeypatch.setattr(Run, "measure", fail)
+    found = Together(toy_data, tmp_path / "run", tiny(run={"tokens": 10 * STEP_TOKENS}))
+    with pytest.raises(UserError, match="it cannot be measured"):
+        found.run(1)
+    assert Checkpoints(tmp_path / "run").newest == 10
+
+
+def test_one_push_that_is_no_number_does_not_end_the_run(
+    toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    push = Client.push
+    calls: list[int] = []
+
+    def spoilt(self: Client, rows: Any, loss: float, *rest: Any) -> float:
+        calls.append(1)
+        return push(self, rows, float("nan") if len(calls) in (3, 4) else loss, *rest)
+
+    monkeypatch.setattr(Client, "push", spoilt)
+    together(toy_data, tmp_path / "run", tiny(run={"tokens": 10 * STEP_TOKENS}))
+    end = lines(tmp_path / "run", "end")[0]
+    assert (end["step"], end["dropped_pushes"], len(calls) >= 12) == (10, 2, True)
+
+
+@pytest.mark.parametrize("same_run", [True, False])
+def test_error_feedback_outlives_joining_again_but_not_another_server(
+    same_run: bool, toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, in step 5, the worker is told that it is not known and joins again."""
+    waiting: list[bool] = []
+    begin, step, names = Worker._begin, Worker.step, list[str]()
+
+    def begin_and_look(self: Worker, welcome: Welcome) -> None:
+        if names and not same_run:
+            welcome = replace(welcome, run="another")
+        names.append(welcome.run)
+        begin(self, welcome)
+        waiting.append(any(bool(t.any()) for t in self.client._hidden.waiting.values()))
+
+    def step_or_lose(self: Worker) -> None:
+        if len(names) == 1 and self.steps == 5:
+            raise Lost
+        step(self)
+
+    monkeypatch.setattr(Worker, "_begin", begin_and_look)
+    monkeypatch.setattr(Worker, "step", step_or_lose)
+    exchange = {"kind": "async", "hidden_fraction": 0.25}
+    together(toy_data, tmp_path / "run", tiny(run={"tokens": 10 * STEP_TOKENS}, exchange=exchange))
+    assert waiting == [False, same_run]

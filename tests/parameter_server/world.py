@@ -134,7 +134,8 @@ class World:
         if M > 1:
             return sliced_shard(tables, blocks, i, M, optim, self.config)
         rows, dense = row_optimizer(tables.values(), optim), dense_optimizer(blocks.values(), optim)
-        return Shard(tables, blocks, rows, dense, (optim.lr, optim.row_lr), self.config)
+        rates = (optim.lr, optim.row_lr)
+        return Shard(tables, blocks, rows, dense, rates, self.config, optim.clip)
 
     def server(self, index: int) -> Server:
         """A server of this shard that knows nobody yet."""
