@@ -224,6 +224,14 @@ def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
             f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, "
             f"not {config.run.seed}"
         )
+    # Runs whose settings do not say were trained in fp32.
+    saved_precision = "bf16" if folder.config.run.precision == "bf16" else "fp32"
+    if config.run.precision not in ("auto", saved_precision):
+        raise UserError(
+            f"a resumed run keeps its precision: {out} has {saved_precision}, "
+            f"not {config.run.precision}"
+        )
+    config = replace(config, run=replace(config.run, precision=saved_precision))
     return replace(
         folder, config=config, data=corpus.path.resolve(), budget_before=folder.config.run
     )

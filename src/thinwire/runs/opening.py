@@ -29,6 +29,7 @@ def start_values(
             "threads": torch.get_num_threads(),
             "device": str(device),
         },
+        "precision": config.run.precision,
         "workers": num_workers,
         "parameters": num_parameters,
         "config": config.fingerprint(),
@@ -67,6 +68,7 @@ def summary(
         f"{config.model.kind} of width {config.model.width}, "
         f"{num_parameters / 1e6:.1f} M parameters ({num_dense / 1e6:.2f} M dense), "
         f"{config.loss.kind} loss, {vocab_size:,} words, "
-        f"{workers}{threads} thread{'s' if threads > 1 else ''} on {device}, "
+        f"{workers}{threads} thread{'s' if threads > 1 else ''} on {device} in "
+        f"{config.run.precision}, "
         f"seed {config.run.seed}; budget: {budget}"
     )
