@@ -178,9 +178,7 @@ class _Attention(nn.Module):
         """The result, and keys, values and the number of tokens read (at most `window - 1`)."""
         past_key_BPA, past_value_BPA, read_B1 = past
         T, P = x_BTD.shape[1], self.window - 1
-        query_BTA, key_BTA, value_BTA = (
-            self.query_key_value(x_BTD).to(x_BTD.dtype).chunk(3, dim=2)
-        )
+        query_BTA, key_BTA, value_BTA = self.query_key_value(x_BTD).to(x_BTD.dtype).chunk(3, dim=2)
         key_BSA = torch.cat([past_key_BPA, key_BTA], dim=1)
         value_BSA = torch.cat([past_value_BPA, value_BTA], dim=1)
         mixed = []
