@@ -16,6 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+# oneDNN refuses bf16 on processors without AVX-512; PyTorch computes it there, slowly.
+_TYPES = [torch.float32]
+if _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
+    _TYPES.append(torch.bfloat16)
 
 
 def matmul_nt(
@@ -32,7 +36,7 @@ def matmul_nt(
 
 
 def _matmul_nt(a_MK: Tensor, b_NK: Tensor, bias_N: Tensor | None) -> Tensor:
-    on_cpu = a_MK.device.type == "cpu" and a_MK.dtype in (torch.float32, torch.bfloat16)
+    on_cpu = a_MK.device.type == "cpu" and a_MK.dtype in _TYPES
     if _ONEDNN and on_cpu and a_MK.numel() and b_NK.numel():  # oneDNN knows no empty matrices
         product: Tensor = torch.ops.mkldnn._linear_pointwise(a_MK, b_NK, bias_N, "none", [], "")
         return product
