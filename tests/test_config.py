@@ -170,6 +170,11 @@ def test_refused(content: dict[str, Any], sentence: str) -> None:
         (RunSettings, {"epochs": float("nan")}, "--epochs is nan, but a budget"),
         (RunSettings, {"threads": -1}, "--threads is -1"),
         (RunSettings, {"workers": 0}, "--workers is 0, but it must be 1 or more"),
+        (
+            RunSettings,
+            {"precision": "fp16"},
+            "run.precision is fp16, which is none of auto, fp32, bf16",
+        ),
         (RunSettings, {"device": "tpu"}, "--device is tpu, which is none of auto, cpu, cuda, mps"),
         (EvalSettings, {"tokens": -1}, "eval.tokens is -1, and must be 0 or more"),
         (EvalSettings, {"every_seconds": float("nan")}, "eval.every_seconds is nan"),

@@ -32,6 +32,7 @@ else:
 
 DEFAULT_SECONDS = 600.0
 Device = Literal["auto", "cpu", "cuda", "mps"]
+Precision = Literal["auto", "fp32", "bf16"]
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
 
 
@@ -54,6 +55,9 @@ class RunSettings:
     """Number of workers on this machine. Under torchrun, torchrun sets it."""
     device: Annotated[Device, Parameter(name=("--device", "--run.device"))] = "auto"
     """Where to compute. auto: CUDA if there is a GPU, else the CPU."""
+    precision: Precision = "fp32"
+    """Type of the factors in training's matrix products; everything else is fp32. auto: bf16 if the
+    first worker's device has units for it and is clearly faster with it, else fp32."""
 
     def __post_init__(self) -> None:
         for name in ("seconds", "tokens", "epochs"):
@@ -67,6 +71,11 @@ class RunSettings:
         if self.device not in get_args(Device):
             raise UserError(
                 f"--device is {self.device}, which is none of {', '.join(get_args(Device))}"
+            )
+        if self.precision not in get_args(Precision):
+            raise UserError(
+                f"run.precision is {self.precision}, which is none of "
+                f"{', '.join(get_args(Precision))}"
             )
 
 

@@ -67,7 +67,9 @@ class LanguageModel(nn.Module):
     `tables` (embedding rows, output rows, output biases) stay out of automatic differentiation: a
     step gathers the rows it touches, and their gradients are as small as they are. `blocks` are the
     dense parameters of the body, which every step touches whole. Without `initialise` their values
-    are left to whoever loads them. Of a model with `frozen` parameters both name only what is
+    are left to whoever loads them. With `in_bf16` the matrix products of the training loss are
+    computed from factors rounded to bf16; parameters, states, gradients and evaluation stay in
+    fp32, and so does the adaptive loss. Of a model with `frozen` parameters both name only what is
     trained: adaptation layers and output biases; the others are read from that file.
     """
 
@@ -79,10 +81,12 @@ class LanguageModel(nn.Module):
         seed: int,
         *,
         initialise: bool = True,
+        in_bf16: bool = False,
     ) -> None:
         super().__init__()
         vocab_size, width = len(counts), model.width
         self.dropout = model.dropout
+        self.in_bf16 = in_bf16
         self.seed = seed
         self.tied = model.tied
         self.embedding = nn.Embedding(
@@ -104,7 +108,7 @@ class LanguageModel(nn.Module):
         weight_VD = (
             self._embedding_VE if self.tied else nn.Parameter(torch.empty(len(counts), width))
         )
-        return SoftmaxOutput(weight_VD, counts, _criterion(loss, counts, self.seed))
+        return SoftmaxOutput(weight_VD, counts, _criterion(loss, counts, self.seed, self.in_bf16))
 
     @torch.no_grad()
     def _initialise(self) -> None:
@@ -220,10 +224,11 @@ class LanguageModel(nn.Module):
             state = restart(state, batch.fresh_B)
         rows = {**rows, **self._read_frozen(task)}
         embedding_RE = rows[EMBEDDING]
-        if self.input_adapter is not None:
-            embedding_RE = self.input_adapter(embedding_RE)
-        x_BTE = self.body.embed(embedding_RE, task.input_rows_BT)
-        hidden_BTD, after = self._through_body(x_BTE, state, noise)
+        with torch.autocast(embedding_RE.device.type, torch.bfloat16, enabled=self.in_bf16):
+            if self.input_adapter is not None:
+                embedding_RE = self.input_adapter(embedding_RE)
+            x_BTE = self.body.embed(embedding_RE, task.input_rows_BT)
+            hidden_BTD, after = self._through_body(x_BTE, state, noise)
         targets_N = batch.targets_BT >= 0
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[2])
         if not bool(targets_N.all()):
@@ -235,7 +240,9 @@ class LanguageModel(nn.Module):
         if task.output_rows_R is not None:
             output_rows["weight"] = output_rows["weight"].index_select(0, task.output_rows_R)
         value = self.output.loss(hidden_ND, task.plan, output_rows)
-        return value, tuple(s.detach() for s in after)
+        # Autocast leaves some states in bf16; what a run keeps is fp32.
+        kept = rows[EMBEDDING].dtype
+        return value, tuple(s.detach().to(kept) for s in after)
 
     @torch.no_grad()
     def hidden(self, inputs_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
@@ -281,8 +288,8 @@ def _body(config: ModelConfig) -> Body:
     return Transformer(config.input_width, config.width, config.layers, config.heads)
 
 
-def _criterion(config: LossConfig, counts: Tensor, seed: int) -> Criterion:
+def _criterion(config: LossConfig, counts: Tensor, seed: int, in_bf16: bool) -> Criterion:
     if config.kind == "full":
-        return FullSoftmax()
+        return FullSoftmax(in_bf16=in_bf16)
     make = SampledSoftmax if config.kind == "sampled" else NCE
-    return make(counts, config.samples, config.power, seed)
+    return make(counts, config.samples, config.power, seed, in_bf16=in_bf16)

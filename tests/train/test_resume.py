@@ -158,6 +158,7 @@ EACH = {"every_seconds": 0.0}
         {"loss": {"kind": "full"}, "optim": {"kind": "sgd", "rows": "sgd"}},
         {"loss": {"kind": "nce"}, "optim": {"kind": "adagrad", "rows": "adagrad_full"}},
         {"loss": {"kind": "adaptive"}, "model": {"width": 64}},
+        {"run": steps(STEPS) | {"precision": "bf16"}, "model": {"dropout": 0.2}},
         {"optim": {"kind": "adaptahead", "rows": "adaptahead", "row_lr": 0.01}},
         {"optim": {"kind": "adamw", "rows": "adamw", "weight_decay": 0.1}},
         {"model": {"kind": "causal_conv", "layers": 2, "dropout": 0.2, "window": 9}},
@@ -171,6 +172,7 @@ EACH = {"every_seconds": 0.0}
         "full-sgd",
         "nce-adagrad",
         "adaptive",
+        "bf16",
         "adaptahead",
         "adamw",
         "causal_conv",
@@ -308,6 +310,7 @@ def test_when_all_steps_are_damaged_nothing_starts_again_in_silence(
         ({"data": {"batch": 5}}, "data.batch was 4 in .* and is now 5"),
         ({"optim": {"lr": 1.0}}, "optim.lr was 0.002 in .* and is now 1.0"),
         ({"run": {"seed": 2, **steps(99)}}, "has 1, not 2"),
+        ({"run": {"precision": "bf16", **steps(99)}}, "keeps its precision: .* has fp32, not bf16"),
     ],
 )
 def test_settings_that_steer_the_numbers_are_kept(

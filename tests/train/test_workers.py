@@ -24,7 +24,9 @@ from thinwire.exchange.coded import CodedCollective
 from thinwire.exchange.contract import ExchangeState
 from thinwire.language_model import LanguageModel
 from thinwire.runs import clock as clock_module
+from thinwire.runs import precision as precision_module
 from thinwire.runs.checkpoints import Checkpoints
+from thinwire.runs.folder import RunFolder
 from thinwire.runs.metrics import read_metrics
 from thinwire.runs.run import Run
 from thinwire.train.barrier import keep_alive_barrier
@@ -316,6 +318,39 @@ def test_synchronous_workers_record_what_one_records(
     assert one == two and len(one) == 3
     ppl = [[line["ppl"] for line in lines(tmp_path / run, "valid")] for run in ("one", "two")]
     assert ppl[0] == pytest.approx(ppl[1], rel=1e-3)
+
+
+def test_two_workers_in_bf16_are_near_one_with_the_whole_batch(
+    toy_data: Path, tmp_path: Path, tiny: Settings, train_many: Callable[..., None]
+) -> None:
+    run = {"tokens": 8 * STEP_TOKENS, "precision": "bf16"}
+    train(toy_data, tmp_path / "one", tiny(run=run, data={"batch": 8}))
+    train_many(2, tmp_path / "two", tiny(run=run))
+    # Both round alike but for how the gradients of the two halves are added up.
+    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=2e-3)
+    assert lines(tmp_path / "two", "start")[0]["precision"] == "bf16"
+
+
+def test_all_take_the_precision_that_the_first_has_found(
+    toy_data: Path,
+    tmp_path: Path,
+    tiny: Settings,
+    train_many: Callable[..., None],
+    monkeypatch: Any,
+) -> None:
+    """Only the first looks: a second look would find the opposite."""
+    found = iter([2.0, 0.5])
+    monkeypatch.setattr(precision_module, "has_bf16_units", lambda device: True)
+    monkeypatch.setattr(precision_module, "speed_up", lambda config, device: next(found))
+    monkeypatch.setattr(precision_module, "LEAST_WIDTH", 1)
+    train_many(2, tmp_path / "run", tiny(run={"tokens": 2 * STEP_TOKENS, "precision": "auto"}))
+    assert RunFolder.open(tmp_path / "run").config.run.precision == "bf16"
+    assert lines(tmp_path / "run", "start")[0]["precision"] == "bf16"
+    assert next(found) == 0.5
+    # Resumed, nobody looks.
+    longer = {"tokens": 4 * STEP_TOKENS, "precision": "auto"}
+    train_many(2, tmp_path / "run", tiny(run=longer), resume=True)
+    assert lines(tmp_path / "run", "start")[1]["precision"] == "bf16"
 
 
 def test_the_bytes_of_a_run_are_those_of_all_workers(

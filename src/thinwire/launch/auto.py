@@ -17,6 +17,7 @@ from thinwire.data.corpus import Corpus
 from thinwire.plan.forecast import Link
 from thinwire.plan.plan import KINDS, REPLICATED, Plan, make_plan
 from thinwire.runs.device import set_up_device
+from thinwire.runs.precision import with_precision, with_precision_of_first
 from thinwire.train.replicas import introduce
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective
@@ -37,7 +38,9 @@ def planned(
     team = team or Alone()
     corpus = Corpus.open(data)
     introduce(team, config, corpus)
-    set_up_device(config)
+    device = set_up_device(config)
+    first = config if team.rank else with_precision(config, device)
+    config = with_precision_of_first(config, first, team)
     shown = console.status("") if console.is_terminal and not team.rank else nullcontext()
     with shown as status:
 

@@ -28,7 +28,14 @@ EXACT_SUMS = (2.0**-80, 2.0**127)
 
 
 class FullSoftmax(Criterion):
-    """Cross-entropy with the exact softmax; touches every output row at every step."""
+    """Cross-entropy with the exact softmax; touches every output row at every step.
+
+    Args:
+        in_bf16: round the factors of the matrix products to bf16.
+    """
+
+    def __init__(self, *, in_bf16: bool = False) -> None:
+        self.in_bf16 = in_bf16
 
     def plan(self, targets_N: Tensor, step: int) -> Plan:
         """Every row, whatever the targets."""
@@ -38,7 +45,7 @@ class FullSoftmax(Criterion):
         """The summed exact cross-entropy in nats."""
         with full_precision(hidden_ND, weight_RD, bias_R) as (h_ND, w_RD, b_R):
             value: Tensor = _FullSoftmax.apply(  # type: ignore[no-untyped-call]
-                h_ND, w_RD, b_R, plan.target_rows_N
+                h_ND, w_RD, b_R, plan.target_rows_N, self.in_bf16
             )
         return value
 
@@ -48,13 +55,18 @@ class _FullSoftmax(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor
+        ctx: Any,
+        hidden_ND: Tensor,
+        weight_VD: Tensor,
+        bias_V: Tensor,
+        targets_N: Tensor,
+        in_bf16: bool,
     ) -> Tensor:
         d_hidden, d_weight_VD, d_bias_V = [], None, None
         total = hidden_ND.new_zeros(())
         chunk = max(1, CHUNK_LOGITS // len(weight_VD))
         for h_nD, y_n in zip(hidden_ND.split(chunk), targets_N.split(chunk), strict=True):
-            logits_nV = matmul_nt(h_nD, weight_VD, bias_V)
+            logits_nV = matmul_nt(h_nD, weight_VD, bias_V, in_bf16=in_bf16)
             n = torch.arange(len(y_n), device=y_n.device)
             target_logit_n, largest_n = logits_nV[n, y_n], logits_nV.amax(1)
             p_nV = torch.softmax(logits_nV, dim=1, out=logits_nV)
@@ -62,8 +74,9 @@ class _FullSoftmax(torch.autograd.Function):
             total += (log_z_n - target_logit_n).sum()
 
             p_nV[n, y_n] -= 1.0
-            d_hidden.append(matmul_nt(p_nV, weight_VD.t()))
-            d_weight_nVD, d_bias_nV = matmul_nt(p_nV.t(), h_nD.t()), p_nV.sum(0)
+            d_hidden.append(matmul_nt(p_nV, weight_VD.t(), in_bf16=in_bf16))
+            d_weight_nVD = matmul_nt(p_nV.t(), h_nD.t(), in_bf16=in_bf16)
+            d_bias_nV = p_nV.sum(0)
             d_weight_VD = d_weight_nVD if d_weight_VD is None else d_weight_VD.add_(d_weight_nVD)
             d_bias_V = d_bias_nV if d_bias_V is None else d_bias_V.add_(d_bias_nV)
         ctx.save_for_backward(torch.cat(d_hidden), d_weight_VD, d_bias_V)
@@ -73,7 +86,7 @@ class _FullSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden_ND, d_weight_VD, d_bias_V = ctx.saved_tensors
-        return d_hidden_ND * d_total, d_weight_VD.mul_(d_total), d_bias_V * d_total, None
+        return d_hidden_ND * d_total, d_weight_VD.mul_(d_total), d_bias_V * d_total, None, None
 
 
 @torch.no_grad()

@@ -33,13 +33,20 @@ class NCE(Criterion):
         samples: expected number of distinct noise words drawn a step.
         power: noise is drawn in proportion to count ** power.
         seed: draws depend on (seed, step) alone.
+        in_bf16: round the factors of the matrix products with the drawn rows to bf16.
     """
 
     def __init__(
-        self, counts: Tensor | np.ndarray, samples: int, power: float = 1.0, seed: int = 0
+        self,
+        counts: Tensor | np.ndarray,
+        samples: int,
+        power: float = 1.0,
+        seed: int = 0,
+        *,
+        in_bf16: bool = False,
     ) -> None:
         self.sampler = Sampler(counts, samples, power)
-        self.seed = seed
+        self.seed, self.in_bf16 = seed, in_bf16
 
     def plan(self, targets_N: Tensor, step: int) -> Plan:
         """The rows of this step's noise, which is shared by all positions, and of the targets."""
@@ -51,7 +58,12 @@ class NCE(Criterion):
         assert plan.log_inclusion_S is not None and plan.ids_R is not None
         S = len(plan.log_inclusion_S)
         with full_precision(hidden_ND, weight_RD, bias_R) as (h_ND, w_RD, b_R):
-            noise_logit_NS = F.linear(h_ND, w_RD[:S], b_R[:S] - plan.log_inclusion_S)
+            offset_S = b_R[:S] - plan.log_inclusion_S
+            if self.in_bf16:
+                product_NS = F.linear(h_ND.bfloat16(), w_RD[:S].bfloat16())
+                noise_logit_NS = product_NS.to(h_ND.dtype) + offset_S
+            else:
+                noise_logit_NS = F.linear(h_ND, w_RD[:S], offset_S)
             target_log_inclusion_N = self.sampler.log_inclusion(plan.ids_R)[plan.target_rows_N]
             target_logit_N = (
                 (h_ND * w_RD.index_select(0, plan.target_rows_N)).sum(1)

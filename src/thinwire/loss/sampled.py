@@ -55,13 +55,20 @@ class SampledSoftmax(Criterion):
         samples: expected number of distinct words drawn a step.
         power: words are drawn in proportion to count ** power.
         seed: draws depend on (seed, step) alone.
+        in_bf16: round the factors of the matrix products with the drawn rows to bf16.
     """
 
     def __init__(
-        self, counts: Tensor | np.ndarray, samples: int, power: float = 1.0, seed: int = 0
+        self,
+        counts: Tensor | np.ndarray,
+        samples: int,
+        power: float = 1.0,
+        seed: int = 0,
+        *,
+        in_bf16: bool = False,
     ) -> None:
         self.sampler = Sampler(counts, samples, power)
-        self.seed = seed
+        self.seed, self.in_bf16 = seed, in_bf16
 
     def plan(self, targets_N: Tensor, step: int) -> Plan:
         """The rows of this step's draw, which is shared by all positions, and of the targets."""
@@ -71,7 +78,12 @@ class SampledSoftmax(Criterion):
     def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
         """The summed cross-entropy in nats, with the estimated partition function."""
         return sampled_softmax(
-            hidden_ND, weight_RD, bias_R, plan.target_rows_N, plan.log_inclusion_S
+            hidden_ND,
+            weight_RD,
+            bias_R,
+            plan.target_rows_N,
+            plan.log_inclusion_S,
+            in_bf16=self.in_bf16,
         )
 
     def __call__(
@@ -114,6 +126,8 @@ def sampled_softmax(
     bias_R: Tensor,
     target_rows_N: Tensor,
     log_inclusion_S: Tensor | None,
+    *,
+    in_bf16: bool = False,
 ) -> Tensor:
     """The summed sampled cross-entropy in nats over rows that are already gathered.
 
@@ -123,11 +137,12 @@ def sampled_softmax(
         bias_R: their biases.
         target_rows_N: the row of each position's target, int64 in [0, R).
         log_inclusion_S: ln q of the sampled words.
+        in_bf16: round the factors of the matrix products to bf16.
     """
     assert log_inclusion_S is not None
     with full_precision(hidden_ND, weight_RD, bias_R) as (h_ND, w_RD, b_R):
         value: Tensor = _SampledSoftmax.apply(  # type: ignore[no-untyped-call]
-            h_ND, w_RD, b_R, target_rows_N, log_inclusion_S
+            h_ND, w_RD, b_R, target_rows_N, log_inclusion_S, in_bf16
         )
     return value
 
@@ -143,6 +158,7 @@ class _SampledSoftmax(torch.autograd.Function):
         bias_R: Tensor,
         target_rows_N: Tensor,
         log_inclusion_S: Tensor,
+        in_bf16: bool,
     ) -> Tensor:
         S = len(log_inclusion_S)
         weight_SD = weight_RD[:S]
@@ -158,7 +174,7 @@ class _SampledSoftmax(torch.autograd.Function):
             w_y_nD = weight_RD.index_select(0, y_n)
             target_logit_n = (h_nD * w_y_nD).sum(1) + bias_R[y_n]
 
-            logits_nS = matmul_nt(h_nD, weight_SD, offset_S)
+            logits_nS = matmul_nt(h_nD, weight_SD, offset_S, in_bf16=in_bf16)
             hit = (y_n < S).nonzero().squeeze(1)
             logits_nS[hit, y_n[hit]] = MASKED
             # The softmax among the drawn words, and how it shares the whole with the target. Their
@@ -171,9 +187,10 @@ class _SampledSoftmax(torch.autograd.Function):
 
             # The share scales the narrow factors of the products, not the wide one.
             shared_h_nD = h_nD * share_n[:, None]
-            d_hidden_ND[n] = (matmul_nt(p_nS, weight_SD.t()) - w_y_nD).mul_(share_n[:, None])
+            expected_nD = matmul_nt(p_nS, weight_SD.t(), in_bf16=in_bf16)
+            d_hidden_ND[n] = (expected_nD - w_y_nD).mul_(share_n[:, None])
             # In this order the wide factor is read as it lies, and only narrow ones are copied.
-            d_weight_RD[:S] += matmul_nt(shared_h_nD.t(), p_nS.t()).t()
+            d_weight_RD[:S] += matmul_nt(shared_h_nD.t(), p_nS.t(), in_bf16=in_bf16).t()
             d_bias_R[:S] += share_n @ p_nS
             d_weight_RD.index_add_(0, y_n, shared_h_nD, alpha=-1)
             d_bias_R.index_add_(0, y_n, share_n, alpha=-1)
@@ -185,4 +202,5 @@ class _SampledSoftmax(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, d_total: Tensor) -> tuple[Tensor | None, ...]:
         d_hidden_ND, d_weight_RD, d_bias_R = ctx.saved_tensors
-        return d_hidden_ND * d_total, d_weight_RD * d_total, d_bias_R * d_total, None, None
+        gradients = d_hidden_ND * d_total, d_weight_RD * d_total, d_bias_R * d_total
+        return *gradients, None, None, None

@@ -88,7 +88,8 @@ class CausalConv(Body):
             distinct, ids_BT = torch.unique(ids_BT, return_inverse=True)
             rows_RE = rows_RE[distinct]
         # Row r * K + i: what token r contributes i positions later; the last row: nothing.
-        table = self.read(rows_RE).view(len(rows_RE) * K, 2 * self.width)
+        # Under autocast too, contributions are added up in the type of the embedding.
+        table = self.read(rows_RE).to(rows_RE.dtype).view(len(rows_RE) * K, 2 * self.width)
         nothing = len(table)
         taps_BSK = ids_BT.new_full((B, T + K - 1, K), nothing)
         for i in range(K):
@@ -151,7 +152,8 @@ class _Highway(nn.Module):
         x_BSD = torch.cat([past_BPD, x_BTD], dim=1)
         # Taps side by side, then one matrix product: a plain linear layer on every device.
         taps = [x_BSD[:, i * self.dilation :][:, :T] for i in range(self.kernel)]
-        candidate_BTD, gate_BTD = self.convolve(torch.cat(taps, dim=2)).chunk(2, dim=2)
+        convolved = self.convolve(torch.cat(taps, dim=2)).to(x_BTD.dtype)
+        candidate_BTD, gate_BTD = convolved.chunk(2, dim=2)
         mixed_BTD = torch.lerp(x_BTD, candidate_BTD.tanh(), gate_BTD.sigmoid())
         return mixed_BTD, x_BSD[:, T:]
 
@@ -176,7 +178,7 @@ class _Attention(nn.Module):
         """The result, and keys, values and the number of tokens read (at most `window - 1`)."""
         past_key_BPA, past_value_BPA, read_B1 = past
         T, P = x_BTD.shape[1], self.window - 1
-        query_BTA, key_BTA, value_BTA = self.query_key_value(x_BTD).chunk(3, dim=2)
+        query_BTA, key_BTA, value_BTA = self.query_key_value(x_BTD).to(x_BTD.dtype).chunk(3, dim=2)
         key_BSA = torch.cat([past_key_BPA, key_BTA], dim=1)
         value_BSA = torch.cat([past_value_BPA, value_BTA], dim=1)
         mixed = []

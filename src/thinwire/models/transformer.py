@@ -51,7 +51,8 @@ class Transformer(Body):
         self, x_BTE: Tensor, state: State | None, noise: Noise | None
     ) -> tuple[Tensor, State]:
         """See `Body`; the state is empty."""
-        x_BTD = self.widen(noise.drop(x_BTE) if noise else x_BTE)
+        # Under autocast too, sums over the layers are in the type of the embedding.
+        x_BTD = self.widen(noise.drop(x_BTE) if noise else x_BTE).to(x_BTE.dtype)
         cos_TK, sin_TK = _rotation(x_BTD.shape[1], self.layers[0].head_width, x_BTD)  # type: ignore[arg-type]
         for layer in self.layers:
             x_BTD = layer(x_BTD, cos_TK, sin_TK, noise)

@@ -40,6 +40,7 @@ from thinwire.parameter_server.staleness import Staleness, StalenessCounts
 from thinwire.runs.device import set_up_device
 from thinwire.runs.folder import RunFolder, resumed_folder
 from thinwire.runs.metrics import read_metrics
+from thinwire.runs.precision import with_precision
 from thinwire.runs.run import Run
 from thinwire.runs.signals import stop_on_signals
 from thinwire.transport.messages import Connection, Listener
@@ -95,6 +96,8 @@ def _serve(
     config = replace(config, exchange=replace(config.exchange, kind="async"))
     device = set_up_device(config, threads)
     folder = (resumed_folder if resume else RunFolder.planned)(out, config, corpus)
+    config = with_precision(folder.config, device)
+    folder = replace(folder, config=config)
     job = Run(folder, config, corpus, device, config.run.workers)
     saved: Mapping[str, Any] = {}
     if resume and job.checkpoints is not None and job.checkpoints.newest is not None:

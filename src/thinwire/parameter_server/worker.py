@@ -177,7 +177,10 @@ class Worker:
         counts_V = torch.from_numpy(self.corpus.counts_V)
         # Not initialised: every row that is read is pulled first.
         seed = config.run.seed
-        model = LanguageModel(config.model, config.loss, counts_V, seed, initialise=False)
+        in_bf16 = config.run.precision == "bf16"
+        model = LanguageModel(
+            config.model, config.loss, counts_V, seed, initialise=False, in_bf16=in_bf16
+        )
         self._model, self.device = model.to(device), device
 
     def step(self) -> None:

@@ -79,7 +79,8 @@ def make_plan(
         told: hears what is being done.
     """
     counts_V = torch.from_numpy(corpus.counts_V)
-    model = LanguageModel(config.model, config.loss, counts_V, config.run.seed)
+    in_bf16 = config.run.precision == "bf16"
+    model = LanguageModel(config.model, config.loss, counts_V, config.run.seed, in_bf16=in_bf16)
     team = team or Alone()
     told = told or (lambda sentence: None)
     told("Measuring this machine")

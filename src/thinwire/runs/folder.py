@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from thinwire.config import RunConfig, RunSettings, read_toml, toml_section
+from thinwire.config import Precision, RunConfig, RunSettings, read_toml, toml_section
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError, may_not_read
 from thinwire.files import write_whole
@@ -224,6 +224,14 @@ def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
             f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, "
             f"not {config.run.seed}"
         )
+    # Runs whose settings do not say were trained in fp32.
+    saved_precision: Precision = "bf16" if folder.config.run.precision == "bf16" else "fp32"
+    if config.run.precision not in ("auto", saved_precision):
+        raise UserError(
+            f"a resumed run keeps its precision: {out} has {saved_precision}, "
+            f"not {config.run.precision}"
+        )
+    config = replace(config, run=replace(config.run, precision=saved_precision))
     return replace(
         folder, config=config, data=corpus.path.resolve(), budget_before=folder.config.run
     )

@@ -11,6 +11,7 @@ import torch
 
 from thinwire import __version__
 from thinwire.config import RunConfig
+from thinwire.runs.precision import has_bf16_units
 
 
 def start_values(
@@ -29,6 +30,7 @@ def start_values(
             "threads": torch.get_num_threads(),
             "device": str(device),
         },
+        "precision": config.run.precision,
         "workers": num_workers,
         "parameters": num_parameters,
         "config": config.fingerprint(),
@@ -63,10 +65,13 @@ def summary(
     workers = ""
     if num_workers > 1:
         workers = f"{num_workers} workers ({config.exchange.kind}, {config.exchange.codec}) of "
+    precision: str = config.run.precision
+    if precision == "bf16" and not has_bf16_units(device):
+        precision += " (which it has no units for, so that it is slow)"
     return (
         f"{config.model.kind} of width {config.model.width}, "
         f"{num_parameters / 1e6:.1f} M parameters ({num_dense / 1e6:.2f} M dense), "
         f"{config.loss.kind} loss, {vocab_size:,} words, "
-        f"{workers}{threads} thread{'s' if threads > 1 else ''} on {device}, "
-        f"seed {config.run.seed}; budget: {budget}"
+        f"{workers}{threads} thread{'s' if threads > 1 else ''} on {device} in "
+        f"{precision}, seed {config.run.seed}; budget: {budget}"
     )

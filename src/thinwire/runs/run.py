@@ -61,7 +61,8 @@ class Run:
         self.folder, self.config, self.corpus, self.device = folder, config, corpus, device
         self.num_workers = num_workers
         counts_V = torch.from_numpy(corpus.counts_V)
-        model = LanguageModel(config.model, config.loss, counts_V, config.run.seed)
+        in_bf16 = config.run.precision == "bf16"
+        model = LanguageModel(config.model, config.loss, counts_V, config.run.seed, in_bf16=in_bf16)
         self.model = model.to(device)
         self.tables, self.blocks = self.model.tables(), self.model.blocks()
         self.updater = Local(

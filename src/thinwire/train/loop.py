@@ -34,6 +34,7 @@ from thinwire.models.contract import State
 from thinwire.models.noise import Noise
 from thinwire.runs.device import set_up_device
 from thinwire.runs.folder import RunFolder, resumed_folder
+from thinwire.runs.precision import with_precision, with_precision_of_first
 from thinwire.runs.run import Run
 from thinwire.runs.signals import stop_on_signals
 from thinwire.train.barrier import Result, keep_alive_barrier
@@ -83,6 +84,9 @@ def _train(
     folder = None
     if collective is None or collective.rank == 0:
         folder = (resumed_folder if resume else RunFolder.planned)(out, config, corpus)
+        folder = replace(folder, config=with_precision(folder.config, device))
+    first = config if folder is None else folder.config
+    config = with_precision_of_first(config, first, collective or Alone())
     trainer = Trainer(folder, config, corpus, device, collective)
     introduce(trainer.collective, config, corpus)
     trainer.restore(resume=resume)
