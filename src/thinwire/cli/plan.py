@@ -80,6 +80,8 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
     from rich.console import Console
     from rich.table import Table
 
+    from thinwire.plan.plan import TIE
+
     out = Console(highlight=False)
     table = Table(
         title=f"{found.num_parameters / 1e6:.1f} M parameters, {found.train_tokens / 1e6:.1f} M "
@@ -89,7 +91,7 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
         show_edge=False,
         pad_edge=False,
     )
-    heads = ("exchange", "ms/step", "tokens/s", "MB/step", "of all", "hidden", "MB", "h:mm:ss")
+    heads = ("exchange", "tokens/s", "worth", "MB/step", "of all", "hidden", "MB", "h:mm:ss")
     for head in heads:
         table.add_column(head, justify="left" if head == "exchange" else "right", no_wrap=True)
     best = {W: found.best(W) for W in workers}
@@ -103,8 +105,8 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
             table.add_row(f"{workers_above} workers", style="bold")
         table.add_row(
             "one worker" if forecast.workers == 1 else forecast.name,
-            f"{1e3 * forecast.step_seconds:,.0f}",
             f"{forecast.tokens_per_second:,.0f}",
+            f"{found.worth(forecast):.1f}",
             f"{forecast.step_bytes / 1e6:,.2f}",
             f"{forecast.dense_share:.1%}" if forecast.dense_share else "",
             f"{forecast.hidden_share:.0%}" if forecast.workers > 1 else "",
@@ -115,6 +117,7 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
     out.print(table)
     for column, meaning in {
         "... all": "with --select everything",
+        "worth": "how many times sooner than one worker it reaches a perplexity",
         "MB/step": "what a worker sends in a step",
         "of all": "bytes over those of all parameters in fp32, sent as often; async: both ways",
         "hidden": "the part of the wire's time in which it computes",
@@ -124,11 +127,12 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
         out.print(f"{column:8} {meaning}")
     out.print("Each worker counts as if on a machine of its own: those that share one are slower.")
     for W, forecast in best.items():
-        flags = f"--exchange {forecast.exchange} --codec {forecast.codec}"
-        out.print(f"{W} workers: {flags}, {forecast.tokens_per_second:,.0f} tokens/s (forecast)")
+        flags = " ".join(f"--{flag} {value}" for flag, value in forecast.flags.items())
+        rate, worth = f"{forecast.tokens_per_second:,.0f} tokens/s", f"{found.worth(forecast):.1f}"
+        out.print(f"{W} workers: {flags}: {rate}, worth {worth} (forecast)")
     out.print(
-        "Among exchanges within 15% of the fastest, the one closest to single-worker results is "
-        "chosen."
+        "Batches and local steps were varied where they stand at their defaults. Among exchanges "
+        f"within {TIE:.0%} of the best, the one closest to single-worker results is chosen."
     )
 
 

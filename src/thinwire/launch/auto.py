@@ -65,19 +65,22 @@ def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> Run
     W = config.run.workers
     if W == 1:
         console.print("Planned: nothing, for one worker has nobody to exchange with")
-        return _with(config, "sync", config.exchange.codec)
+        return replace(config, exchange=replace(config.exchange, kind="sync"))
     threads = config.run.threads or max(1, (os.cpu_count() or 1) // W)
     with_threads = replace(config, run=replace(config.run, threads=threads))
     plan = planned(data, with_threads, None, (W,), team)
     best = plan.best(W, KINDS if team is None else REPLICATED)
-    kind, codec = best.exchange, best.codec
+    flags: dict[str, Any] = best.flags
     if team is not None:
-        kind, codec = team.all_gather_json([kind, codec])[0]
+        flags = team.all_gather_json(flags)[0]
     if team is None or team.rank == 0:
-        console.print(f"Planned: --exchange {kind} --codec {codec}")
-    return _with(config, kind, codec)
-
-
-def _with(config: RunConfig, kind: str, codec: str) -> RunConfig:
-    changed: dict[str, Any] = {"kind": kind, "codec": codec}
-    return replace(config, exchange=replace(config.exchange, **changed))
+        shown = " ".join(f"--{flag} {value}" for flag, value in flags.items())
+        console.print(f"Planned: {shown}")
+    local_steps = flags.get("exchange.local_steps", config.exchange.local_steps)
+    return replace(
+        config,
+        data=replace(config.data, batch=flags["data.batch"]),
+        exchange=replace(
+            config.exchange, kind=flags["exchange"], codec=flags["codec"], local_steps=local_steps
+        ),
+    )

@@ -27,6 +27,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from math import inf
 
+from thinwire.plan.learning import learning
 from thinwire.plan.machine import LARGE_BYTES, Machine
 from thinwire.plan.traffic import Sent
 
@@ -53,6 +54,26 @@ class Forecast:
     """The part of the wire's time that passes while the worker computes."""
     memory_bytes: float
     """Of one worker: parameters, row state and, where it has them, copies."""
+    batch: int
+    """Sequences a step of a worker."""
+    local_steps: int
+    """Steps between two exchanges of the same row or block; 1 where every step exchanges."""
+    learning: float
+    """How much a token teaches, beside one of a single worker with the default batch."""
+
+    @property
+    def learnt_per_second(self) -> float:
+        """Tokens/s, counted as tokens of a single worker with the default batch."""
+        return self.tokens_per_second * self.learning
+
+    @property
+    def flags(self) -> dict[str, str | int]:
+        """What makes `thinwire train` take it."""
+        flags: dict[str, str | int] = {"exchange": self.exchange, "codec": self.codec}
+        flags["data.batch"] = self.batch
+        if self.exchange == "periodic":
+            flags["exchange.local_steps"] = self.local_steps
+        return flags
 
     @property
     def name(self) -> str:
@@ -72,10 +93,23 @@ LOOPBACK = Link(inf, 0.0)
 """Between workers of one machine: what they send takes what their processors spend on it."""
 
 
-def alone(machine: Machine, memory_bytes: float) -> Forecast:
+def alone(machine: Machine, memory_bytes: float, batch: int) -> Forecast:
     """One worker."""
-    rate = machine.tokens / machine.step
-    return Forecast("none", "", "rows", 1, machine.step, rate, 0.0, 0.0, 1.0, memory_bytes)
+    return Forecast(
+        exchange="none",
+        codec="",
+        select="rows",
+        workers=1,
+        step_seconds=machine.step,
+        tokens_per_second=machine.tokens / machine.step,
+        step_bytes=0.0,
+        dense_share=0.0,
+        hidden_share=1.0,
+        memory_bytes=memory_bytes,
+        batch=batch,
+        local_steps=1,
+        learning=learning("none", 1, batch, 1),
+    )
 
 
 def sync_seconds(

@@ -7,13 +7,13 @@ action runs as if there were no quota. Codecs are timed on the processor. Not tr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count, pairwise
 from math import inf
 from statistics import fmean
 from time import perf_counter
-from typing import get_args
+from typing import Any, get_args
 
 import torch
 
@@ -35,6 +35,7 @@ LEAST_STEPS = 5
 # Where a step takes seconds, so few will do once so many times the planned seconds have passed.
 LEAST_LONG_STEPS = 3
 PATIENCE = 5
+PARTS = ("touch", "forward", "backward", "update")
 PROBE_ROWS, PROBE_WIDTH = 2000, 256
 MESSAGE_BYTES, LARGE_MESSAGE_BYTES = 1 << 20, 1 << 26
 # Above this, malloc takes memory from the system each time (the largest M_MMAP_THRESHOLD).
@@ -84,18 +85,45 @@ class Machine:
 
 def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: float) -> Machine:
     """Take steps for so many seconds, longer where these are few; then time what is sent."""
+    a_round, exchange_byte = exchange_seconds()
+    local = _local(config, model)
+    return Machine(
+        **_step(corpus, config, model, local, seconds),
+        update_row=_update_row(local, next(iter(model.tables().values()))),
+        round=a_round,
+        exchange_byte=exchange_byte,
+        code_byte={name: _code_byte(name) for name in get_args(CodecName)},
+        message_byte=message_seconds(MESSAGE_BYTES),
+        large_message_byte=message_seconds(LARGE_MESSAGE_BYTES),
+    )
+
+
+def measure_again(
+    machine: Machine, corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: float
+) -> Machine:
+    """The same machine with steps of another batch; what is sent costs what it did."""
+    return replace(machine, **_step(corpus, config, model, _local(config, model), seconds))
+
+
+def _local(config: RunConfig, model: LanguageModel) -> Local:
     tables, blocks = model.tables(), model.blocks()
-    local = Local(
+    return Local(
         tables,
         blocks,
         row_optimizer(tables.values(), config.optim),
         dense_optimizer(blocks.values(), config.optim),
         config.optim.clip,
     )
+
+
+def _step(
+    corpus: Corpus, config: RunConfig, model: LanguageModel, local: Local, seconds: float
+) -> dict[str, Any]:
+    """The parts of a step, and how many rows and tokens are in it, under their names in Machine."""
     batches = Batches(
         corpus.ids("train"), config.data, seed=config.run.seed, eos_id=corpus.meta.eos_id
     )
-    device = tables[next(iter(tables))].device
+    device = next(iter(local.tables.values())).device
     now = partial(_now, device)
     state: State | None = None
     taken: list[tuple[float, ...]] = []
@@ -118,23 +146,8 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
             taken.append(tuple(b - a for a, b in pairwise(times)))
             num_rows += sum(len(leaf) for leaf in rows.values())
             num_tokens += task.batch.num_targets
-    touch, forward, backward, update = (fmean(part) for part in zip(*taken, strict=True))
-    table = next(iter(tables.values()))
-    a_round, exchange_byte = exchange_seconds()
-    return Machine(
-        touch=touch,
-        forward=forward,
-        backward=backward,
-        update=update,
-        update_row=_update_row(local, table),
-        round=a_round,
-        exchange_byte=exchange_byte,
-        code_byte={name: _code_byte(name) for name in get_args(CodecName)},
-        message_byte=message_seconds(MESSAGE_BYTES),
-        large_message_byte=message_seconds(LARGE_MESSAGE_BYTES),
-        rows=num_rows / len(taken),
-        tokens=num_tokens / len(taken),
-    )
+    parts = dict(zip(PARTS, map(fmean, zip(*taken, strict=True)), strict=True))
+    return {**parts, "rows": num_rows / len(taken), "tokens": num_tokens / len(taken)}
 
 
 def _now(device: torch.device) -> float:

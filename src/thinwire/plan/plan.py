@@ -1,16 +1,22 @@
-"""The plan: every exchange forecast for one corpus and one set of settings, and the best named."""
+"""The plan: every exchange forecast for one corpus and one set of settings, and the best named.
+
+What the best is depends on settings that are the exchange's own affair, too: how many sequences a
+worker takes a step, and how many steps it takes alone. Where they stand at their defaults, a few
+others are forecast besides.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import get_args
 
 import torch
 
 from thinwire.config import RunConfig
+from thinwire.data.config import DataConfig
 from thinwire.data.corpus import Corpus
-from thinwire.exchange.config import CodecName
+from thinwire.exchange.config import CodecName, ExchangeConfig
 from thinwire.language_model import LanguageModel
 from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.plan.forecast import (
@@ -22,21 +28,22 @@ from thinwire.plan.forecast import (
     periodic_seconds,
     sync_seconds,
 )
+from thinwire.plan.learning import learning
 from thinwire.plan.link import measure_link
-from thinwire.plan.machine import Machine, measure
-from thinwire.plan.traffic import Counter, Sent
+from thinwire.plan.machine import Machine, measure, measure_again
+from thinwire.plan.traffic import Counter
 from thinwire.runs.device import find_device
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective
-
-Way = tuple[Sent, float, float]
 
 SECONDS = 2.0
 REPLICATED = ("sync", "periodic")
 KINDS = (*REPLICATED, "async")
 # What changes the numbers least is the best, synchronous before periodic before asynchronous and
-# fp32 before int4, unless another exchange is faster by more than this.
-TIE = 0.15
+# fp32 before int4, unless another exchange learns faster by more than this.
+TIE = 0.05
+BATCHES = (16, 32, 64)
+LOCAL_STEPS = (4, 8, 16)
 
 
 @dataclass(frozen=True)
@@ -48,13 +55,20 @@ class Plan:
     num_parameters: int
     train_tokens: int
     forecasts: Sequence[Forecast]
+    """With the settings that were given."""
+    others: Sequence[Forecast] = ()
+    """With other batches and local steps."""
 
     def best(self, workers: int, kinds: Sequence[str] = KINDS) -> Forecast:
         """The exchange to take with so many workers, of these kinds."""
-        among = [f for f in self.forecasts if f.workers == workers and f.select == "rows"]
-        among = [f for f in among if f.exchange in kinds]
-        fastest = max(f.tokens_per_second for f in among)
-        return next(f for f in among if f.tokens_per_second >= (1.0 - TIE) * fastest)
+        among = [f for f in (*self.forecasts, *self.others) if f.workers == workers]
+        among = [f for f in among if f.select == "rows" and f.exchange in kinds]
+        fastest = max(f.learnt_per_second for f in among)
+        return next(f for f in among if f.learnt_per_second >= (1.0 - TIE) * fastest)
+
+    def worth(self, forecast: Forecast) -> float:
+        """How many times sooner than one worker it reaches a perplexity."""
+        return forecast.learnt_per_second / self.forecasts[0].learnt_per_second
 
 
 def make_plan(
@@ -71,46 +85,85 @@ def make_plan(
     Args:
         corpus: a data folder.
         config: model, loss, data, optimiser and exchange settings; `exchange.kind` and `codec` are
-            what is varied.
+            what is varied and, where they stand at their defaults, `data.batch` and
+            `exchange.local_steps`.
         link: between the workers; None: that of the team is measured; without one it is loopback.
         workers: numbers of workers to plan for.
         team: workers that plan together, each on its own machine: all call this at once, and the
             slowest of them counts. None: this one alone.
         told: hears what is being done.
     """
-    counts_V = torch.from_numpy(corpus.counts_V)
-    in_bf16 = config.run.precision == "bf16"
-    model = LanguageModel(config.model, config.loss, counts_V, config.run.seed, in_bf16=in_bf16)
     team = team or Alone()
     told = told or (lambda sentence: None)
+    model = _model(corpus, config)
     told("Measuring this machine")
-    own_machine = measure(corpus, config, model.to(find_device(config.run.device)), SECONDS)
-    machines = [Machine(**said) for said in team.all_gather_json(asdict(own_machine))]
-    machine = max(machines, key=lambda found: found.step)
+    machine = _slowest(team, measure(corpus, config, model, SECONDS))
     if link is None and team.size > 1:
         told("Measuring the link")
         link = measure_link(team)
     link = link or LOOPBACK
     counter = Counter(corpus, config, model)
-    parameter_bytes = 4 * counter.num_parameters
-    own = parameter_bytes + _state_bytes(model, config)
-    forecasts = [alone(machine, own)]
+    memory = 4 * counter.num_parameters + _state_bytes(model, config)
+    forecasts, others = [alone(machine, memory, config.data.batch)], []
+    machines = {config.data.batch: machine}
+    for batch in _batches(config):
+        told(f"Measuring steps of {batch} sequences")
+        varied = replace(config, data=replace(config.data, batch=batch))
+        steps = measure_again(machine, corpus, varied, _model(corpus, varied), SECONDS)
+        machines[batch] = _slowest(team, steps)
     for W in workers:
         told(f"Counting what {W} workers would send")
         for select, codecs in (("rows", get_args(CodecName)), ("everything", ("fp32",))):
-            everything = select == "everything"
-            for kind, forecast in WAYS.items():
-                copies = {"sync": own, "periodic": own + parameter_bytes, "async": parameter_bytes}
+            for kind in KINDS:
                 for codec in codecs:
-                    sent, step, hidden = forecast(counter, machine, link, W, codec, everything)
-                    share = sent.dense_share
-                    rate = W * machine.tokens / step
-                    forecasts.append(
-                        Forecast(
-                            kind, codec, select, W, step, rate, sent.up, share, hidden, copies[kind]
-                        )
-                    )
-    return Plan(machine, link, counter.num_parameters, len(corpus.ids("train")), tuple(forecasts))
+                    made = _forecast(counter, machine, link, W, kind, codec, select, memory)
+                    forecasts.append(made)
+        for kind, varied in _variations(config, tuple(machines)):
+            counter_b = Counter(corpus, varied, model)
+            for codec in get_args(CodecName):
+                machine_b = machines[varied.data.batch]
+                made = _forecast(counter_b, machine_b, link, W, kind, codec, "rows", memory)
+                others.append(made)
+    return Plan(
+        machine=machine,
+        link=link,
+        num_parameters=counter.num_parameters,
+        train_tokens=len(corpus.ids("train")),
+        forecasts=tuple(forecasts),
+        others=tuple(others),
+    )
+
+
+def _batches(config: RunConfig) -> list[int]:
+    """Sequences a worker's step that are worth a try besides the given ones."""
+    is_default = config.data.batch == DataConfig().batch
+    return [batch for batch in BATCHES if is_default and batch != config.data.batch]
+
+
+def _variations(config: RunConfig, batches: Sequence[int]) -> Iterator[tuple[str, RunConfig]]:
+    """Exchanges with settings that are worth a try besides the given ones."""
+    given, default = config.exchange, ExchangeConfig()
+    is_default = (given.local_steps, given.fragments) == (default.local_steps, default.fragments)
+    for kind in KINDS:
+        for batch in batches:
+            for H in LOCAL_STEPS if is_default and kind == "periodic" else (given.local_steps,):
+                if (batch, H) != (config.data.batch, given.local_steps):
+                    exchange = replace(given, local_steps=H)
+                    data = replace(config.data, batch=batch)
+                    yield kind, replace(config, data=data, exchange=exchange)
+
+
+def _slowest(team: Collective, machine: Machine) -> Machine:
+    """Of the machines of a team."""
+    machines = [Machine(**said) for said in team.all_gather_json(asdict(machine))]
+    return max(machines, key=lambda found: found.step)
+
+
+def _model(corpus: Corpus, config: RunConfig) -> LanguageModel:
+    counts_V = torch.from_numpy(corpus.counts_V)
+    in_bf16 = config.run.precision == "bf16"
+    model = LanguageModel(config.model, config.loss, counts_V, config.run.seed, in_bf16=in_bf16)
+    return model.to(find_device(config.run.device))
 
 
 def _state_bytes(model: LanguageModel, config: RunConfig) -> int:
@@ -124,30 +177,42 @@ def _state_bytes(model: LanguageModel, config: RunConfig) -> int:
     return sum(t.nbytes for state in states for t in state.values() if isinstance(t, torch.Tensor))
 
 
-def _sync(
-    counter: Counter, machine: Machine, link: Link, workers: int, codec: str, everything: bool
-) -> Way:
-    sent = counter.sync(workers, codec, everything=everything)
-    return sent, *sync_seconds(machine, sent, codec, link, counter.config.exchange.delay)
-
-
-def _periodic(
-    counter: Counter, machine: Machine, link: Link, workers: int, codec: str, everything: bool
-) -> Way:
-    sent = counter.periodic(workers, codec, everything=everything)
-    return sent, *periodic_seconds(machine, sent, codec, link)
-
-
-def _asynchronous(
-    counter: Counter, machine: Machine, link: Link, workers: int, codec: str, everything: bool
-) -> Way:
-    sent = counter.asynchronous(workers, codec, everything=everything)
-    servers = counter.config.exchange.servers
-    return sent, *async_seconds(machine, sent, codec, link, workers, servers)
-
-
-WAYS: dict[str, Callable[[Counter, Machine, Link, int, str, bool], Way]] = {
-    "sync": _sync,
-    "periodic": _periodic,
-    "async": _asynchronous,
-}
+def _forecast(
+    counter: Counter,
+    machine: Machine,
+    link: Link,
+    workers: int,
+    kind: str,
+    codec: str,
+    select: str,
+    memory: float,
+) -> Forecast:
+    exchange, batch = counter.config.exchange, counter.config.data.batch
+    everything = select == "everything"
+    if kind == "sync":
+        sent = counter.sync(workers, codec, everything=everything)
+        step, hidden = sync_seconds(machine, sent, codec, link, exchange.delay)
+    elif kind == "periodic":
+        sent = counter.periodic(workers, codec, everything=everything)
+        step, hidden = periodic_seconds(machine, sent, codec, link)
+    else:
+        sent = counter.asynchronous(workers, codec, everything=everything)
+        step, hidden = async_seconds(machine, sent, codec, link, workers, exchange.servers)
+    parameters = 4 * counter.num_parameters
+    copies = {"sync": memory, "periodic": memory + parameters, "async": parameters}
+    local_steps = exchange.local_steps if kind == "periodic" else 1
+    return Forecast(
+        exchange=kind,
+        codec=codec,
+        select=select,
+        workers=workers,
+        step_seconds=step,
+        tokens_per_second=workers * machine.tokens / step,
+        step_bytes=sent.up,
+        dense_share=sent.dense_share,
+        hidden_share=hidden,
+        memory_bytes=copies[kind],
+        batch=batch,
+        local_steps=local_steps,
+        learning=learning(kind, workers, batch, local_steps),
+    )

@@ -95,6 +95,7 @@ class Counter:
         self.tables, self.blocks = model.tables(), model.blocks()
         self.num_parameters = sum(p.numel() for p in (*self.tables.values(), *self.blocks.values()))
         self.block_shapes = [tuple(block.shape) for block in self.blocks.values()]
+        self._looked_at: dict[tuple[int, int, int], list[list[Touched]]] = {}
 
     def sync(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of the synchronous exchange."""
@@ -222,7 +223,10 @@ class Counter:
     def _steps(
         self, num_workers: int, num_steps: int = STEPS, num_looked_at: int = WORKERS_LOOKED_AT
     ) -> list[list[Touched]]:
-        """For each of some steps, what a few of the workers touch."""
+        """For each of some steps, what a few of the workers touch; read once."""
+        asked = num_workers, num_steps, num_looked_at
+        if asked in self._looked_at:
+            return self._looked_at[asked]
         config = self.config
         readers = [
             Batches(
@@ -236,10 +240,11 @@ class Counter:
             for worker in range(min(num_workers, num_looked_at))
         ]
         device = next(iter(self.tables.values())).device
-        return [
+        self._looked_at[asked] = [
             [self.model.touch(next(reader).to(device), step).touched for reader in readers]
             for step in range(num_steps)
         ]
+        return self._looked_at[asked]
 
     def touched_tables(self, touched: Touched) -> list[TouchedTables]:
         """What one worker touches of the tables, those that it touches alike put together."""

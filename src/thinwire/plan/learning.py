@@ -1,0 +1,35 @@
+"""How much a token teaches when several workers learn together.
+
+The batch of all workers together is larger than one worker's, so a run of so many tokens has fewer
+steps; workers that step alone for a while learn from copies that drift apart. Both cost tokens to
+the same perplexity. What they cost was measured (`benchmarks/learning.py`: the novels, width 256,
+2.5 M tokens, the rates of the command line's defaults) and is put in powers:
+
+    sync      (64 / B) ** 0.27
+    periodic  (64 / B) ** 0.15 * (4 / H) ** 0.07
+    async     as sync
+
+B sequences in all workers' batches together, H local steps. Longer runs lose less, for they have
+steps enough.
+"""
+
+from __future__ import annotations
+
+from thinwire.data.config import DataConfig
+
+SYNC_BATCH, PERIODIC_BATCH, LOCAL_STEPS = 0.27, 0.15, 0.07
+
+
+def learning(exchange: str, workers: int, batch: int, local_steps: int) -> float:
+    """What a token teaches, beside one of a single worker with the default batch.
+
+    Args:
+        exchange: none, sync, periodic or async.
+        workers: whose batches are in an update.
+        batch: sequences a step of a worker.
+        local_steps: between two exchanges of the same row (periodic).
+    """
+    share = min(1.0, DataConfig().batch / (workers * batch))
+    if exchange == "periodic":
+        return float(share**PERIODIC_BATCH * min(1.0, 4.0 / local_steps) ** LOCAL_STEPS)
+    return float(share**SYNC_BATCH)
