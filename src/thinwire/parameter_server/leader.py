@@ -283,10 +283,12 @@ class Serving(ServingLoop):
     # Evaluating and saving
 
     def _stand_still(self, action: Callable[[], None]) -> None:
-        """Have this done while the parameters stand still."""
-        self.shard.flush()
+        """Have this done while the parameters stand still, with all that waits applied.
+
+        Afterwards that is undone: when a run evaluates or saves must not change what it trains.
+        """
         self.server.hold()
-        with ExitStack() as stack:
+        with ExitStack() as stack, self.shard.settled():
             self._helped(action, lambda: stack.enter_context(self.job.clock.paused()))
         self.server.release()
 
