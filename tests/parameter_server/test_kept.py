@@ -93,12 +93,12 @@ def test_no_evaluation_or_save_steers_a_run(
         "run": {"tokens": 10 * STEP_TOKENS},
         "exchange": {"kind": "async", "accumulate": 4},
         "optim": {"rows": "adamw", "weight_decay": 0.1, "row_lr": 0.01},
-        "eval": {"every_seconds": 1e6, "tokens": 60},
+        "eval": {"every_tokens": 10**6, "tokens": 60},
     }
-    never = tiny(**sections, checkpoint={"every_seconds": 1e6})
+    never = tiny(**sections, checkpoint={"every_tokens": 10**6})
     together(toy_data, tmp_path / "never", never, num_shards=num_shards)
-    sections["eval"] = {"every_seconds": 0.0, "tokens": 60}
-    always = tiny(**sections, checkpoint={"every_seconds": 0.0})
+    sections["eval"] = {"every_tokens": 1, "tokens": 60}
+    always = tiny(**sections, checkpoint={"every_tokens": 1})
     together(toy_data, tmp_path / "always", always, num_shards=num_shards)
     assert [line["step"] for line in lines(tmp_path / "never", "valid")] == [10]
     # At least after the first step, of whose four pushes one has come, and at the end.
