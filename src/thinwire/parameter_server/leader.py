@@ -21,6 +21,7 @@ from threading import Thread
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from thinwire import __version__
 from thinwire.config import RunConfig
@@ -32,6 +33,7 @@ from thinwire.locks import one_writer
 from thinwire.parameter_server.assignments import Assignments
 from thinwire.parameter_server.followers import Followers
 from thinwire.parameter_server.protocol import Push
+from thinwire.parameter_server.server_scale import at_one_worker, at_servers
 from thinwire.parameter_server.serving_loop import SHORT_POLL_SECONDS, ServingLoop
 from thinwire.parameter_server.sessions import Server, Session
 from thinwire.parameter_server.shard import Shard, Unusable
@@ -145,6 +147,10 @@ class Serving(ServingLoop):
         saved = saved or {}
         self.run_id = token_hex(8)
         self.num_shards = 1 + len(followers)
+        self._updates = (
+            config.run.workers / config.exchange.for_workers(config.run.workers).accumulate
+        )
+        job.load_optimizer_state(at_servers(job.optimizer_state(), config.optim, self._updates))
         self.settings = asdict(config)
         self.assignments = Assignments(config.run.workers, _places(job, saved.get("batches", {})))
         job.epochs = self.assignments.epochs
@@ -338,7 +344,10 @@ class Serving(ServingLoop):
 
     def _save_aloud(self, *, best: bool) -> None:
         self._collect(optimizers=True)
-        self.job.save({}, self._reading(), best=best)
+        self.job.save({}, self._reading(), best=best, optimizer=self._optimizer_of_one_worker)
+
+    def _optimizer_of_one_worker(self) -> dict[str, Tensor]:
+        return at_one_worker(self.job.optimizer_state(), self.config.optim, self._updates)
 
     def _collect(self, *, optimizers: bool) -> None:
         """Have the other servers' rows put into the run's model."""

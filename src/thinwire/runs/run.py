@@ -6,7 +6,7 @@ report, evaluate and save when that is due.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import isfinite, log
@@ -305,9 +305,16 @@ class Run:
     # Checkpoints
 
     def save(
-        self, carry: Mapping[str, Tensor], batches: Mapping[str, Any], *, best: bool = False
+        self,
+        carry: Mapping[str, Tensor],
+        batches: Mapping[str, Any],
+        *,
+        best: bool = False,
+        optimizer: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
         """Save this step, if it is not saved yet: `carry` and `batches` say where readers stand.
+
+        `optimizer` gives the optimisers' state to save where it is not as `optimizer_state` has it.
 
         With `best`, the step that has just been evaluated is the best so far from when it is on
         disk, and no earlier.
@@ -323,7 +330,7 @@ class Run:
             self.step,
             {
                 "model": {name: p.detach() for name, p in parameters.items()},
-                "optimizer": self.optimizer_state(),
+                "optimizer": (optimizer or self.optimizer_state)(),
                 "carry": carry,
             },
             {**self.state(), "best_ppl": _known(best_ppl), "batches": dict(batches)},
