@@ -430,6 +430,30 @@ def test_an_evaluation_that_fails_at_the_end_does_not_keep_the_state_from_being_
     assert Checkpoints(tmp_path / "run").newest == 10
 
 
+def test_a_model_that_is_not_finite_is_not_saved(
+    toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the only server; what was saved before is kept, and the run has failed."""
+    run, count = tmp_path / "run", Serving.count
+    names: list[str] = []
+
+    def spoil(self: Serving, *args: Any) -> None:
+        count(self, *args)
+        name, block = next(iter(self.shard.blocks.items()))
+        names.append(name)
+        if self.job.step == 10:
+            block.data.view(-1)[0] = inf
+
+    monkeypatch.setattr(Serving, "count", spoil)
+    sections = {"checkpoint": {"every_tokens": 5 * STEP_TOKENS}, "eval": {"every_tokens": 10**6}}
+    found = Together(toy_data, run, tiny(run={"tokens": 10 * STEP_TOKENS}, **sections))
+    with pytest.raises(UserError, match="is not finite at step 10, so it is neither"):
+        found.run(1)
+    assert found.errors == [] and 10 not in Checkpoints(run).steps
+    assert 5 <= (Checkpoints(run).newest or 0) < 10
+    assert f"{names[0]} is not finite at step 10" in lines(run, "end")[0]["reason"]
+
+
 def test_one_push_that_is_no_number_does_not_end_the_run(
     toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -31,6 +31,7 @@ from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.locks import one_writer
 from thinwire.parameter_server.assignments import Assignments
+from thinwire.parameter_server.finite import check_finite
 from thinwire.parameter_server.followers import Followers
 from thinwire.parameter_server.protocol import Push
 from thinwire.parameter_server.server_scale import at_one_worker, at_servers
@@ -152,7 +153,7 @@ class Serving(ServingLoop):
         )
         job.load_optimizer_state(at_servers(job.optimizer_state(), config.optim, self._updates))
         self.settings = asdict(config)
-        self.assignments = Assignments(config.run.workers, _places(job, saved.get("batches", {})))
+        self.assignments = Assignments(config.run.workers, _places(job, saved.get("batches")))
         job.epochs = self.assignments.epochs
         self.shard = self._shard()
         self.server = Server(
@@ -350,9 +351,11 @@ class Serving(ServingLoop):
         return at_one_worker(self.job.optimizer_state(), self.config.optim, self._updates)
 
     def _collect(self, *, optimizers: bool) -> None:
-        """Have the other servers' rows put into the run's model."""
+        """Have the other servers' rows put into the run's model, if all that is finite."""
         if self.followers is not None:
             self.followers.collect(optimizers=optimizers)
+        else:
+            check_finite(self.shard.parameters, self.job.step)
 
     def _reading(self) -> dict[str, Any]:
         """Where the workers stand in the text; for a run of other workers, where all do."""
@@ -464,7 +467,7 @@ class Serving(ServingLoop):
         self.shard.factor = job.schedule.factor(job.step, progress)
 
 
-def _places(job: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
+def _places(job: Run, saved: Mapping[str, Any] | None) -> dict[str, Any]:
     """Every place's position, of a run that may have been planned for another number of workers."""
     if not saved:
         return {}
