@@ -144,16 +144,36 @@ def optimizers_of(shard: Shard) -> dict[str, Tensor]:
 def load_shard(
     shard: Shard, parameters: Mapping[str, Tensor], optimizers: Mapping[str, Tensor]
 ) -> None:
-    """Take over what `parameters_of` and `optimizers_of` gave.
+    """Take over what `parameters_of` and `optimizers_of` gave; on an error nothing is changed.
 
     Gradients that wait to be applied are dropped: they were computed on other parameters.
+
+    Raises:
+        KeyError: a parameter is missing.
+        ValueError: a tensor is of another shape or not finite, or (a UserError) does not fit the
+            optimisers.
     """
+    for name, parameter in shard.parameters.items():
+        if parameters[name].shape != parameter.shape:
+            raise ValueError(f"{name} is {list(parameters[name].shape)}, not what it is here")
+    for name, tensor in (*parameters.items(), *optimizers.items()):
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} is not finite")
+    before = [(o, p, o.state.get(p)) for o, names in _optimizers(shard) for p in names]
+    try:
+        for kind, (optimizer, names) in zip(_KINDS, _optimizers(shard), strict=True):
+            own = {n.removeprefix(kind): t for n, t in optimizers.items() if n.startswith(kind)}
+            load_named_state(optimizer, names, own)
+    except ValueError:
+        for optimizer, tensor, state in before:
+            if state is None:
+                optimizer.state.pop(tensor, None)
+            else:
+                optimizer.state[tensor] = state
+        raise
     shard.drop_gradients()
     for name, parameter in shard.parameters.items():
         parameter.copy_(parameters[name])
-    for kind, (optimizer, names) in zip(_KINDS, _optimizers(shard), strict=True):
-        own = {n.removeprefix(kind): t for n, t in optimizers.items() if n.startswith(kind)}
-        load_named_state(optimizer, names, own)
 
 
 def described(tensors: Mapping[str, Tensor]) -> list[list[str | list[int]]]:
