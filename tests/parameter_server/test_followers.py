@@ -298,6 +298,13 @@ def test_what_is_not_finite_is_not_collected(pair: Pair) -> None:
     assert all(p.isfinite().all() for p in pair.job.tables.values())
 
 
+def test_what_is_not_finite_is_not_served(pair: Pair) -> None:
+    with torch.no_grad():
+        pair.job.tables[EMBEDDING][2, 0] = float("inf")
+    with pytest.raises(UserError, match=f"cannot be served: {EMBEDDING} is not finite"):
+        pair.followers.gather_round(lambda: False)
+
+
 def test_a_follower_that_is_asked_to_stop_hands_its_rows_over(pair: Pair) -> None:
     pair.followers.gather_round(lambda: False)
     with torch.no_grad():

@@ -106,10 +106,14 @@ class Followers:
         """Wait until all are ready; first load this server's own rows.
 
         Raises:
-            UserError: one refuses, or does not answer in time.
+            UserError: one refuses, or does not answer in time; or there is nothing to serve, as the
+                model is not finite.
         """
         parameters, optimizers = self._own(0)
-        load_shard(self.shard, parameters, optimizers)
+        try:
+            load_shard(self.shard, parameters, optimizers)
+        except ValueError as error:
+            raise UserError(f"this model cannot be served: {error}") from None
         self._heard = [monotonic()] * len(self.connections)
         while not all(self._ready) and not stopping():
             self.look_after(POLL_SECONDS)
