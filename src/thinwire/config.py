@@ -85,8 +85,9 @@ class EvalSettings:
 
     every_seconds: float = 60.0
     """Seconds of training between evaluations. Under a budget in tokens or epochs, evaluations that
-    steer the numbers (with the plateau schedule, `eval.patience`, periodic workers or
-    `exchange.delay`) come 20 times, at equal distances in tokens, instead."""
+    steer the numbers (with the plateau schedule, `eval.patience`, periodic workers,
+    `exchange.delay` or rows that decay by `adamw`) come 20 times, at equal distances in tokens,
+    instead."""
     every_tokens: int = 0
     """Training tokens between evaluations. 0: every_seconds applies."""
     tokens: int = 50_000
@@ -105,8 +106,8 @@ class CheckpointSettings:
 
     every_seconds: float = 300.0
     """Seconds of training between checkpoints. The final state is always saved. Under a budget in
-    tokens or epochs, periodic workers and those with `exchange.delay` save 20 times, at equal
-    distances in tokens, instead."""
+    tokens or epochs, periodic workers, those with `exchange.delay`, and runs whose rows decay by
+    `adamw` save 20 times, at equal distances in tokens, instead."""
     every_tokens: int = 0
     """Training tokens between checkpoints. 0: every_seconds applies."""
     keep: int = 2

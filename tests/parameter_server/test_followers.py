@@ -116,6 +116,31 @@ def test_a_clock_of_any_name_is_rebased() -> None:
     assert int(whole["rows.t/step"]) == 2
 
 
+def test_rows_owe_after_a_merge_what_they_owed_before() -> None:
+    """Server 0 has made 5 updates and server 1 40; each row pays for those it has missed."""
+    optim = OptimConfig(rows="adamw", weight_decay=0.1, row_lr=0.1, lr=0.1)
+    first, second = shards(2, optim)
+    for _ in range(5):
+        update(first, 0)
+    update(second, 2)  # row 5 of the whole, which misses 39 updates
+    for _ in range(39):
+        update(second, 1)  # row 3
+    whole = merged([held(first), held(second)])
+    owed_V = (whole["rows.table/decay_sum"] - whole["rows.table/decay_paid"]).exp()
+    expected = torch.tensor([1.0, 0.99**40, 0.99**5, 1.0, 0.99**5, 0.99**39])
+    torch.testing.assert_close(owed_V.float(), expected, rtol=1e-5, atol=0.0)
+    # A model that goes on with one server pays that, and one that is cut again owes as much.
+    (alone,) = shards(1, optim)
+    model = {n.removeprefix(MODEL): t for n, t in whole.items() if n.startswith(MODEL)}
+    load_shard(alone, model, whole)
+    alone.flush()
+    paid = parameters_of(alone)["table"] / model["table"]
+    torch.testing.assert_close(paid, expected[:, None].expand_as(paid), rtol=1e-5, atol=0.0)
+    assert merged([cut(whole, 0, 2), cut(whole, 1, 2)]).keys() == whole.keys()
+    for name, tensor in merged([cut(whole, 0, 2), cut(whole, 1, 2)]).items():
+        assert torch.equal(tensor, whole[name])
+
+
 def test_a_server_without_a_step_has_fresh_state() -> None:
     optim = OptimConfig(kind="adamw", rows="adam", row_lr=0.01, lr=0.01)
     first, second = shards(2, optim)
@@ -271,6 +296,13 @@ def test_what_is_not_finite_is_not_collected(pair: Pair) -> None:
     with pytest.raises(UserError, match=f"{EMBEDDING} is not finite at step 0"):
         pair.followers.collect(optimizers=False)
     assert all(p.isfinite().all() for p in pair.job.tables.values())
+
+
+def test_what_is_not_finite_is_not_served(pair: Pair) -> None:
+    with torch.no_grad():
+        pair.job.tables[EMBEDDING][2, 0] = float("inf")
+    with pytest.raises(UserError, match=f"cannot be served: {EMBEDDING} is not finite"):
+        pair.followers.gather_round(lambda: False)
 
 
 def test_a_follower_that_is_asked_to_stop_hands_its_rows_over(pair: Pair) -> None:

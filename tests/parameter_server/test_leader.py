@@ -430,6 +430,30 @@ def test_an_evaluation_that_fails_at_the_end_does_not_keep_the_state_from_being_
     assert Checkpoints(tmp_path / "run").newest == 10
 
 
+def test_a_model_that_is_not_finite_is_not_saved(
+    toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the only server; what was saved before is kept, and the run has failed."""
+    run, count = tmp_path / "run", Serving.count
+    names: list[str] = []
+
+    def spoil(self: Serving, *args: Any) -> None:
+        count(self, *args)
+        name, block = next(iter(self.shard.blocks.items()))
+        names.append(name)
+        if self.job.step == 10:
+            block.data.view(-1)[0] = inf
+
+    monkeypatch.setattr(Serving, "count", spoil)
+    sections = {"checkpoint": {"every_tokens": 5 * STEP_TOKENS}, "eval": {"every_tokens": 10**6}}
+    found = Together(toy_data, run, tiny(run={"tokens": 10 * STEP_TOKENS}, **sections))
+    with pytest.raises(UserError, match="is not finite at step 10, so it is neither"):
+        found.run(1)
+    assert found.errors == [] and 10 not in Checkpoints(run).steps
+    assert 5 <= (Checkpoints(run).newest or 0) < 10
+    assert f"{names[0]} is not finite at step 10" in lines(run, "end")[0]["reason"]
+
+
 def test_one_push_that_is_no_number_does_not_end_the_run(
     toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -471,3 +495,48 @@ def test_error_feedback_outlives_joining_again_but_not_another_server(
     exchange = {"kind": "async", "hidden_fraction": 0.25}
     together(toy_data, tmp_path / "run", tiny(run={"tokens": 10 * STEP_TOKENS}, exchange=exchange))
     assert waiting == [False, same_run]
+
+
+def test_a_checkpoint_holds_nothing_of_what_waits_at_the_workers(
+    toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a resume every worker begins with nothing waiting, and trains on."""
+    run, waiting = tmp_path / "run", list[tuple[bool, bool]]()
+    begin, work_on = Worker._begin, Worker.run
+
+    def wait(worker: Worker) -> bool:
+        return any(bool(t.any()) for t in worker.client._hidden.waiting.values())
+
+    def begin_and_look(self: Worker, welcome: Welcome) -> None:
+        begin(self, welcome)
+        self.began = wait(self)  # type: ignore[attr-defined]
+
+    def run_and_look(self: Worker) -> str:
+        try:
+            return work_on(self)
+        finally:
+            waiting.append((self.began, wait(self)))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(Worker, "_begin", begin_and_look)
+    monkeypatch.setattr(Worker, "run", run_and_look)
+    exchange = {"kind": "async", "hidden_fraction": 0.25}
+    for steps in (10, 20):
+        config = tiny(run={"tokens": steps * STEP_TOKENS}, exchange=exchange)
+        together(toy_data, run, config, resume=steps == 20)
+        assert Checkpoints(run).load().open("carry") == {}
+    assert waiting == [(False, True), (False, True)]
+    assert Checkpoints(run).newest == 20
+
+
+@pytest.mark.parametrize("sections", [{"hidden_fraction": 0.25}, {"delay": 1}])
+def test_servers_go_on_from_a_synchronous_run_without_what_it_held_back(
+    sections: dict[str, Any], toy_data: Path, tmp_path: Path, tiny: Settings
+) -> None:
+    run = tmp_path / "run"
+    train(
+        toy_data, run, tiny(run={"tokens": 10 * STEP_TOKENS}, exchange={"kind": "sync", **sections})
+    )
+    more = tiny(run={"tokens": 20 * STEP_TOKENS}, exchange={"kind": "async", **sections})
+    together(toy_data, run, more, resume=True)
+    assert Checkpoints(run).newest == 20
+    assert not any(n.startswith("own.") for n in Checkpoints(run).load().open("carry"))

@@ -28,12 +28,28 @@ class GradientBuffer:
         for name, gradient in gradients.items():
             self._gradients.setdefault(name, []).append(gradient)
 
+    def copy(self) -> GradientBuffer:
+        """Another buffer that holds the same."""
+        same = GradientBuffer()
+        same.size = self.size
+        same._gradients = {name: list(found) for name, found in self._gradients.items()}
+        return same
+
+    def rows(self) -> dict[str, Tensor | None]:
+        """The rows `[R]` of each parameter that has gradients waiting; None: every row."""
+        return {name: _rows([ids for ids, _ in found]) for name, found in self._gradients.items()}
+
     def take(self) -> dict[str, Gradient]:
         """The mean gradient over the pushes, rows merged; the buffer is empty then."""
         merged = {name: _mean(found, self.size) for name, found in self._gradients.items()}
         self.size = 0
         self._gradients.clear()
         return merged
+
+
+def _rows(ids: list[Tensor | None]) -> Tensor | None:
+    named = [ids_R for ids_R in ids if ids_R is not None]
+    return torch.cat(named).unique() if len(named) == len(ids) else None
 
 
 def _mean(gradients: list[Gradient], count: int) -> Gradient:

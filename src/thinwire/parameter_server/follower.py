@@ -178,11 +178,12 @@ class Follower(ServingLoop):
                 if self.stop_asked and content["optimizers"]:
                     self._has_given = True
                     self.server.hold()  # what comes from now on would be lost
-                self.shard.flush()
-                held = {f"{MODEL}{n}": t for n, t in parameters_of(self.shard).items()}
-                held |= optimizers_of(self.shard) if content["optimizers"] else {}
-                told = {"request": content["request"], "tensors": described(held)}
-                self.listener.send(client, say_json(Kind.SLICES, told, contents(held)))
+                with self.shard.settled():
+                    held = {f"{MODEL}{n}": t for n, t in parameters_of(self.shard).items()}
+                    held |= optimizers_of(self.shard) if content["optimizers"] else {}
+                    told = {"request": content["request"], "tensors": described(held)}
+                    slices = say_json(Kind.SLICES, told, contents(held))
+                self.listener.send(client, slices)
             case Kind.END if content["run"] == self._run_id:
                 self.server.stop("the first server has ended it")
                 self.ended = True

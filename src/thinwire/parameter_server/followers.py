@@ -30,6 +30,7 @@ from torch import Tensor
 
 from thinwire import __version__
 from thinwire.errors import UserError
+from thinwire.parameter_server.finite import check_finite
 from thinwire.parameter_server.protocol import (
     PROTOCOL,
     Kind,
@@ -105,10 +106,14 @@ class Followers:
         """Wait until all are ready; first load this server's own rows.
 
         Raises:
-            UserError: one refuses, or does not answer in time.
+            UserError: one refuses, or does not answer in time; or there is nothing to serve, as the
+                model is not finite.
         """
         parameters, optimizers = self._own(0)
-        load_shard(self.shard, parameters, optimizers)
+        try:
+            load_shard(self.shard, parameters, optimizers)
+        except ValueError as error:
+            raise UserError(f"this model cannot be served: {error}") from None
         self._heard = [monotonic()] * len(self.connections)
         while not all(self._ready) and not stopping():
             self.look_after(POLL_SECONDS)
@@ -220,7 +225,10 @@ class Followers:
         own |= optimizers_of(self.shard) if optimizers else {}
         whole = merged([own, *(self._slices[index] for index in range(len(self.connections)))])
         self._slices.clear()
-        self._check_finite(whole)
+        check_finite(
+            {n.removeprefix(MODEL): t for n, t in whole.items() if n.startswith(MODEL)},
+            self.job.step,
+        )
         with torch.no_grad():
             for name, parameter in {**self.job.tables, **self.job.blocks}.items():
                 parameter.copy_(whole.pop(f"{MODEL}{name}"))
@@ -244,14 +252,6 @@ class Followers:
                     f"the server {connection.server} has not answered for "
                     f"{self._timeout_seconds:g} seconds, so step {self.job.step} is neither "
                     "evaluated nor saved"
-                )
-
-    def _check_finite(self, whole: Mapping[str, Tensor]) -> None:
-        for name, tensor in whole.items():
-            if name.startswith(MODEL) and not bool(tensor.isfinite().all()):
-                raise UserError(
-                    f"{name.removeprefix(MODEL)} is not finite at step {self.job.step}, so it is "
-                    "neither evaluated nor saved"
                 )
 
     def end(self) -> None:

@@ -21,17 +21,20 @@ from threading import Thread
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from thinwire import __version__
 from thinwire.config import RunConfig
 from thinwire.console import console
-from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.locks import one_writer
 from thinwire.parameter_server.assignments import Assignments
+from thinwire.parameter_server.finite import check_finite
 from thinwire.parameter_server.followers import Followers
 from thinwire.parameter_server.protocol import Push
+from thinwire.parameter_server.resuming import places, say_what_is_lost
+from thinwire.parameter_server.server_scale import at_one_worker, at_servers
 from thinwire.parameter_server.serving_loop import SHORT_POLL_SECONDS, ServingLoop
 from thinwire.parameter_server.sessions import Server, Session
 from thinwire.parameter_server.shard import Shard, Unusable
@@ -39,7 +42,6 @@ from thinwire.parameter_server.sharding import sliced_shard
 from thinwire.parameter_server.staleness import Staleness, StalenessCounts
 from thinwire.runs.device import set_up_device
 from thinwire.runs.folder import RunFolder, resumed_folder
-from thinwire.runs.metrics import read_metrics
 from thinwire.runs.precision import with_precision
 from thinwire.runs.run import Run
 from thinwire.runs.signals import stop_on_signals
@@ -105,7 +107,7 @@ def _serve(
     opened = listener(message_bytes(job.num_parameters))
     # Only now, so that what cannot be leaves no run behind.
     if resume:
-        _say_what_is_lost(job, saved)
+        say_what_is_lost(job, saved)
         folder.write_config()
     else:
         folder.write(corpus)
@@ -145,8 +147,12 @@ class Serving(ServingLoop):
         saved = saved or {}
         self.run_id = token_hex(8)
         self.num_shards = 1 + len(followers)
+        self._updates = (
+            config.run.workers / config.exchange.for_workers(config.run.workers).accumulate
+        )
+        job.load_optimizer_state(at_servers(job.optimizer_state(), config.optim, self._updates))
         self.settings = asdict(config)
-        self.assignments = Assignments(config.run.workers, _places(job, saved.get("batches", {})))
+        self.assignments = Assignments(config.run.workers, places(job, saved.get("batches")))
         job.epochs = self.assignments.epochs
         self.shard = self._shard()
         self.server = Server(
@@ -283,10 +289,12 @@ class Serving(ServingLoop):
     # Evaluating and saving
 
     def _stand_still(self, action: Callable[[], None]) -> None:
-        """Have this done while the parameters stand still."""
-        self.shard.flush()
+        """Have this done while the parameters stand still, with all that waits applied.
+
+        Afterwards that is undone: when a run evaluates or saves must not change what it trains.
+        """
         self.server.hold()
-        with ExitStack() as stack:
+        with ExitStack() as stack, self.shard.settled():
             self._helped(action, lambda: stack.enter_context(self.job.clock.paused()))
         self.server.release()
 
@@ -336,12 +344,17 @@ class Serving(ServingLoop):
 
     def _save_aloud(self, *, best: bool) -> None:
         self._collect(optimizers=True)
-        self.job.save({}, self._reading(), best=best)
+        self.job.save({}, self._reading(), best=best, optimizer=self._optimizer_of_one_worker)
+
+    def _optimizer_of_one_worker(self) -> dict[str, Tensor]:
+        return at_one_worker(self.job.optimizer_state(), self.config.optim, self._updates)
 
     def _collect(self, *, optimizers: bool) -> None:
-        """Have the other servers' rows put into the run's model."""
+        """Have the other servers' rows put into the run's model, if all that is finite."""
         if self.followers is not None:
             self.followers.collect(optimizers=optimizers)
+        else:
+            check_finite(self.shard.parameters, self.job.step)
 
     def _reading(self) -> dict[str, Any]:
         """Where the workers stand in the text; for a run of other workers, where all do."""
@@ -451,54 +464,6 @@ class Serving(ServingLoop):
         job, progress = self.job, self.job.progress()
         job.set_rates(progress)
         self.shard.factor = job.schedule.factor(job.step, progress)
-
-
-def _places(job: Run, saved: Mapping[str, Any]) -> dict[str, Any]:
-    """Every place's position, of a run that may have been planned for another number of workers."""
-    if not saved:
-        return {}
-    config, N = job.config, job.config.run.workers
-    streams = N * config.data.batch
-    if "places" in saved and (saved["streams"], saved.get("workers", N)) == (streams, N):
-        positions: dict[str, Any] = saved["places"]
-        return positions
-    batches = Batches(
-        job.corpus.ids("train"),
-        config.data,
-        seed=config.run.seed,
-        eos_id=job.corpus.meta.eos_id,
-        num_workers=N,
-    )
-    batches.load_state_dict(
-        {"epoch": saved["epoch"], "step": saved["step"]}
-        | {"streams": saved["streams"], "length": saved["length"]}
-    )
-    if "epochs" in saved:  # the part of the text is kept, and not the number of steps
-        epoch = int(saved["epochs"])
-        state = batches.state_dict() | {"epoch": epoch, "step": 0}
-        batches.load_state_dict(state)
-        step = round((saved["epochs"] - epoch) * batches.steps_per_epoch)
-        batches.load_state_dict(state | {"step": min(step, batches.steps_per_epoch - 1)})
-    state = batches.state_dict()
-    # Every place has read as much. Steps go on, so that no draw of before is drawn again.
-    position = [state["epoch"], state["step"], job.step, batches.epoch]
-    return {str(place): position for place in range(N)}
-
-
-def _say_what_is_lost(job: Run, saved: Mapping[str, Any]) -> None:
-    """After a crash: how much of the training was not saved."""
-    assert job.folder is not None
-    recorded = [line for line in read_metrics(job.folder.path) if "seconds" in line]
-    if not recorded or recorded[-1]["event"] == "end":
-        return
-    since = recorded[-1]["seconds"] - saved.get("seconds", 0.0)
-    most = max(since, job.config.checkpoint.every_seconds)
-    console.print(
-        f"The run was cut off; what came after step {job.step} was saved is lost, {most:.0f} "
-        "seconds of training at most.",
-        markup=False,
-        soft_wrap=True,
-    )
 
 
 def _or_warn(action: Callable[[], None]) -> None:

@@ -9,7 +9,8 @@ n rows of a parameter here, R rows named, H of them newer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.optim.rows import RowOptimizer
 from thinwire.parameter_server.accumulation import Gradient, GradientBuffer
+from thinwire.parameter_server.kept import Kept
 from thinwire.parameter_server.parameter_codec import ParameterCodec
 from thinwire.parameter_server.protocol import Pull, Push, Rows, decoded, packed_mask
 from thinwire.parameter_server.staleness import Staleness
@@ -216,10 +218,31 @@ class Shard:
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Apply what has been collected, before the parameters are read as the run's result."""
+        """Apply what has been collected and pay the decay, for good: at the end of a run."""
         if self._buffer.size:
             self._update(self._buffer.take())
         self.row_optimizer.flush()
+
+    @contextmanager
+    def settled(self) -> Iterator[None]:
+        """Inside, all is as after a `flush`, to be evaluated or saved; then it is as before.
+
+        So it does not steer the run when that is done. Nothing may be pulled or pushed inside.
+        """
+        kept, version, buffer = Kept(), self.version, self._buffer.copy()
+        waiting = buffer.rows()
+        for name, table in self.tables.items():
+            kept.keep_table(self.row_optimizer, table, name in waiting, waiting.get(name))
+        for name, ids_R in waiting.items():
+            kept.keep(self._changed[name], ids_R if name in self.tables else None)
+        if waiting:
+            kept.keep_blocks(self.dense_optimizer, self.blocks.values())
+        try:
+            self.flush()
+            yield
+        finally:
+            kept.put_back()
+            self.version, self._buffer = version, buffer
 
     def drop_gradients(self) -> None:
         """Forget the gradients that wait to be applied."""

@@ -8,6 +8,8 @@ Every server counts its own updates, and after losses and restarts the counts di
 `last_X` of an optimiser's state is a row's reading of the clock `X`, the parameter's entry of that
 name; only the difference of the two, the row's age, has a meaning on another server. So merging
 keeps ages: the first server's clocks stay, and the other servers' readings are moved onto them.
+So are those of the running sum of weight decay (`optim/decay.py`), of which a row owes the part
+that it has not paid.
 """
 
 from __future__ import annotations
@@ -20,6 +22,7 @@ from torch import Tensor, nn
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.config import OptimConfig
+from thinwire.optim.decay import PAID, SUM
 from thinwire.optim.state import NO_STATE, load_named_state, named_state
 from thinwire.parameter_server.shard import Shard
 
@@ -80,14 +83,17 @@ def _part(slices: Sequence[Mapping[str, Tensor]], index: int, name: str) -> Tens
             return torch.zeros_like(like)
         parameter = owner.partition(".")[2]
         return like.new_zeros(len(part[f"{MODEL}{parameter}"]), *like.shape[1:])
-    clock = f"{owner}/{entry.removeprefix(LAST)}"
-    if not entry.startswith(LAST) or clock not in part or clock not in slices[0]:
+    if not (entry.startswith(LAST) or entry == PAID):
+        return part[name]
+    clock = f"{owner}/{SUM if entry == PAID else entry.removeprefix(LAST)}"
+    if clock not in part or clock not in slices[0]:
         return part[name]
     return part[name] + (slices[0][clock] - part[clock]).to(part[name])
 
 
 def _is_clock(name: str, names: Container[str]) -> bool:
-    return f"{_owner(name)}/{LAST}{_entry(name)}" in names
+    entry = _entry(name)
+    return entry == SUM or f"{_owner(name)}/{LAST}{entry}" in names
 
 
 def _owner(name: str) -> str:
@@ -138,16 +144,36 @@ def optimizers_of(shard: Shard) -> dict[str, Tensor]:
 def load_shard(
     shard: Shard, parameters: Mapping[str, Tensor], optimizers: Mapping[str, Tensor]
 ) -> None:
-    """Take over what `parameters_of` and `optimizers_of` gave.
+    """Take over what `parameters_of` and `optimizers_of` gave; on an error nothing is changed.
 
     Gradients that wait to be applied are dropped: they were computed on other parameters.
+
+    Raises:
+        KeyError: a parameter is missing.
+        ValueError: a tensor is of another shape or not finite, or (a UserError) does not fit the
+            optimisers.
     """
+    for name, parameter in shard.parameters.items():
+        if parameters[name].shape != parameter.shape:
+            raise ValueError(f"{name} is {list(parameters[name].shape)}, not what it is here")
+    for name, tensor in (*parameters.items(), *optimizers.items()):
+        if not bool(tensor.isfinite().all()):
+            raise ValueError(f"{name} is not finite")
+    before = [(o, p, o.state.get(p)) for o, names in _optimizers(shard) for p in names]
+    try:
+        for kind, (optimizer, names) in zip(_KINDS, _optimizers(shard), strict=True):
+            own = {n.removeprefix(kind): t for n, t in optimizers.items() if n.startswith(kind)}
+            load_named_state(optimizer, names, own)
+    except ValueError:
+        for optimizer, tensor, state in before:
+            if state is None:
+                optimizer.state.pop(tensor, None)
+            else:
+                optimizer.state[tensor] = state
+        raise
     shard.drop_gradients()
     for name, parameter in shard.parameters.items():
         parameter.copy_(parameters[name])
-    for kind, (optimizer, names) in zip(_KINDS, _optimizers(shard), strict=True):
-        own = {n.removeprefix(kind): t for n, t in optimizers.items() if n.startswith(kind)}
-        load_named_state(optimizer, names, own)
 
 
 def described(tensors: Mapping[str, Tensor]) -> list[list[str | list[int]]]:

@@ -5,8 +5,11 @@ so that a run which is stopped and resumed is the run that was never stopped. Th
 steer them is due at equal distances in tokens:
 
 - evaluations, where the rates or the end follow them: the plateau schedule and `eval.patience`;
-- evaluations and saves, where workers first have to bring in what is under way, which changes what
-  comes after: periodic workers, and those with `exchange.delay`.
+- evaluations and saves, where something is brought in first, which changes what comes after: what
+  is under way between periodic workers, and those with `exchange.delay`; and the weight decay that
+  rows owe, for decay that is paid in two parts is rounded twice.
+
+Servers of asynchronous workers undo what they bring in (`parameter_server/kept.py`).
 """
 
 from __future__ import annotations
@@ -39,7 +42,8 @@ class Due:
         tokens: int,
         seconds: float,
     ) -> None:
-        flushes = config.exchange.flushes(num_workers)
+        decays = config.optim.rows == "adamw" and config.optim.weight_decay > 0
+        flushes = decays or config.exchange.flushes(num_workers)
         follows = config.optim.schedule == "plateau" or config.eval.patience > 0
         limits = budget.limits
         epochs_tokens = (limits["epochs"] or float("inf")) * train_tokens

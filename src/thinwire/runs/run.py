@@ -6,7 +6,7 @@ report, evaluate and save when that is due.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import isfinite, log
@@ -32,6 +32,7 @@ from thinwire.runs.folder import RunFolder, load_parameters
 from thinwire.runs.metrics import Averages, MetricsWriter
 from thinwire.runs.opening import start_values, summary
 from thinwire.runs.progress import TrainingDisplay, wire_sentence
+from thinwire.runs.reading import check_reading, read_from
 
 # A smoothed loss so far above its lowest value will not come back; 2 nats are a factor of 7 in
 # perplexity.
@@ -305,9 +306,16 @@ class Run:
     # Checkpoints
 
     def save(
-        self, carry: Mapping[str, Tensor], batches: Mapping[str, Any], *, best: bool = False
+        self,
+        carry: Mapping[str, Tensor],
+        batches: Mapping[str, Any],
+        *,
+        best: bool = False,
+        optimizer: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
         """Save this step, if it is not saved yet: `carry` and `batches` say where readers stand.
+
+        `optimizer` gives the optimisers' state to save where it is not as `optimizer_state` has it.
 
         With `best`, the step that has just been evaluated is the best so far from when it is on
         disk, and no earlier.
@@ -323,7 +331,7 @@ class Run:
             self.step,
             {
                 "model": {name: p.detach() for name, p in parameters.items()},
-                "optimizer": self.optimizer_state(),
+                "optimizer": (optimizer or self.optimizer_state)(),
                 "carry": carry,
             },
             {**self.state(), "best_ppl": _known(best_ppl), "batches": dict(batches)},
@@ -337,21 +345,21 @@ class Run:
         """Go on from the newest whole step.
 
         Raises:
-            UserError: there is none, another version has saved it, or the budget is smaller than
-                before and than what is spent.
+            UserError: there is none, it is damaged, another version has saved it, or the budget is
+                smaller than before and than what is spent.
         """
         assert self.checkpoints is not None
         saved = self.checkpoints.load()
         # The best step on disk decides, whatever the newest one was told of it.
         best = self.checkpoints.load_best()
-        best_ppl = None if best is None else best.state["best_ppl"]
+        best_ppl = None
+        if best is not None:
+            with read_from(best.path):
+                best_ppl = best.state["best_ppl"]
         saved = replace(saved, state=saved.state | {"step": saved.step, "best_ppl": best_ppl})
-        try:
+        with read_from(saved.path):
+            check_reading(saved.state["batches"])
             self.load_state(saved.state)
-        except KeyError as error:
-            raise UserError(
-                f"{saved.path} has no {error.args[0]}: another version of thinwire has saved it"
-            ) from None
         self._budget_changes()
         load_parameters(self.model, saved)
         self.load_optimizer_state(saved.open("optimizer"))
