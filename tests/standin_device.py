@@ -12,12 +12,11 @@ backends of others, registered for the whole process.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
+from torch import Tensor, nn
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 
 NAME = "standin"
@@ -110,6 +109,13 @@ class Standin(Tensor):
         return self.held.tolist()
 
     @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        with torch._C.DisableTorchFunctionSubclass():
+            return (_lstm if func is torch.lstm else func)(*args, **(kwargs or {}))
+
+    @classmethod
     def __torch_dispatch__(
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -120,12 +126,31 @@ class Standin(Tensor):
         return _on_cpu(func, args, kwargs)
 
 
+def _leaves(value: Any) -> Iterator[Any]:
+    if isinstance(value, (list, tuple)):
+        for part in value:
+            yield from _leaves(part)
+    elif isinstance(value, dict):
+        yield from _leaves(list(value.values()))
+    else:
+        yield value
+
+
+def _mapped(change: Callable[[Any], Any], value: Any) -> Any:
+    # By hand, for PyTorch's trees take longer than these operations.
+    if isinstance(value, (list, tuple)):
+        return type(value)(_mapped(change, part) for part in value)
+    if isinstance(value, dict):
+        return {key: _mapped(change, part) for key, part in value.items()}
+    return change(value)
+
+
 def _refuse_mixed(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     if func in CROSSING:
         return
     elementwise = torch.Tag.pointwise in func.tags or func is aten.fill_.Tensor
     checked = [args[0], *args[2:], kwargs] if func in INDEXING else [args, kwargs]
-    for leaf in tree_leaves(checked):
+    for leaf in _leaves(checked):
         if isinstance(leaf, torch.Generator) and leaf.device.type == "cpu":
             raise MixedDevices(f"{func} was given a generator of the CPU for {DEVICE}")
         on_cpu = isinstance(leaf, Tensor) and not isinstance(leaf, Standin)
@@ -147,7 +172,7 @@ def _on_cpu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     device = kwargs.get("device")
     if device is not None:
         kwargs = kwargs | {"device": torch.device("cpu")}
-    found = func(*tree_map(opened, args), **tree_map(opened, kwargs))
+    found = func(*_mapped(opened, args), **_mapped(opened, kwargs))
     to_cpu = device is not None and torch.device(device).type == "cpu"
     if to_cpu or (func is aten.copy_.default and not isinstance(args[0], Standin)):
         return found
@@ -158,7 +183,22 @@ def _on_cpu(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
             return Standin(value) if known is None else known
         return value
 
-    return tree_map(closed, found)
+    return _mapped(closed, found)
+
+
+def _lstm(
+    x_TBE: Tensor, before: Sequence[Tensor], weights: Sequence[Tensor], *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    """PyTorch's `lstm` of one layer, from its definition: a GPU has a cell of its own for it."""
+    (h, c), (w_x, w_h, b_x, b_h) = (state[0] for state in before), weights
+    steps = []
+    for x_BE in x_TBE:
+        gates = nn.functional.linear(x_BE, w_x, b_x) + nn.functional.linear(h, w_h, b_h)
+        i, f, g, o = gates.chunk(4, 1)
+        c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+        h = o.sigmoid() * c.tanh()
+        steps.append(h)
+    return torch.stack(steps), h[None], c[None]
 
 
 def _factory(name: str) -> Callable[..., Tensor]:

@@ -97,3 +97,13 @@ def test_a_module_moves_whole_and_learns_there() -> None:
     assert weight.grad is not None
     assert weight.grad.device == DEVICE
     torch.testing.assert_close(module.weight.detach().cpu(), twin.weight.detach())
+
+
+def test_an_lstm_there_is_the_one_here() -> None:
+    module, twin = nn.LSTM(3, 4), nn.LSTM(3, 4)
+    twin.load_state_dict(module.state_dict())
+    module.to(DEVICE)
+    found, (h, c) = module(there[:, None])
+    expected, (h_expected, c_expected) = twin(here[:, None])
+    for one, other in ((found, expected), (h, h_expected), (c, c_expected)):
+        torch.testing.assert_close(one.detach().cpu(), other.detach())
