@@ -4,8 +4,10 @@ import bz2
 import gzip
 import io
 import lzma
+import os
 import sys
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import zstandard
@@ -13,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinwire.data import sources
-from thinwire.data.sources import Block, find_sources, read_blocks, spooled, total_bytes
+from thinwire.data.sources import Block, find_sources, name_of, read_blocks, spooled, total_bytes
 from thinwire.errors import UserError
 
 PACKERS = {
@@ -229,3 +231,21 @@ def test_other_packers_are_binary(tmp_path: Path) -> None:
     file.write_bytes(bz2.compress(b"text\n" * 1000))
     with pytest.raises(UserError, match=r"text\.bz2 is (no text file|not UTF-8)"):
         [block.text() for block in read(file)]
+
+
+def test_a_copy_is_called_what_its_source_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"one\ntwo")))
+    pipe = tmp_path / "a pipe.gz"
+    os.mkfifo(pipe)
+    writer = Thread(target=lambda: pipe.write_bytes(gzip.compress(b"three")))
+    writer.start()
+    plain = tmp_path / "plain"
+    plain.write_text("four")
+    found = spooled([Path("-"), pipe, plain], tmp_path)
+    writer.join()
+    assert [name_of(source) for source in found] == ["standard input", str(pipe), str(plain)]
+    blocks = list(read_blocks(found, lambda _: None))
+    assert [block.data for block in blocks] == [b"one\n", b"two\n", b"three\n", b"four\n"]
+    assert [block.source for block in blocks][1:] == ["standard input", str(pipe), str(plain)]

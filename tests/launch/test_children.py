@@ -161,3 +161,31 @@ def test_ends_in_words() -> None:
     assert how_it_ended(3) == "ended with status 3"
     assert how_it_ended(-9) == "was killed by SIGKILL"
     assert how_it_ended(-199) == "was killed by signal 199"
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_are_passed_on(number: signal.Signals, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A terminal that is gone reaches the children too, and silences it once."""
+    sent: list[int] = []
+    silenced: list[bool] = []
+    monkeypatch.setattr(module, "hang_up", lambda: silenced.append(True))
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
+    with Children() as children:
+        monkeypatch.setattr(children, "signal", sent.append)
+        with module.passing_signals_on(children) as received:
+            signal.raise_signal(number)
+            assert received == sent == [number]
+        monkeypatch.undo()
+    assert silenced == ([True] if number == signal.SIGHUP else [])
+    assert [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)] == before
+
+
+def test_under_nohup_a_hangup_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Children() as children, module.passing_signals_on(children) as received:
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+        assert received == []
+    finally:
+        signal.signal(signal.SIGHUP, before)

@@ -39,8 +39,9 @@ from thinwire.optim.config import BLOCK_RATES, DenseKind, RowKind
     ],
 )
 def test_nonsense_is_refused(settings: dict[str, Any], sentence: str) -> None:
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence) as raised:
         OptimConfig(**settings)
+    assert not str(raised.value).endswith(".")
 
 
 def test_the_defaults_and_decay_with_adamw_are_accepted() -> None:

@@ -13,6 +13,7 @@ from thinwire.report.figures import (
     apart,
     count,
     duration,
+    labels,
     linear_ticks,
     log_ticks,
     num_bytes,
@@ -92,3 +93,31 @@ def test_labels_that_are_apart_stay() -> None:
 
 def test_labels_that_collide_part_evenly() -> None:
     assert apart([50, 50, 50], 10, 0, 100) == [40, 50, 60]
+
+
+def test_long_names_that_differ_do_not_look_alike() -> None:
+    names = [
+        "lstm-wide-novels-seed1-lr-0.002-final",
+        "lstm-wide-novels-seed2-lr-0.002-final",
+        "lstm-wide-novels-seed2-lr-0.004-final",
+        "short",
+    ]
+    found = labels(names)
+    assert found == [
+        "…s-seed1-lr-0.002-fin…",
+        "…s-seed2-lr-0.002-fin…",
+        "lstm-wide-n…0.004-final",
+        "short",
+    ]
+    assert all(len(label) <= 23 for label in found)  # 22, and the dots in the middle
+
+
+def test_names_that_differ_beyond_a_window_are_told_apart() -> None:
+    names = [f"a{i}{'x' * 40}{j}{'y' * 40}" for i in "12" for j in "34"]
+    found = labels(names)
+    assert len(set(found)) == 4
+    assert max(map(len, found)) <= 23
+
+
+def test_the_same_name_is_the_same_label() -> None:
+    assert labels(["run", "run"]) == ["run", "run"]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import sys
 from pathlib import Path
 
@@ -48,6 +49,24 @@ def test_without_matplotlib(
     assert write_report([path]).exists()
     assert not (path / "report.png").exists()
     assert "pip install matplotlib" in " ".join(capsys.readouterr().err.split())
+
+
+def test_a_picture_that_fails_leaves_the_one_before(
+    make_run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_run()
+    write_report([path])
+    before = (path / "report.png").read_bytes()
+
+    def full(file: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("thinwire.files.os.fsync", full)
+    monkeypatch.setattr("thinwire.report.write.write_whole", lambda path, text: None)
+    with pytest.raises((OSError, UserError), match="No space left"):
+        write_report([path])
+    assert (path / "report.png").read_bytes() == before
+    assert not list(path.glob("*.tmp"))
 
 
 def test_no_run() -> None:

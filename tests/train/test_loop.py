@@ -456,28 +456,33 @@ def test_a_loss_that_explodes_stops_the_run(toy_data: Path, tmp_path: Path, tiny
     assert lines(tmp_path / "run", "end")[0]["reason"].startswith("the loss has risen")
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=lambda s: s.name)
 def test_an_interrupt_saves_and_a_second_one_does_not_wait(
-    toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
+    number: signal.Signals,
+    toy_data: Path,
+    tmp_path: Path,
+    tiny: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     step = Trainer.train_step
 
     def interrupted(self: Trainer) -> Any:
         if self.job.step == 5:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
         return step(self)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)
-    before = signal.getsignal(signal.SIGINT)
+    before = signal.getsignal(number)
     with pytest.raises(KeyboardInterrupt):
         train(toy_data, tmp_path / "run", tiny(run={"tokens": 10**6}))
     (end,) = lines(tmp_path / "run", "end")
     assert (end["reason"], end["step"]) == ("interrupted", 6)
     assert Checkpoints(tmp_path / "run").newest == 6
-    assert signal.getsignal(signal.SIGINT) is before
+    assert signal.getsignal(number) is before
 
     def impatient(self: Trainer) -> Any:
-        signal.raise_signal(signal.SIGINT)
-        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(number)
+        signal.raise_signal(number)
         raise AssertionError("not reached")
 
     monkeypatch.setattr(Trainer, "train_step", impatient)

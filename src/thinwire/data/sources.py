@@ -17,12 +17,16 @@ from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, cast
+from urllib.parse import quote, unquote
 
 from thinwire.errors import UserError
 
 BLOCK_BYTES = 1 << 20
 LONGEST_WORD_BYTES = 1 << 24  # what a process may have to hold at once
 STDIN = "-"
+COPIES = "copies"
+COPY = ".copy"  # not a suffix that says how it is compressed, for it no longer is
+LONGEST_NAME = 200
 
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
@@ -94,6 +98,8 @@ def find_sources(texts: Iterable[str]) -> list[Path]:
 
 def name_of(source: Path) -> str:
     """What messages call it."""
+    if source.parent.parent.name == COPIES:
+        return unquote(source.name.removesuffix(COPY))
     return "standard input" if source == Path(STDIN) else str(source)
 
 
@@ -267,7 +273,10 @@ def spooled(sources: Iterable[Path], folder: Path) -> list[Path]:
 
 
 def _copied(source: Path, folder: Path, number: int) -> Path:
-    copy = folder / f"source-{number}"
+    name = name_of(source)
+    # Messages call a copy what they would call its source.
+    copy = folder / COPIES / str(number) / (quote(name, safe="")[-LONGEST_NAME:] + COPY)
+    copy.parent.mkdir(parents=True)
     with copy.open("wb") as file:
-        file.writelines(_read_pieces(source, name_of(source), lambda _: None, True))
+        file.writelines(_read_pieces(source, name, lambda _: None, True))
     return copy

@@ -142,10 +142,11 @@ def _factor(entry: str, num_workers: int) -> float:
 
 def _mean(collective: Collective, tensor: Tensor) -> Tensor:
     (total,) = CodedCollective(collective, "fp32", seed=0).sum([tensor.float()]).wait()
-    return total / collective.size
+    return total.to(tensor.device) / collective.size
 
 
 def _largest(collective: Collective, weight_V: Tensor) -> Tensor:
     own = weight_V.float().cpu().contiguous()
     parts = collective.all_gather(own.view(torch.uint8)).wait()
-    return torch.stack([part.clone().view(torch.float32) for part in parts]).amax(0)
+    largest_V = torch.stack([part.clone().view(torch.float32) for part in parts]).amax(0)
+    return largest_V.to(weight_V.device)

@@ -108,7 +108,7 @@ class OptimConfig:
             if getattr(self, name) not in get_args(kinds):
                 raise UserError(
                     f"optim.{name} is {getattr(self, name)}, which is none of "
-                    f"{', '.join(get_args(kinds))}."
+                    f"{', '.join(get_args(kinds))}"
                 )
         for name in ("lr", "row_lr"):
             if getattr(self, name) is not None:
@@ -124,7 +124,7 @@ class OptimConfig:
         if self.weight_decay > 0 and "adamw" not in (self.kind, self.rows):
             raise UserError(
                 f"optim.weight_decay is {self.weight_decay:g}, but only adamw decays weights and "
-                f"optim.kind is {self.kind}, optim.rows is {self.rows}: set one of them to adamw."
+                f"optim.kind is {self.kind}, optim.rows is {self.rows}: set one of them to adamw"
             )
 
     @property
@@ -144,4 +144,4 @@ class OptimConfig:
 def _require(config: OptimConfig, name: str, holds: bool, what: str) -> None:
     value = getattr(config, name)
     if not (holds and isfinite(value)):
-        raise UserError(f"optim.{name} must be {what}, and it is {value:g}.")
+        raise UserError(f"optim.{name} must be {what}, and it is {value:g}")

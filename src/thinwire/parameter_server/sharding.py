@@ -61,8 +61,10 @@ def merged(slices: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
         if parts[0].ndim:
             whole[name] = _interleaved(parts)
         else:
-            # The least of counts that no row refers to: with it, steps err towards short ones.
-            whole[name] = parts[0] if _is_clock(name, names) else torch.stack(parts).amin(0)
+            # The least of counts that no row refers to: with it, steps err towards short ones. The
+            # first server's are on its device, and the others' have come by message.
+            counts = [part.cpu() for part in parts]
+            whole[name] = parts[0] if _is_clock(name, names) else torch.stack(counts).amin(0)
     return whole
 
 

@@ -72,7 +72,12 @@ def work(
     Raises:
         UserError: what the user can mend.
     """
-    corpus = Corpus.open(data)
+    try:
+        corpus = Corpus.open(data)
+    except BaseException:
+        for connection in connections:
+            connection.close()
+        raise
     told(f"Waiting for {' and '.join(connection.server for connection in connections)}")
     return Worker(corpus, connections, name=name, threads=threads, device=device, told=told).run()
 

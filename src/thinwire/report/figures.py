@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import ceil, floor, log10
 from typing import NamedTuple
 
@@ -82,10 +83,51 @@ def tick_label(value: float) -> str:
     return count(value) if value >= 10_000 else f"{value:,.10g}"
 
 
+LED_BY = 6
+"""Of names that look alike otherwise, the letters shown before those that differ."""
+
+
 def shortened(name: str, longest: int = 22) -> str:
     """A name with its middle left out if it is too long for a chart."""
     half = longest // 2
     return name if len(name) <= longest else f"{name[:half]}…{name[-half:]}"
+
+
+def labels(names: Sequence[str], longest: int = 22) -> list[str]:
+    """The names, shortened where they are too long for a chart; different ones stay different.
+
+    Of names that would look alike, the part is shown that begins just before they differ. Where
+    that is the same part too, they are numbered.
+    """
+    found = [shortened(name, longest) for name in names]
+    for alike in _alike(found, names):
+        start = max(0, _first_difference([names[i] for i in alike]) - LED_BY)
+        for i in alike:
+            found[i] = _from(names[i], start, longest)
+    left = sorted(i for alike in _alike(found, names) for i in alike)
+    number_of = {name: n for n, name in enumerate(dict.fromkeys(names[i] for i in left), 1)}
+    for i in left:
+        number = f" ({number_of[names[i]]})"
+        found[i] = shortened(names[i], longest - len(number)) + number
+    return found
+
+
+def _alike(labels: Sequence[str], names: Sequence[str]) -> list[list[int]]:
+    """The places of labels that stand for several names."""
+    places: dict[str, list[int]] = {}
+    for i, label in enumerate(labels):
+        places.setdefault(label, []).append(i)
+    return [found for found in places.values() if len({names[i] for i in found}) > 1]
+
+
+def _first_difference(names: Sequence[str]) -> int:
+    shortest = min(map(len, names))
+    return next((i for i in range(shortest) if len({name[i] for name in names}) > 1), shortest)
+
+
+def _from(name: str, start: int, longest: int) -> str:
+    part = name[start:] if start == 0 else f"…{name[start:]}"
+    return part if len(part) <= longest else f"{part[: longest - 1]}…"
 
 
 def apart(positions: list[float], gap: float, low: float, high: float) -> list[float]:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from warnings import catch_warnings, filterwarnings
 
+from thinwire.files import write_whole
 from thinwire.report.charts import Chart, Series
 from thinwire.report.figures import (
     apart,
+    labels,
     linear_ticks,
     log_ticks,
     number,
-    shortened,
     tick_label,
 )
 from thinwire.report.palette import DASHES, LIGHT, colour, dash
@@ -48,7 +50,9 @@ def draw(charts: list[Chart], out: Path) -> None:
         FigureCanvasAgg(figure)
         for i, chart in enumerate(charts):
             _draw(chart, figure.add_subplot(num_rows, 2, i + 1))
-        figure.savefig(out, dpi=DPI, format="png")
+        picture = BytesIO()
+        figure.savefig(picture, dpi=DPI, format="png")
+    write_whole(out, picture.getvalue())
 
 
 def _draw(chart: Chart, axes: Axes) -> None:
@@ -103,12 +107,12 @@ def _direct_labels(drawn: list[Series], axes: Axes) -> None:
     to_axes = axes.transData + axes.transAxes.inverted()
     ends: list[float] = [to_axes.transform(series.points[-1][:2])[1] for series in drawn]
     heights = apart(ends, LINE_HEIGHT, 0.03, 0.97)
-    for series, (x, y), height in zip(
-        drawn, (s.points[-1][:2] for s in drawn), heights, strict=True
-    ):
+    names = labels([series.name for series in drawn])
+    for series, name, height in zip(drawn, names, heights, strict=True):
+        x, y = series.points[-1][:2]
         shade: dict[str, Any] = {"color": LIGHT[colour(series.colour)]}
         axes.annotate(
-            shortened(series.name),
+            name,
             xy=(x, y),
             xytext=(1.03, height),
             textcoords="axes fraction",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from math import log
 
 from thinwire.report.charts import Chart, Point, Series
-from thinwire.report.figures import apart, linear_ticks, log_ticks, number, shortened, tick_label
+from thinwire.report.figures import apart, labels, linear_ticks, log_ticks, number, tick_label
 from thinwire.report.html import Html, join, tag
 from thinwire.report.palette import colour, dash
 
@@ -54,7 +54,7 @@ def _labels(chart: Chart, drawn: list[Series]) -> list[str]:
     """A name at the end of each curve, if there are several and the names find room."""
     if len(chart.series) == 1 or len(drawn) * LINE_HEIGHT > HEIGHT - TOP - BOTTOM:
         return []
-    return [shortened(series.name) for series in drawn]
+    return labels([series.name for series in drawn])
 
 
 def _frame(chart: Chart, label_length: int) -> Frame:
