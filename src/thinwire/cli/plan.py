@@ -112,24 +112,30 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
             _clock(num_tokens / forecast.tokens_per_second),
             style="bold green" if forecast is best.get(forecast.workers) else None,
         )
-    out.print(table)
-    for column, meaning in {
-        "... all": "with --select everything",
-        "MB/step": "what a worker sends in a step",
-        "of all": "bytes over those of all parameters in fp32, sent as often; async: both ways",
-        "hidden": "the part of the wire's time in which it computes",
-        "MB": "of memory: its parameters, optimiser and copies",
-        "h:mm:ss": f"to train on {num_tokens / 1e6:,.1f} M tokens",
-    }.items():
-        out.print(f"{column:8} {meaning}")
-    out.print("Each worker counts as if on a machine of its own: those that share one are slower.")
-    for W, forecast in best.items():
-        flags = f"--exchange {forecast.exchange} --codec {forecast.codec}"
-        out.print(f"{W} workers: {flags}, {forecast.tokens_per_second:,.0f} tokens/s (forecast)")
-    out.print(
-        "Among exchanges within 15% of the fastest, the one closest to single-worker results is "
-        "chosen."
-    )
+    with out.capture() as shown:  # rich itself would end the process where nobody reads
+        out.print(table)
+        for column, meaning in {
+            "... all": "with --select everything",
+            "MB/step": "what a worker sends in a step",
+            "of all": "bytes over those of all parameters in fp32, sent as often; async: both ways",
+            "hidden": "the part of the wire's time in which it computes",
+            "MB": "of memory: its parameters, optimiser and copies",
+            "h:mm:ss": f"to train on {num_tokens / 1e6:,.1f} M tokens",
+        }.items():
+            out.print(f"{column:8} {meaning}")
+        out.print(
+            "Each worker counts as if on a machine of its own: those that share one are slower."
+        )
+        for W, forecast in best.items():
+            flags = f"--exchange {forecast.exchange} --codec {forecast.codec}"
+            out.print(
+                f"{W} workers: {flags}, {forecast.tokens_per_second:,.0f} tokens/s (forecast)"
+            )
+        out.print(
+            "Among exchanges within 15% of the fastest, the one closest to single-worker results "
+            "is chosen."
+        )
+    print(shown.get(), end="")
 
 
 def _clock(seconds: float) -> str:

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
@@ -24,7 +24,7 @@ import torch
 
 from thinwire import __version__
 from thinwire.config import RunConfig
-from thinwire.console import console
+from thinwire.console import console, printable, warn
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
@@ -156,13 +156,11 @@ class Serving(ServingLoop):
             data=job.corpus.meta.fingerprint,
             version=__version__,
             timeout_seconds=config.exchange.timeout_seconds,
-            warn=_warn,
+            warn=warn,
         )
         self.followers: Followers | None = None
         if followers:
-            self.followers = Followers(
-                followers, job, self.shard, self.run_id, self.settings, _warn
-            )
+            self.followers = Followers(followers, job, self.shard, self.run_id, self.settings, warn)
         self.dropped = self._num_steps = 0
         self._counted = False
         self._staleness, self._all_staleness = StalenessCounts(), StalenessCounts()
@@ -395,7 +393,7 @@ class Serving(ServingLoop):
             session.place = self.assignments.take()
         elif before is not session:
             session.place = before.place
-            console.print(f"{session.name} has joined again.", markup=False, soft_wrap=True)
+            _say(f"{session.name} has joined again.")
         return {
             "run": self.run_id,
             "shard": 0,
@@ -409,7 +407,7 @@ class Serving(ServingLoop):
         """See `Controller`."""
         self.assignments.free(session.place)
         if not self.server.stopped:
-            console.print(f"{session.name} {why}.", markup=False, soft_wrap=True)
+            _say(f"{session.name} {why}.")
 
     def expect(self, session: Session, push: Push) -> None:
         """See `Controller`."""
@@ -493,11 +491,9 @@ def _say_what_is_lost(job: Run, saved: Mapping[str, Any]) -> None:
         return
     since = recorded[-1]["seconds"] - saved.get("seconds", 0.0)
     most = max(since, job.config.checkpoint.every_seconds)
-    console.print(
+    _say(
         f"The run was cut off; what came after step {job.step} was saved is lost, {most:.0f} "
-        "seconds of training at most.",
-        markup=False,
-        soft_wrap=True,
+        "seconds of training at most."
     )
 
 
@@ -505,9 +501,8 @@ def _or_warn(action: Callable[[], None]) -> None:
     try:
         action()
     except UserError as error:
-        _warn(str(error))
+        warn(str(error))
 
 
-def _warn(sentence: str) -> None:
-    with suppress(OSError):
-        console.print(f"Warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+def _say(sentence: str) -> None:
+    console.print(printable(sentence), markup=False, soft_wrap=True)
