@@ -212,9 +212,11 @@ def good_tokens(verb: str, cwd: Path, bases: Path, kind: str, rng: random.Random
         case "prepare":
             tokens = ["prepare", take(packed, packed), "--out", "new"]
             tokens += rng.choice(
-                [[], ["--tokenizer", "space"], ["--tokenizer", "bytes"], ["--valid", "0.1"]]
-                + [["--tokenizer", "bpe", "--vocab-size", "270"], ["--vocab", "vocab.txt"]]
-                + [["--tokenizer", "tokenizer.json"], ["--valid", "held.txt"]]
+                [
+                    *([], ["--tokenizer", "space"], ["--tokenizer", "bytes"], ["--valid", "0.1"]),
+                    *(["--tokenizer", "bpe", "--vocab-size", "270"], ["--vocab", "vocab.txt"]),
+                    *(["--tokenizer", "tokenizer.json"], ["--valid", "held.txt"]),
+                ]
             )
             if "vocab.txt" in tokens:
                 take("vocab.txt", "vocab.txt")

@@ -14,7 +14,8 @@ in `--process-every` is a process of its own. What fails is printed with its see
 plays that one again and shows what it said, and `--keep` leaves its folder. The last line is JSON.
 Exit status 1 if anything failed.
 
-Not tried: several workers or servers, whose processes take seconds each (`strangers.py` and the
+Where Python itself swallows Ctrl+C, in a callback of its own, and says "Exception ignored in", that
+is passed over. Not tried: several workers or servers, whose processes take seconds each (`strangers.py` and the
 soak start them); downloads; named pipes in place of files, for which waiting is right. As root,
 folders that may not be written are tried as the user `nobody`.
 """
@@ -189,7 +190,7 @@ def run(trial: Trial, folder: Path, *, own_process: bool) -> Outcome:
 
 
 def _some_are_left(group: int) -> bool:
-    """Whether processes of the group outlive their parent for more than a moment; they are ended."""
+    """Whether processes of the group outlive their parent for more than a moment."""
     try:
         for _ in range(100):
             os.killpg(group, 0)
@@ -256,7 +257,9 @@ def judge(trial: Trial, folder: Path, outcome: Outcome) -> list[str]:
     if outcome.status not in STATUSES:
         last = lines[-1] if lines else ""
         faults.append(f"exit status {outcome.status}: {last[:300]}")
-    if "Traceback" in outcome.stderr:
+    if python_says := "Exception ignored in" in outcome.stderr:
+        lines = [line for line in lines if line.startswith(SENTENCE)]
+    if "Traceback" in outcome.stderr and not python_says:
         where = [line.strip() for line in lines if line.lstrip().startswith('File "')]
         faults.append(f"a traceback, {where[-1] if where else ''}")
     sentences = [line for line in lines if line.startswith(SENTENCE)]

@@ -130,10 +130,10 @@ def _settings(tokens: Sequence[str]) -> tuple[Dict, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit status."""
     tokens = sys.argv[1:] if argv is None else argv
-    _wait_politely()
-    _print_in_any_encoding()
 
     def checked() -> None:
+        _wait_politely()
+        _print_in_any_encoding()
         require_posix()
         run(tokens)
 
