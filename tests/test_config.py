@@ -270,5 +270,5 @@ def test_rates_are_resolved_into_the_file() -> None:
 def test_settings_nested_too_deep_are_a_sentence(tmp_path: Path) -> None:
     file = tmp_path / "deep.toml"
     file.write_text("a = " + "[" * 100_000, encoding="utf-8")
-    with pytest.raises(UserError, match="deep.toml is not valid TOML: it is nested too deep"):
+    with pytest.raises(UserError, match="it is nested too deep"):
         RunConfig.read(file)

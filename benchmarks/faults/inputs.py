@@ -14,8 +14,10 @@ in `--process-every` is a process of its own. What fails is printed with its see
 plays that one again and shows what it said, and `--keep` leaves its folder. The last line is JSON.
 Exit status 1 if anything failed.
 
-Where Python itself swallows Ctrl+C, in a callback of its own, and says "Exception ignored in", that
-is passed over. Not tried: several workers or servers, whose processes take seconds each (`strangers.py` and the
+Where Python itself swallows Ctrl+C, in a callback of its own, and says "Exception ignored in",
+that is passed over.
+
+Not tried: several workers or servers, whose processes take seconds each (`strangers.py` and the
 soak start them); downloads; named pipes in place of files, for which waiting is right. As root,
 folders that may not be written are tried as the user `nobody`.
 """

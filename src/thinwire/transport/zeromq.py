@@ -176,8 +176,8 @@ class _Gate:
 def _allow_many_connections() -> None:
     """Raise the limit of open files to what the system allows.
 
-    Whoever connects takes a descriptor before it has shown a key, and those that stay silent keep it
-    for half a minute (ZeroMQ's handshake); the usual limit of 1024 is soon reached, and then
+    Whoever connects takes a descriptor before it has shown a key, and those that stay silent keep
+    it for half a minute (ZeroMQ's handshake); the usual limit of 1024 is soon reached, and then
     checkpoints cannot be opened either.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
