@@ -271,6 +271,8 @@ def _phases(
     watched("no key, a wrong key, raw bytes", without)
     watched("the key, and spoilt messages", within)
     watched("a flood of connections", flood)
+    if not total["sent"]:
+        failed.append("no spoilt message was sent: it needs more --seconds")
     statuses = []
     for process in processes:
         try:
