@@ -415,7 +415,7 @@ def _digest(file: Path) -> str:
 
 def _bad_names(trial: Trial, cwd: Path, bases: Path, rng: random.Random) -> None:
     """Rename what the command reads, or makes, to something that needs quoting."""
-    named = [t for t in trial.tokens[1:] if (cwd / t).exists() or t in ("new", "new.html")]
+    named = [t for t in trial.tokens[1:] if (t and (cwd / t).exists()) or t in ("new", "new.html")]
     if not named:
         trial.tokens += [rng.choice(NAMES)]
         return
