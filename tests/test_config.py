@@ -265,3 +265,10 @@ def test_rates_are_resolved_into_the_file() -> None:
     optim = tomllib.loads(config.to_toml())["optim"]
     assert (optim["lr"], optim["row_lr"]) == (0.002, 0.3)
     assert tomllib.loads(RunConfig().to_toml())["optim"]["lr"] == 0.005
+
+
+def test_settings_nested_too_deep_are_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "deep.toml"
+    file.write_text("a = " + "[" * 100_000, encoding="utf-8")
+    with pytest.raises(UserError, match="it is nested too deep"):
+        RunConfig.read(file)

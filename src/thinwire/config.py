@@ -187,6 +187,8 @@ def read_toml(path: Path) -> dict[str, Any]:
         raise UserError(f"there is no settings file {path}") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not valid TOML: {error}") from None
+    except RecursionError:
+        raise UserError(f"{path} is not valid TOML: it is nested too deep") from None
 
 
 def typed_sections(sections: dict[str, Any], source: str) -> dict[str, dict[str, Any]]:

@@ -221,3 +221,40 @@ def test_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
     script = capsys.readouterr().out
     assert all(name in script for name in app.VERBS)
     assert "model.width" in script
+
+
+def test_a_sentence_is_one_line_that_no_terminal_obeys(
+    verb: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb(UserError("there is no file a\nb\x1b[2J\u202ec"))
+    assert app.main(["stumble"]) == 2
+    assert capsys.readouterr().err == "thinwire: there is no file a\\nb\\x1b[2J\\u202ec\n"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+    ],
+)
+def test_too_little_memory_is_a_sentence(
+    verb: Callable[[BaseException], None],
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+) -> None:
+    verb(error)
+    assert app.main(["stumble"]) == 2
+    assert capsys.readouterr().err.startswith("thinwire: there is not enough memory")
+
+
+def test_a_full_disk_under_standard_error_changes_no_status(
+    verb: Callable[[BaseException], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Full(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(sys, "stderr", Full())
+    verb(UserError("no"))
+    assert app.main(["stumble"]) == 2

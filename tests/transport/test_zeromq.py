@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -211,3 +212,16 @@ def test_hosts() -> None:
     assert not is_loopback("*") and not is_loopback("0.0.0.0") and not is_loopback("192.0.2.1")
     with pytest.raises(UserError, match=r"the host nowhere\.invalid is not known"):
         is_loopback("nowhere.invalid")
+
+
+def test_a_listener_raises_the_limit_of_open_files() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, before[1]), before[1]))
+    try:
+        listener = ZeroMQListener("127.0.0.1:0", None)
+        try:
+            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (before[1], before[1])
+        finally:
+            listener.close()
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)

@@ -59,6 +59,12 @@ VERBS = {
 }
 
 SPIN_COUNT = "50000"
+NO_MEMORY = (
+    "there is not enough memory: a smaller model.width, data.batch or vocabulary, or fewer "
+    "--workers take less"
+)
+# What PyTorch says in a RuntimeError, on the CPU and on GPUs.
+TORCH_NO_MEMORY = ("can't allocate memory", "out of memory")
 TAKE_SETTINGS = ("train", "serve", "plan")
 OWN_FLAGS = ("--help", "-h", "--version")
 FIRST_STEPS = (
@@ -124,10 +130,10 @@ def _settings(tokens: Sequence[str]) -> tuple[Dict, ...]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit status."""
     tokens = sys.argv[1:] if argv is None else argv
-    _wait_politely()
-    _print_in_any_encoding()
 
     def checked() -> None:
+        _wait_politely()
+        _print_in_any_encoding()
         require_posix()
         run(tokens)
 
@@ -151,6 +157,12 @@ def guarded(action: Callable[[], object]) -> int:
     except OSError as error:
         _release_stdout()
         return _refuse(reason_of(error))
+    except MemoryError:
+        return _refuse(NO_MEMORY)
+    except RuntimeError as error:
+        if not any(words in str(error) for words in TORCH_NO_MEMORY):
+            raise
+        return _refuse(NO_MEMORY)
 
 
 def _print_in_any_encoding() -> None:
@@ -172,11 +184,12 @@ def _wait_politely() -> None:
 def _refuse(sentence: str) -> int:
     from rich.text import Text
 
-    from thinwire.console import console
+    from thinwire.console import console, printable
 
+    sentence = printable(sentence.strip())
     # A Text, for the sentence may hold file names with square brackets, which rich would interpret.
-    console.print(Text.assemble(("thinwire: ", "bold red"), sentence.strip()), soft_wrap=True)
-    _tell_torchrun(sentence.strip())
+    console.print(Text.assemble(("thinwire: ", "bold red"), sentence), soft_wrap=True)
+    _tell_torchrun(sentence)
     return 2
 
 

@@ -114,26 +114,33 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
             _clock(num_tokens / forecast.tokens_per_second),
             style="bold green" if forecast is best.get(forecast.workers) else None,
         )
-    out.print(table)
-    for column, meaning in {
-        "... all": "with --select everything",
-        "worth": "how many times sooner than one worker it reaches a perplexity",
-        "MB/step": "what a worker sends in a step",
-        "of all": "bytes over those of all parameters in fp32, sent as often; async: both ways",
-        "hidden": "the part of the wire's time in which it computes",
-        "MB": "of memory: its parameters, optimiser and copies",
-        "h:mm:ss": f"to train on {num_tokens / 1e6:,.1f} M tokens",
-    }.items():
-        out.print(f"{column:8} {meaning}")
-    out.print("Each worker counts as if on a machine of its own: those that share one are slower.")
-    for W, forecast in best.items():
-        flags = " ".join(f"--{flag} {value}" for flag, value in forecast.flags.items())
-        rate, worth = f"{forecast.tokens_per_second:,.0f} tokens/s", f"{found.worth(forecast):.1f}"
-        out.print(f"{W} workers: {flags}: {rate}, worth {worth} (forecast)")
-    out.print(
-        "Batches and local steps were varied where they stand at their defaults. Among exchanges "
-        f"within {TIE:.0%} of the best, the one closest to single-worker results is chosen."
-    )
+    with out.capture() as shown:  # rich itself would end the process where nobody reads
+        out.print(table)
+        for column, meaning in {
+            "... all": "with --select everything",
+            "worth": "how many times sooner than one worker it reaches a perplexity",
+            "MB/step": "what a worker sends in a step",
+            "of all": "bytes over those of all parameters in fp32, sent as often; async: both ways",
+            "hidden": "the part of the wire's time in which it computes",
+            "MB": "of memory: its parameters, optimiser and copies",
+            "h:mm:ss": f"to train on {num_tokens / 1e6:,.1f} M tokens",
+        }.items():
+            out.print(f"{column:8} {meaning}")
+        out.print(
+            "Each worker counts as if on a machine of its own: those that share one are slower."
+        )
+        for W, forecast in best.items():
+            flags = " ".join(f"--{flag} {value}" for flag, value in forecast.flags.items())
+            rate, worth = (
+                f"{forecast.tokens_per_second:,.0f} tokens/s",
+                f"{found.worth(forecast):.1f}",
+            )
+            out.print(f"{W} workers: {flags}: {rate}, worth {worth} (forecast)")
+        out.print(
+            "Batches and local steps were varied where they stand at their defaults. Among "
+            f"exchanges within {TIE:.0%} of the best, the one closest to single-worker results is chosen."
+        )
+    print(shown.get(), end="")
 
 
 def _clock(seconds: float) -> str:

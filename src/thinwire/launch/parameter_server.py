@@ -14,7 +14,7 @@ from time import sleep
 from typing import Any
 
 from thinwire.config import RunConfig
-from thinwire.console import console
+from thinwire.console import console, printable, warn
 from thinwire.errors import UserError
 from thinwire.parameter_server.follower import serve_shard
 from thinwire.parameter_server.leader import serve
@@ -51,7 +51,7 @@ def serve_on_loopback(
     config, count = RunConfig.from_dict(settings), len(port_files)
     if shard > 0:
         serve_shard(
-            Path(data), config, shard, count, listener=listener, ready=ready, warn=_warn, threads=1
+            Path(data), config, shard, count, listener=listener, ready=ready, warn=warn, threads=1
         )
         return
     connections = _connections(port_files[1:])
@@ -142,7 +142,7 @@ def start_server(
         _say(f"Serving at {listeners[0].address}")
 
     if index > 0:
-        serve_shard(data, config, index, count, listener=listener, ready=ready, warn=_warn)
+        serve_shard(data, config, index, count, listener=listener, ready=ready, warn=warn)
         return
     connections = [ZeroMQConnection(address, key) for address in addresses[1:]]
     serve(data, out, config, listener=listener, resume=resume, followers=connections, ready=ready)
@@ -183,8 +183,4 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 def _say(sentence: str) -> None:
-    console.print(sentence, markup=False, soft_wrap=True)
-
-
-def _warn(sentence: str) -> None:
-    console.print(f"Warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+    console.print(printable(sentence), markup=False, soft_wrap=True)

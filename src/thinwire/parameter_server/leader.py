@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from math import isfinite
 from pathlib import Path
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from thinwire import __version__
 from thinwire.config import RunConfig
-from thinwire.console import console
+from thinwire.console import console, printable, warn
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.locks import one_writer
@@ -162,13 +162,11 @@ class Serving(ServingLoop):
             data=job.corpus.meta.fingerprint,
             version=__version__,
             timeout_seconds=config.exchange.timeout_seconds,
-            warn=_warn,
+            warn=warn,
         )
         self.followers: Followers | None = None
         if followers:
-            self.followers = Followers(
-                followers, job, self.shard, self.run_id, self.settings, _warn
-            )
+            self.followers = Followers(followers, job, self.shard, self.run_id, self.settings, warn)
         self.dropped = self._num_steps = 0
         self._counted = False
         self._staleness, self._all_staleness = StalenessCounts(), StalenessCounts()
@@ -408,7 +406,7 @@ class Serving(ServingLoop):
             session.place = self.assignments.take()
         elif before is not session:
             session.place = before.place
-            console.print(f"{session.name} has joined again.", markup=False, soft_wrap=True)
+            _say(f"{session.name} has joined again.")
         return {
             "run": self.run_id,
             "shard": 0,
@@ -422,7 +420,7 @@ class Serving(ServingLoop):
         """See `Controller`."""
         self.assignments.free(session.place)
         if not self.server.stopped:
-            console.print(f"{session.name} {why}.", markup=False, soft_wrap=True)
+            _say(f"{session.name} {why}.")
 
     def expect(self, session: Session, push: Push) -> None:
         """See `Controller`."""
@@ -470,9 +468,8 @@ def _or_warn(action: Callable[[], None]) -> None:
     try:
         action()
     except UserError as error:
-        _warn(str(error))
+        warn(str(error))
 
 
-def _warn(sentence: str) -> None:
-    with suppress(OSError):
-        console.print(f"Warning: {sentence}", style="yellow", markup=False, soft_wrap=True)
+def _say(sentence: str) -> None:
+    console.print(printable(sentence), markup=False, soft_wrap=True)

@@ -49,6 +49,8 @@ MOST_REFUSED = 3
 MOST_SESSIONS = 1024
 # A worker has a push and the pulls of two steps under way; more are no worker's.
 MOST_KEPT_BACK = 16
+# Names, versions and fingerprints of workers stand in sentences.
+LONGEST_NAME = 300
 # Pushes that are missing in between are waited for so long: until so many more have come.
 PUSHES_REMEMBERED = 100
 
@@ -231,7 +233,7 @@ class Server:
                 return {
                     "protocol": whole(hello["protocol"]),
                     "incarnation": whole(hello["incarnation"], least=1),
-                    **{name: str(hello[name]) for name in ("thinwire", "data", "name")},
+                    **{name: _short(hello[name]) for name in ("thinwire", "data", "name")},
                 }
             case Kind.PULL:
                 return Pull.read(frame, self.shard.num_rows)
@@ -436,3 +438,9 @@ class Server:
         total = WireAccount(*map(sum, zip(*accounts, strict=True))) if accounts else WireAccount()
         self._departed = [WireAccount(*map(sum, zip(WireAccount(), *self._departed, strict=True)))]
         return total
+
+
+def _short(text: Any) -> str:
+    if not isinstance(text, str) or len(text) > LONGEST_NAME:
+        raise ValueError(f"a name is a text of {LONGEST_NAME} characters at most")
+    return text

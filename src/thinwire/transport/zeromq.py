@@ -9,6 +9,7 @@ messages: ZeroMQ adds 9 bytes to a part (25 with a key), and TCP its own headers
 
 from __future__ import annotations
 
+import resource
 from collections.abc import Sequence
 from contextlib import suppress
 from ipaddress import ip_address
@@ -55,6 +56,7 @@ class ZeroMQListener(Listener):
                 f"{listen} can be reached from other machines, so the server needs --key FILE (it "
                 "is made if it does not exist); 127.0.0.1 can be listened on without"
             )
+        _allow_many_connections()
         self._context = zmq.Context()
         self._gate = _Gate(self._context, key) if key is not None else None
         self._socket = _socket(self._context, zmq.ROUTER, host)
@@ -169,6 +171,18 @@ class _Gate:
         known = mechanism == b"CURVE" and credentials == [self._public]
         status = [b"200", b"OK"] if known else [b"400", b"another key"]
         self.socket.send_multipart([version, request, *status, b"", b""])
+
+
+def _allow_many_connections() -> None:
+    """Raise the limit of open files to what the system allows.
+
+    Whoever connects takes a descriptor before it has shown a key, and those that stay silent keep
+    it for half a minute (ZeroMQ's handshake); the usual limit of 1024 is soon reached, and then
+    checkpoints cannot be opened either.
+    """
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with suppress(ValueError, OSError):  # macOS allows less than it says
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def split_address(address: str) -> tuple[str, int]:

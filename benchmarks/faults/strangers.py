@@ -1,0 +1,328 @@
+"""Does a run survive strangers? Spoilt messages and floods against a server that trains.
+
+A server with a key and two workers train on this machine. Meanwhile this process
+
+1. speaks without a key, with a wrong key, and in raw bytes that are no ZeroMQ at all;
+2. holds the key, joins as a worker, records what it says, and sends that spoilt: bits flipped, cut,
+   spliced, lengths and numbers that lie, ids out of range, other kinds, earlier messages again, in
+   any order, with a live incarnation or another one;
+3. opens `--connections` idle connections, and leaves them open for a while.
+
+Demanded: no traceback, the server's memory stays within `MEMORY_BYTES` of what it was, the workers
+that are there make steps in each of the phases, every record and every parameter is finite, and all
+three processes end with status 0.
+
+    python benchmarks/faults/strangers.py [--messages 10000] [--seconds 600] [--seed 1]
+
+All that is sent follows from the seed; when it arrives does not. The last line is JSON. Exit status
+1 if anything failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import torch
+from spoil import spoilt
+from torch import Tensor
+
+from thinwire.data.prepare import prepare
+from thinwire.errors import UserError
+from thinwire.parameter_server.protocol import Kind, read_message
+from thinwire.parameter_server.worker import work
+from thinwire.runs.checkpoints import Checkpoints
+from thinwire.runs.metrics import read_metrics
+from thinwire.transport.keys import Key, read_key
+from thinwire.transport.messages import Connection
+from thinwire.transport.zeromq import ZeroMQConnection
+from thinwire.wire.frames import Frame, pack
+
+MEMORY_BYTES = 300 << 20
+RECORDED = 60
+LIES = (-1.0, 0.0, 1.0, 2.0, 0.5, 2.0**31, 2.0**53, 2.0**63, 1e300, math.inf, -math.inf, math.nan)
+
+
+class Recording(Connection):
+    """Passes messages on and keeps those that were sent; ends the worker after a while."""
+
+    def __init__(self, inner: Connection) -> None:
+        super().__init__(inner.server)
+        self.inner, self.meter, self.sent = inner, inner.meter, list[Tensor]()
+
+    def send(self, message: Tensor) -> None:
+        """See `Connection`."""
+        self.sent.append(message.clone())
+        self.inner.send(message)
+        if len(self.sent) >= RECORDED:
+            raise KeyboardInterrupt
+
+    def receive(self, timeout_seconds: float) -> Tensor | None:
+        """See `Connection`."""
+        return self.inner.receive(timeout_seconds)
+
+    def close(self) -> None:
+        """See `Connection`."""
+        self.inner.close()
+
+
+def spoilt_message(recorded: list[Tensor], rng: random.Random) -> bytes:
+    """One of the messages, as no worker sends it; or as it was, again."""
+    data = bytes(rng.choice(recorded).numpy())
+    other = bytes(rng.choice(recorded).numpy())
+    way = rng.random()
+    if way < 0.1:
+        return data
+    if way < 0.5:
+        return spoilt(data, rng, other)
+    frame = read_message(torch.frombuffer(bytearray(data), dtype=torch.uint8))[1]
+    kind, numbers, parts = frame.kind, list(frame.numbers), list(frame.parts)
+    if way < 0.6:
+        kind = rng.choice([*Kind, 0, 6, 99, -1, 2**31 - 1])
+    elif way < 0.8 and numbers:
+        numbers[rng.randrange(len(numbers))] = rng.choice(LIES)
+    elif parts:
+        at = rng.randrange(len(parts))
+        changed = spoilt(bytes(parts[at].numpy()), rng, other)
+        parts[at] = torch.frombuffer(bytearray(changed or b"x"), dtype=torch.uint8)
+    return bytes(pack(Frame(kind, tuple(numbers), tuple(parts))).numpy())
+
+
+def record(data: Path, address: str, key: Key) -> list[Tensor]:
+    """What a worker says from HELLO on."""
+    connection = Recording(ZeroMQConnection(address, key))
+    with suppress(KeyboardInterrupt, UserError):
+        work(data, [connection], name="worker stranger", threads=1)
+    connection.close()
+    return connection.sent
+
+
+def send_all(address: str, key: Key | None, messages: list[bytes], until: float) -> int:
+    """Send them over a few connections; how many were sent before the time was over."""
+    connections = [ZeroMQConnection(address, key) for _ in range(4)]
+    sent = 0
+    for number, message in enumerate(messages):
+        if time.monotonic() > until:
+            break
+        connection = connections[number % len(connections)]
+        connection.send(torch.frombuffer(bytearray(message or b"x"), dtype=torch.uint8))
+        while connection.receive(0.0) is not None:
+            pass
+        sent += 1
+        if number % 50 == 0:
+            time.sleep(0.01)
+    for connection in connections:
+        connection.close()
+    return sent
+
+
+def send_raw(address: str, rng: random.Random, count: int) -> None:
+    """Bytes that are no ZeroMQ, or only begin like it."""
+    host, _, port = address.rpartition(":")
+    greeting = b"\xff" + bytes(8) + b"\x7f\x03\x00CURVE" + bytes(48)
+    for _ in range(count):
+        with suppress(OSError), socket.create_connection((host, int(port)), 5) as stream:
+            stream.sendall(
+                rng.choice([rng.randbytes(100), greeting, greeting + rng.randbytes(200)])
+            )
+
+
+def memory_bytes(process: subprocess.Popen[Any]) -> int:
+    """Resident memory at present."""
+    lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
+    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--messages", type=int, default=10_000)
+    parser.add_argument("--connections", type=int, default=2000)
+    parser.add_argument("--seconds", type=float, default=600.0, help="length of all, about")
+    parser.add_argument("--seed", type=int, default=1)
+    parser.add_argument("--json", type=Path, help="write the result here, too")
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    began, rng = time.monotonic(), random.Random(arguments.seed)
+    with tempfile.TemporaryDirectory(prefix="strangers-") as scratch:
+        result = attack(Path(scratch), arguments, rng, began + 0.5 * arguments.seconds)
+    result |= {"seed": arguments.seed, "seconds": round(time.monotonic() - began)}
+    for fault in result["failed"]:
+        print(f"FAILED: seed {arguments.seed}: {fault}")
+    print(json.dumps(result), flush=True)
+    if arguments.json:
+        arguments.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    return bool(result["failed"])
+
+
+def attack(
+    folder: Path, arguments: argparse.Namespace, rng: random.Random, until: float
+) -> dict[str, Any]:
+    """Start the run, attack it, end it, and say how it went."""
+    text, data, run, key_file = (folder / n for n in ("text.txt", "data", "run", "key"))
+    words = ["the", "cat", "sees", "a", "dog", "and", "hears", "birds", "in", "trees", "."]
+    lines = (" ".join(rng.choices(words, k=9)) for _ in range(3000))
+    text.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    prepare([str(text)], out=data, valid=0.05, num_processes=1)
+    small = [
+        "--model.width",
+        "16",
+        "--loss.samples",
+        "8",
+        "--data.batch",
+        "4",
+        "--data.length",
+        "8",
+    ]
+    small += ["--threads", "1", "--workers", "2", "--metrics.every_seconds", "1"]
+    small += ["--seconds", str(0.75 * arguments.seconds)]
+    small += ["--eval.every_seconds", "5", "--checkpoint.every_seconds", "5"]
+    logs = [(folder / name).open("w+b") for name in ("serve.log", "work-0.log", "work-1.log")]
+
+    def start(number: int, *tokens: str) -> subprocess.Popen[Any]:
+        command = [sys.executable, "-m", "thinwire", *tokens]
+        return subprocess.Popen(command, stderr=logs[number], stdin=subprocess.DEVNULL)
+
+    listen = ["--listen", "127.0.0.1:0", "--key", str(key_file)]
+    processes = [start(0, "serve", str(data), "--out", str(run), *listen, *small)]
+    try:
+        address = _address(folder / "serve.log", processes[0])
+        for number in (1, 2):
+            flags = ["--servers", address, "--key", str(key_file)]
+            processes.append(start(number, "work", str(data), *flags))
+        return _phases(
+            arguments, rng, until, address, read_key(key_file), data, run, processes, logs
+        )
+    finally:
+        for process in processes:
+            process.kill()
+        for log in logs:
+            log.close()
+
+
+def _phases(
+    arguments: argparse.Namespace,
+    rng: random.Random,
+    until: float,
+    address: str,
+    key: Key,
+    data: Path,
+    run: Path,
+    processes: list[subprocess.Popen[Any]],
+    logs: list[Any],
+) -> dict[str, Any]:
+    failed: list[str] = []
+    recorded = record(data, address, key)
+    before = peak = memory_bytes(processes[0])
+    counts = {str(kind.name): 0 for kind in Kind}
+    for message in recorded:
+        counts[read_message(message)[0].name] += 1
+    total = {"sent": 0, "strangers": 0}
+
+    def watched(name: str, action: Any) -> None:
+        """Do it while the run goes on: it must have made steps meanwhile, or soon after."""
+        nonlocal peak
+        tokens = _tokens(run)
+        thread = Thread(target=action, daemon=True)
+        thread.start()
+        deadline = None
+        while thread.is_alive() or (_tokens(run) <= tokens and time.monotonic() < deadline):
+            if processes[0].poll() is not None:
+                failed.append(f"{name}: the server has ended with {processes[0].returncode}")
+                return
+            peak = max(peak, memory_bytes(processes[0]))
+            time.sleep(0.1)
+            deadline = deadline or time.monotonic() + 30.0
+        if _tokens(run) <= tokens:
+            failed.append(f"{name}: the run stands still at {tokens} tokens")
+
+    spoilt_ones = [spoilt_message(recorded, rng) for _ in range(arguments.messages)]
+    few = spoilt_ones[: len(spoilt_ones) // 10]
+
+    def without() -> None:
+        total["strangers"] += send_all(address, None, few, until)
+        total["strangers"] += send_all(address, Key.new(), few, until)
+        send_raw(address, rng, 200)
+
+    def within() -> None:
+        total["sent"] += send_all(address, key, spoilt_ones, until)
+
+    def flood() -> None:
+        host, _, port = address.rpartition(":")
+        streams = []
+        with suppress(OSError):
+            for _ in range(arguments.connections):
+                streams.append(socket.create_connection((host, int(port)), 5))
+        total["connections"] = len(streams)
+        time.sleep(8.0)  # long enough for an evaluation and a save
+        for stream in streams:
+            stream.close()
+
+    watched("no key, a wrong key, raw bytes", without)
+    watched("the key, and spoilt messages", within)
+    watched("a flood of connections", flood)
+    if not total["sent"]:
+        failed.append("no spoilt message was sent: it needs more --seconds")
+    statuses = []
+    for process in processes:
+        try:
+            statuses.append(process.wait(60 + arguments.seconds))
+        except subprocess.TimeoutExpired:
+            statuses.append(-9)
+    if statuses != [0, 0, 0]:
+        failed.append(f"exit statuses {statuses}")
+    for log in logs:
+        log.seek(0)
+        said = log.read().decode("utf-8", "replace")
+        if "Traceback" in said:
+            failed.append(said[said.index("Traceback") :][-1500:])
+        if "could not be saved" in said:
+            failed.append(f"a save failed: {said[-300:]}")
+    failed += _not_finite(run)
+    if peak - before > MEMORY_BYTES:
+        failed.append(f"memory grew from {before:,} to {peak:,} bytes")
+    return {**total, "failed": failed, "recorded": {k: n for k, n in counts.items() if n}} | {
+        "memory_before": before,
+        "memory_peak": peak,
+        "tokens": _tokens(run),
+    }
+
+
+def _address(log: Path, server: subprocess.Popen[Any]) -> str:
+    while server.poll() is None:
+        said = log.read_text(encoding="utf-8")
+        if "Serving at " in said and said.endswith("\n"):
+            return said.rpartition("Serving at ")[2].split()[0]
+        time.sleep(0.1)
+    sys.exit(f"the server has not started: {log.read_text(encoding='utf-8')}")
+
+
+def _tokens(run: Path) -> int:
+    return max((line.get("tokens", 0) for line in read_metrics(run)), default=0)
+
+
+def _not_finite(run: Path) -> list[str]:
+    found = []
+    for line in read_metrics(run):
+        if any(isinstance(v, float) and not math.isfinite(v) for v in line.values()):
+            found.append(f"not finite: {line}")
+    saved = Checkpoints(run).load()
+    for stem in ("model", "optimizer"):
+        for name, tensor in saved.open(stem).items():
+            if not bool(tensor.double().isfinite().all()):
+                found.append(f"{name} is not finite at step {saved.step}")
+    return found
+
+
+if __name__ == "__main__":
+    sys.exit(main())
