@@ -1,0 +1,1 @@
+"""Campaigns against faults: each is one command, seeded and bounded in time."""
