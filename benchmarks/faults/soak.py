@@ -14,7 +14,7 @@ A run must end by itself with status 0 and its budget spent; every loss, evaluat
 is finite; the newest step loads, and is evaluated to what the run says; a run that is started again
 continues from the newest step there was; no traceback is printed; and the median over the seeds of
 its final perplexity is within 1% of that of the undisturbed runs. What fails is printed with its
-seed, and the exit status is then 1. Links, disks and clocks need root, clocks libfaketime too; without
+seed, and the exit status is then 1. Links, disks and clocks need root, clocks a C compiler too; without
 root only `supervised` is played. Not struck: torchrun itself, and power.
 """
 
@@ -39,7 +39,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import record
 import torch
 from faults.schedule import ROLES, TIMEOUT_SECONDS, Fault, schedule
-from faults.stage import FAKETIME, Stage
+from faults.stage import Stage
 from lab.cluster import cannot
 
 from thinwire.data.corpus import Corpus
@@ -47,6 +47,7 @@ from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.evaluation import evaluate
 from thinwire.runs.folder import RunFolder
 
+EVALUATED_TOKENS = 10_000
 SAVES = 20  # of a run, at equal distances in tokens
 WITHIN = 1.01  # of the undisturbed perplexity
 HANG_SECONDS = 180.0  # without a new token
@@ -72,21 +73,22 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=300_000, help="of each run")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each exchange")
     parser.add_argument("--exchange", nargs="+", choices=EXCHANGES, default=list(EXCHANGES))
-    parser.add_argument("--seed", type=int, help="play this one alone")
+    parser.add_argument("--seed", type=int, help="strike the runs of this seed again, and no others")
     parser.add_argument("--keep", action="store_true", help="keep the folders of what failed")
     arguments = parser.parse_args()
     if cannot():
         print(f"only `supervised` is played: {cannot()}", flush=True)
         arguments.exchange = ["supervised"]
-    elif not FAKETIME.exists():
-        print("clocks do not jump in this: libfaketime is not installed", flush=True)
+    elif not shutil.which("cc"):
+        print("clocks do not jump in this: there is no C compiler", flush=True)
     seeds = range(1, 1 + arguments.seeds) if arguments.seed is None else [arguments.seed]
     deadline = time.monotonic() + 60 * arguments.minutes
     data, runs = shakespeare(), []
     for seed in seeds:
         for exchange in arguments.exchange:
             faults = schedule(seed, exchange, arguments.faults, in_cluster=not cannot())
-            for struck in ([], faults):
+            # One that is played again is not compared.
+            for struck in ([], faults) if arguments.seed is None else (faults,):
                 if time.monotonic() < deadline:
                     run = played(exchange, seed, struck, data, arguments, deadline)
                     runs.append(run)
@@ -124,6 +126,7 @@ def played(
         "seed": seed,
         "tokens": arguments.tokens,
         "exchange.timeout_seconds": TIMEOUT_SECONDS,
+        "eval.tokens": EVALUATED_TOKENS,
         "eval.every_tokens": arguments.tokens // 4,
         "checkpoint.every_tokens": arguments.tokens // SAVES,
         "metrics.every_seconds": 0.2,
@@ -260,7 +263,7 @@ def judge(run: Path, data: Path, watched: Watched) -> dict[str, Any]:
         eos_id=folder.eos_id,
         unk_id=folder.unk_id,
         data=folder.config.data,
-        max_tokens=0,
+        max_tokens=EVALUATED_TOKENS,
     )
     if abs(found.ppl / ppl - 1) > 1e-3:
         raise Failed(f"the run says perplexity {ppl}, and what it saved has {found.ppl}")

@@ -1,7 +1,7 @@
 """Where a run is played: its machines, disk and clocks, and what a scheduler does about its processes.
 
 Devices are those of an emulated cluster (`lab/cluster.py`); the run folder is on a small tmpfs; the
-clock of every device can be set by libfaketime, where that is installed. A process that a scheduler
+clock of every device can be set (`clock.c`), where there is a C compiler. A process that a scheduler
 looks after is started again when it ends with a status other than 0, with `--resume` if it is the
 first server. Without root only runs that stay on one machine can be played, with processes as
 their only victims.
@@ -10,7 +10,9 @@ their only victims.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -27,7 +29,7 @@ DISK_MB = 64
 RATE, SLOW_RATE = "1gbit", "20mbit"
 AGAIN_SECONDS = 0.5
 LEAVING_SECONDS = 60.0
-FAKETIME = Path("/usr/lib/x86_64-linux-gnu/faketime/libfaketime.so.1")
+CLOCK = Path(__file__).with_name("clock.c")
 Process = subprocess.Popen[bytes]
 
 
@@ -72,6 +74,11 @@ class Stage:
                 ["mount", "-t", "tmpfs", "-o", f"size={DISK_MB}m", "soak", disk], check=True
             )
             self._stack.callback(subprocess.run, ["umount", "-l", disk])
+        self.shim = None
+        if shutil.which("cc"):
+            self.shim = self.folder / "clock.so"
+            compiled = ["cc", "-O2", "-shared", "-fPIC", "-o", str(self.shim), str(CLOCK)]
+            subprocess.run(compiled, check=True)
         self.members = self._torchrun() if self.torchrun else self._async()
         for member in self.members:
             self._start(member, member.command)
@@ -104,6 +111,7 @@ class Stage:
                 "rdzv-backend": "c10d",
                 "rdzv-endpoint": f"{Cluster.address(0)}:{PORT}",
                 "rdzv-id": "soak",
+                "rdzv-conf": f"is_host={int(device == 0)}",
                 "local-addr": Cluster.address(device),
             }
             flags = [f"--{name}={value}" for name, value in options.items()]
@@ -138,17 +146,11 @@ class Stage:
             with log.open("ab") as output:
                 member.process = subprocess.Popen(command, stdout=output, stderr=output)
             return
-        if FAKETIME.exists():
-            clock = self._clock(member.device)
+        clock = self._clock(member.device)
+        if self.shim is not None:
             if not clock.exists():
-                clock.write_text("+0\n")
-            environment |= {
-                "LD_PRELOAD": str(FAKETIME),
-                "FAKETIME_TIMESTAMP_FILE": str(clock),
-                "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-                "FAKETIME_CACHE_DURATION": "1",
-                "NO_FAKE_STAT": "1",
-            }
+                set_clock(clock, 0)
+            environment |= {"LD_PRELOAD": str(self.shim), "SOAK_CLOCK": str(clock)}
         member.process = self.cluster.start(member.device, command, environment, log)
 
     def _wait_for_key(self) -> None:
@@ -231,7 +233,7 @@ class Stage:
             cluster.set_rate(device, SLOW_RATE)
             self._later(fault.seconds, lambda: cluster.set_rate(device, RATE))
         elif fault.kind == "clock":
-            self._clock(device).write_text(f"{fault.seconds:+d}\n")
+            set_clock(self._clock(device), int(fault.seconds))
         else:
             self._later(fault.seconds, self._fill())
         return True
@@ -270,6 +272,12 @@ class Stage:
         else:
             found = [m.process.pid for m in self.members if m.name.split()[0] == role]
         return [pid for pid in found if state_of(pid) not in "TZ"]
+
+
+def set_clock(file: Path, seconds: int) -> None:
+    """Move the clock of all processes that have this file mapped; in place, for they do."""
+    with file.open("r+b" if file.exists() else "wb") as opened:
+        opened.write(struct.pack("=q", seconds))
 
 
 def children(pid: int) -> list[int]:
