@@ -38,10 +38,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import record
 import torch
-from faults.schedule import ROLES, TIMEOUT_SECONDS, Fault, schedule
-from faults.stage import Stage
 from lab.cluster import cannot
 
+from faults.schedule import TIMEOUT_SECONDS, Fault, schedule
+from faults.stage import Stage
 from thinwire.data.corpus import Corpus
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.evaluation import evaluate
@@ -73,7 +73,9 @@ def main() -> int:
     parser.add_argument("--tokens", type=int, default=300_000, help="of each run")
     parser.add_argument("--seeds", type=int, default=3, help="runs of each exchange")
     parser.add_argument("--exchange", nargs="+", choices=EXCHANGES, default=list(EXCHANGES))
-    parser.add_argument("--seed", type=int, help="strike the runs of this seed again, and no others")
+    parser.add_argument(
+        "--seed", type=int, help="strike the runs of this seed again, and no others"
+    )
     parser.add_argument("--keep", action="store_true", help="keep the folders of what failed")
     arguments = parser.parse_args()
     if cannot():
@@ -94,7 +96,9 @@ def main() -> int:
                     runs.append(run)
                     print(line(run), flush=True)
     ratios, failures = compare(runs), [f for run in runs for f in run["failed"]]
-    failures += [f"{e}: perplexity {r:.4f} of the undisturbed" for e, r in ratios.items() if r > WITHIN]
+    failures += [
+        f"{e}: perplexity {r:.4f} of the undisturbed" for e, r in ratios.items() if r > WITHIN
+    ]
     write(runs, ratios, arguments)
     for failure in failures:
         print(f"FAILED: {failure}", flush=True)

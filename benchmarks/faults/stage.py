@@ -21,14 +21,15 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
-from faults.schedule import Fault
 from lab.cluster import Cluster, cannot
 from lab.runs import PORT, thinwire
+
+from faults.schedule import Fault
 
 DISK_MB = 64
 RATE, SLOW_RATE = "1gbit", "20mbit"
 AGAIN_SECONDS = 0.5
-LEAVING_SECONDS = 60.0
+LEAVING_SECONDS = 120.0  # a worker that comes when all is over asks for 60
 CLOCK = Path(__file__).with_name("clock.c")
 Process = subprocess.Popen[bytes]
 
