@@ -1,21 +1,22 @@
-"""Does a run survive whatever happens to it? Faults at random, against every process of every kind of run.
+"""Does a run survive whatever happens to it? Faults at random, against every process of a run.
 
 One seed gives a schedule (`schedule.py`): kill -9, SIGSTOP and later SIGCONT, SIGTERM, a cut and a
 slow link, a full disk, a clock that jumps, against workers, servers and leads; in synchronous and
 periodic runs under torchrun (two machines, which restarts them), asynchronous runs with one and
 with two servers (on machines of their own, with a scheduler that starts again what ends), and an
-asynchronous run of two servers that `train --workers` looks after. Budgets are in tokens, and faults
-strike at parts of the budget, so a slow machine changes only the time.
+asynchronous run of two servers that `train --workers` looks after. Budgets are in tokens, and
+faults strike at parts of the budget, so a slow machine changes only the time.
 
-    python benchmarks/faults/soak.py [--minutes 45] [--faults 14] [--tokens 1000000] [--seeds 3]
+    python benchmarks/faults/soak.py [--minutes 60] [--faults 14] [--tokens 300000] [--seeds 3]
     python benchmarks/faults/soak.py --exchange async --seed 2      # one run again
 
 A run must end by itself with status 0 and its budget spent; every loss, evaluation and number saved
 is finite; the newest step loads, and is evaluated to what the run says; a run that is started again
 continues from the newest step there was; no traceback is printed; and the median over the seeds of
 its final perplexity is within 1% of that of the undisturbed runs. What fails is printed with its
-seed, and the exit status is then 1. Links, disks and clocks need root, clocks a C compiler too; without
-root only `supervised` is played. Not struck: torchrun itself, and power.
+seed, and the exit status is then 1. After `--minutes` no fault strikes and no run starts any more;
+the last one still ends by itself. Links, disks and clocks need root, clocks a C compiler too;
+without root only `supervised` is played. Not struck: torchrun itself, and power.
 """
 
 from __future__ import annotations
@@ -39,9 +40,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import record
 import torch
 from lab.cluster import cannot
+from schedule import TIMEOUT_SECONDS, Fault, schedule
+from stage import Stage
 
-from faults.schedule import TIMEOUT_SECONDS, Fault, schedule
-from faults.stage import Stage
 from thinwire.data.corpus import Corpus
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.evaluation import evaluate
@@ -339,7 +340,7 @@ def write(
             }
         )
     body = (
-        f"Two or three workers, vocabulary 5 k, LSTM of width 32, {arguments.tokens:,} tokens a run; "
+        f"Two or three workers, vocabulary 5 k, LSTM of width 32, {arguments.tokens:,} tokens and "
         f"{SAVES} saves a run; medians over the seeds."
     )
     if rows and arguments.seed is None:

@@ -1,10 +1,10 @@
-"""Where a run is played: its machines, disk and clocks, and what a scheduler does about its processes.
+"""Where a run is played: machines, disk, clocks, and what a scheduler does about its processes.
 
 Devices are those of an emulated cluster (`lab/cluster.py`); the run folder is on a small tmpfs; the
-clock of every device can be set (`clock.c`), where there is a C compiler. A process that a scheduler
-looks after is started again when it ends with a status other than 0, with `--resume` if it is the
-first server. Without root only runs that stay on one machine can be played, with processes as
-their only victims.
+clock of every device can be set (`clock.c`), where there is a C compiler. A process that a
+scheduler looks after is started again when it ends with a status other than 0, with `--resume` if
+it is the first server. Without root only runs that stay on one machine can be played, with
+processes as their only victims.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from types import TracebackType
 
 from lab.cluster import Cluster, cannot
 from lab.runs import PORT, thinwire
-
-from faults.schedule import Fault
+from schedule import Fault
 
 DISK_MB = 64
 RATE, SLOW_RATE = "1gbit", "20mbit"

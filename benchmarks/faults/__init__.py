@@ -1,1 +1,0 @@
-"""Campaigns against faults: each is one command, seeded and bounded in time."""
