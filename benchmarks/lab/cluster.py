@@ -128,6 +128,18 @@ class Cluster:
         self._processes.append(process)
         return process
 
+    def cut(self, device: int, *, cut: bool) -> None:
+        """Pull the cable of a device out, or put it back in."""
+        _run("ip", "link", "set", f"{PREFIX}{device}-out", "down" if cut else "up")
+
+    def set_rate(self, device: int, rate: str) -> None:
+        """Give a device's link another rate, both ways; the cluster must have one."""
+        name = f"{PREFIX}{device}"
+        shape = ("root", "tbf", "rate", rate, "burst", "256kb", "latency", "100ms")
+        _run("tc", "qdisc", "replace", "dev", f"{name}-out", *shape)
+        within = ("ip", "netns", "exec", name)
+        _run(*within, "tc", "qdisc", "replace", "dev", self.interface(device), *shape)
+
     def measured_rate(self) -> float:
         """Bit/s from device 0 to device 1, by sending for about a second over TCP."""
         num_bytes = PROBE_BYTES * (128 if self.rate is None else max(2, _mbit(self.rate) // 8))

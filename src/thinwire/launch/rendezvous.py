@@ -17,10 +17,12 @@ from torch.distributed.rendezvous import rendezvous
 from thinwire.config import RunConfig
 from thinwire.console import console
 from thinwire.errors import UserError, reason_of
+from thinwire.launch.attempt import agreed_attempt
 from thinwire.runs.device import find_device
 from thinwire.transport.alone import Alone
 from thinwire.transport.c10d import C10d
 from thinwire.transport.collective import Collective
+from thinwire.transport.timeouts import MEETING_SECONDS
 
 
 class TorchrunMeeting:
@@ -29,7 +31,8 @@ class TorchrunMeeting:
     Attributes:
         config: the settings, with as many workers as there are, and this one's threads.
         rank: this worker.
-        attempt: how often torchrun has started all again.
+        attempt: a name of this attempt of the run, the same on all workers.
+        restarted: whether torchrun has started all again.
     """
 
     def __init__(self, config: RunConfig) -> None:
@@ -37,8 +40,13 @@ class TorchrunMeeting:
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
         threads = config.run.threads or max(1, (os.cpu_count() or 1) // here)
         self.config = replace(config, run=replace(config.run, workers=size, threads=threads))
-        self.attempt = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
         self._store, _, _ = next(rendezvous("env://", self.rank, size))
+        restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+        patience_seconds = max(MEETING_SECONDS, config.exchange.timeout_seconds)
+        store = PrefixStore("thinwire", self._store)
+        self.attempt, self.restarted = agreed_attempt(
+            store, self.rank, size, restarts, patience_seconds
+        )
         self._alone = here == size
         if self.rank == 0 and not self._alone:
             console.print(

@@ -47,7 +47,7 @@ def train_under_torchrun(data: Path, out: Path, config: RunConfig, *, resume: bo
         with meeting.team("plan") as team:
             config = chosen(data, config, team)
     # A restart goes on with the run that the first attempt began.
-    restarted = meeting.attempt > 0 and meeting.rank == 0
+    restarted = meeting.restarted and meeting.rank == 0
     resume = resume or (restarted and (out / "config.toml").exists())
     with meeting.team("train") as team:
         train(data, out, config, resume=resume, collective=team)
