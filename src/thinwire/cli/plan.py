@@ -138,7 +138,8 @@ def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured:
             out.print(f"{W} workers: {flags}: {rate}, worth {worth} (forecast)")
         out.print(
             "Batches and local steps were varied where they stand at their defaults. Among "
-            f"exchanges within {TIE:.0%} of the best, the one closest to single-worker results is chosen."
+            f"exchanges within {TIE:.0%} of the best, the one closest to single-worker results "
+            "is chosen."
         )
     print(shown.get(), end="")
 
