@@ -27,6 +27,7 @@ NEEDED: dict[str, list[str]] = {
     "eval": ["run"],
     "score": ["run"],
     "generate": ["run"],
+    "next": ["run"],
     "plan": ["data"],
     "report": ["run"],
     "completion": ["bash"],
