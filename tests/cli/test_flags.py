@@ -28,6 +28,7 @@ NEEDED: dict[str, list[str]] = {
     "score": ["run"],
     "generate": ["run"],
     "next": ["run"],
+    "rescore": ["run", "nbest.txt", "--out", "x"],
     "plan": ["data"],
     "report": ["run"],
     "completion": ["bash"],
