@@ -134,9 +134,9 @@ def read_references(file: str, nbest: NBest | None) -> dict[str, list[str]]:
             found[utterance] = words
         else:
             found[str(number)] = _text(line, file, number + 1).split()
-    if nbest is not None:
-        if missing := [utterance for utterance in nbest.utterances if utterance not in found]:
-            raise UserError(f"{file} has no reference of {missing[0]}")
+    needed = [] if nbest is None else list(nbest.utterances)
+    if missing := [utterance for utterance in needed if utterance not in found]:
+        raise UserError(f"{file} has no reference of {missing[0]}")
     if not any(found.values()):
         raise UserError(f"there are no words in {file}")
     return found
