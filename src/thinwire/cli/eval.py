@@ -73,7 +73,7 @@ def evaluate(
         measured = evaluate_text(model, text)
     else:
         measured = evaluate_split(model, data, split or "valid")
-    print(_json(run, model.step, measured) if as_json else _lines(measured))
+    print(_json(run, model.loaded_step, measured) if as_json else _lines(measured))
 
 
 def _json(run: Path, step: int, measured: Measured) -> str:

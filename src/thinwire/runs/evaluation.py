@@ -31,6 +31,7 @@ from thinwire.models.contract import State
 NUM_STREAMS = 64
 MIN_STREAM_TOKENS = 256
 CHUNK_TOKENS = 64
+SEARCHED_TOKENS = 1 << 16
 # So many positions are computed at a time, whatever the streams' lengths.
 CHUNK_POSITIONS = NUM_STREAMS * CHUNK_TOKENS
 
@@ -92,7 +93,7 @@ def evaluate(
     if data.context == "line":
         spans = _lines(ids, eos_id, max_tokens)
     else:
-        spans = _streams(ids, eos_id, max_tokens)
+        spans = streams(ids, eos_id, max_tokens)
     nats = torch.zeros((), dtype=torch.float64)
     nats_unknown = torch.zeros((), dtype=torch.float64)
     scored = unknown = 0
@@ -139,14 +140,22 @@ def logprobs(
         yield logprob_N.cpu().to(torch.float64), targets_N.cpu(), span_N.cpu()
 
 
-def _streams(ids: Ids, eos_id: int, max_tokens: int) -> list[Span]:
+def streams(ids: Ids, eos_id: int, max_tokens: int = 0) -> list[Span]:
     """64 streams, cut at line ends, as even as these allow; of each its beginning."""
     num_streams = max(1, min(NUM_STREAMS, len(ids) // MIN_STREAM_TOKENS))
-    ends = _line_ends(ids, eos_id)
-    even = np.arange(1, num_streams) * len(ids) // num_streams
-    cuts = sorted({0, len(ids), *(int(cut) for cut in ends[np.searchsorted(ends, even)])})
+    even = (np.arange(1, num_streams) * len(ids) // num_streams).tolist()
+    cuts = sorted({0, len(ids), *(_line_end(ids, eos_id, at) for at in even)})
     longest = -(-max_tokens // num_streams) or len(ids)
     return [(a, min(b, a + longest)) for a, b in pairwise(cuts)]
+
+
+def _line_end(ids: Ids, eos_id: int, at: int) -> int:
+    """The first line end at or after a place, looked for without a copy of the text."""
+    for first in range(at - 1, len(ids), SEARCHED_TOKENS):
+        found = np.flatnonzero(np.asarray(ids[first : first + SEARCHED_TOKENS]) == eos_id)
+        if len(found):
+            return first + int(found[0]) + 1
+    return len(ids)
 
 
 def _lines(ids: Ids, eos_id: int, max_tokens: int) -> list[Span]:
