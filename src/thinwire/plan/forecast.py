@@ -57,7 +57,11 @@ class Forecast:
     batch: int
     """Sequences a step of a worker."""
     local_steps: int
-    """Steps between two exchanges of the same row or block; 1 where every step exchanges."""
+    """Steps between two exchanges of the same row of a block; 1 where every step exchanges."""
+    fragments: int
+    """In which the blocks are exchanged (periodic)."""
+    row_steps: int
+    """Steps between two exchanges of the same row of a table; 1 where every step exchanges."""
     learning: float
     """How much a token teaches, beside one of a single worker with the default batch."""
 
@@ -73,6 +77,8 @@ class Forecast:
         flags["data.batch"] = self.batch
         if self.exchange == "periodic":
             flags["exchange.local_steps"] = self.local_steps
+            flags["exchange.fragments"] = self.fragments
+            flags["exchange.row_steps"] = self.row_steps
         return flags
 
     @property
@@ -108,7 +114,9 @@ def alone(machine: Machine, memory_bytes: float, batch: int) -> Forecast:
         memory_bytes=memory_bytes,
         batch=batch,
         local_steps=1,
-        learning=learning("none", 1, batch, 1),
+        fragments=1,
+        row_steps=1,
+        learning=learning("none", 1, batch),
     )
 
 
