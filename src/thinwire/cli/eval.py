@@ -24,6 +24,9 @@ def evaluate(
     text: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="FILE")] = None,
     step: int | None = None,
     adapter: str | None = None,
+    cache: int | None = None,
+    cache_theta: float | None = None,
+    cache_lambda: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -50,6 +53,12 @@ def evaluate(
         The step of the run to load. Default: the step with the best validation.
     adapter
         The name of adaptation layers made by `thinwire adapt --method layers` from this run.
+    cache
+        Measure with a neural cache of this many positions too, in rows of its own.
+    cache_theta
+        How sharply the cache prefers similar hidden states. Default: 1.
+    cache_lambda
+        The part of the probability that the cache gives. Default: 0.05.
     as_json
         Print one JSON object and nothing else.
     device
@@ -65,14 +74,25 @@ def evaluate(
     if text is not None and (data is not None or split is not None):
         raise UserError("--text is a text of its own: leave out --data and --split")
 
+    if cache is None and (cache_theta is not None or cache_lambda is not None):
+        raise UserError("--cache-theta and --cache-lambda need the size of the cache: add --cache")
+
     from thinwire.inference.evaluate import evaluate_split, evaluate_text
     from thinwire.inference.load import load
+    from thinwire.inference.neural_cache import NeuralCache
 
+    asked = None
+    if cache is not None:
+        asked = NeuralCache(
+            size=cache,
+            theta=NeuralCache.theta if cache_theta is None else cache_theta,
+            weight=NeuralCache.weight if cache_lambda is None else cache_lambda,
+        )
     model = load(run, step, adapter=adapter, device=device, threads=threads)
     if text is not None:
-        measured = evaluate_text(model, text)
+        measured = evaluate_text(model, text, asked)
     else:
-        measured = evaluate_split(model, data, split or "valid")
+        measured = evaluate_split(model, data, split or "valid", asked)
     print(_json(run, model.step, measured) if as_json else _lines(measured))
 
 
@@ -92,6 +112,10 @@ def _json(run: Path, step: int, measured: Measured) -> str:
         **where,
         "split": measured.split,
     }
+    if (cached := measured.cached) is not None:
+        record["cache_ppl"] = cached.ppl
+        record["cache_ppl_known"] = cached.ppl_known
+        record["cache_bits_per_character"] = cached.bits_per_character(measured.num_characters)
     finite = {
         key: None if isinstance(value, float) and not isfinite(value) else value
         for key, value in record.items()
@@ -108,4 +132,7 @@ def _lines(measured: Measured) -> str:
         "tokens scored": f"{found.tokens_scored:,}",
         "  unknown": f"{found.tokens_unknown:,}",
     }
+    if (cached := measured.cached) is not None:
+        rows["with the cache"] = f"{cached.ppl:.2f}"
+        rows["  known words"] = f"{cached.ppl_known:.2f}"
     return "\n".join(f"{name:18}{value:>14}" for name, value in rows.items())

@@ -14,12 +14,20 @@ from thinwire.data.text import lines_of, one_line
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.inference.generate import Sampling, write
+from thinwire.inference.neural_cache import Histories, NeuralCache, cached_logprobs, mixed
 from thinwire.inference.score import Score, score_lines
 from thinwire.language_model import LanguageModel
 from thinwire.runs.adapter_file import AdapterFile
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.device import find_device
-from thinwire.runs.evaluation import Evaluation, Ids, evaluate
+from thinwire.runs.evaluation import (
+    Evaluation,
+    Ids,
+    Tally,
+    evaluate,
+    lines_in_order,
+    spans_of,
+)
 from thinwire.runs.folder import RunFolder
 
 
@@ -140,6 +148,33 @@ class TrainedModel:
             data=self.run.config.data,
             advance=advance,
         )
+
+    def evaluate_cached(
+        self,
+        ids: Ids,
+        cache: NeuralCache,
+        advance: Callable[[int], object] = lambda num_tokens: None,
+    ) -> Evaluation:
+        """The same with a neural cache, which remembers what the text itself has shown so far.
+
+        Each stream of the text has a cache of its own; of a model of single lines, one goes
+        through all lines.
+        """
+        data, eos_id = self.run.config.data, self.tokenizer.eos_id
+        spans = spans_of(ids, eos_id, data)
+        by_line = data.context == "line"
+        tally = Tally(self.tokenizer.unk_id, advance)
+        for logprob_N, cache_GN, targets_N, _ in cached_logprobs(
+            self.model,
+            ids,
+            lines_in_order(ids, eos_id) if by_line else spans,
+            Histories(cache.size, shared=by_line),
+            [cache.theta],
+            eos_id=eos_id,
+            window=data.length,
+        ):
+            tally.add(mixed(logprob_N, cache_GN[0], cache.weight), targets_N)
+        return tally.evaluation()
 
     def adapt(
         self,

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from itertools import product
 from math import inf, isfinite, log
 
 import torch
@@ -32,8 +31,6 @@ from thinwire.runs.evaluation import CHUNK_TOKENS, Ids, Span, walk
 
 # Of one history so many positions are looked up at a time, which bounds the memory.
 TILE_POSITIONS = 128
-THETAS = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
-WEIGHTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,9 +39,9 @@ class NeuralCache:
 
     size: int = 2000
     """Positions that are remembered."""
-    theta: float = 0.3
+    theta: float = 1.0
     """How sharply similar hidden states are preferred; 0: all alike."""
-    weight: float = 0.1
+    weight: float = 0.05
     """The part of the probability that the cache gives (lambda in the paper)."""
 
     def __post_init__(self) -> None:
@@ -189,18 +186,3 @@ def _in_text_order(spans: list[Span]) -> Iterator[range]:
             first = i + 1
     if first < len(spans):
         yield range(first, len(spans))
-
-
-def best_cache(
-    found: Iterator[tuple[Tensor, Tensor, Tensor, Tensor]],
-    size: int,
-    thetas: Sequence[float],
-    weights: Sequence[float],
-) -> NeuralCache:
-    """Of all pairs of theta and weight, those that make the text most probable."""
-    nats = torch.zeros(len(thetas), len(weights), dtype=torch.float64)
-    for logprob_N, cache_GN, _, _ in found:
-        for g, w in product(range(len(thetas)), range(len(weights))):
-            nats[g, w] -= mixed(logprob_N, cache_GN[g], weights[w]).sum()
-    g, w = divmod(int(nats.argmin()), len(weights))
-    return NeuralCache(size=size, theta=thetas[g], weight=weights[w])
