@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +14,7 @@ from thinwire.errors import UserError
 
 if TYPE_CHECKING:
     from thinwire.inference.evaluate import Measured
+    from thinwire.inference.load import TrainedModel
 
 
 def evaluate(
@@ -24,6 +26,7 @@ def evaluate(
     text: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="FILE")] = None,
     step: int | None = None,
     adapter: str | None = None,
+    average: int | None = None,
     cache: int | None = None,
     cache_theta: float | None = None,
     cache_lambda: float | None = None,
@@ -53,6 +56,8 @@ def evaluate(
         The step of the run to load. Default: the step with the best validation.
     adapter
         The name of adaptation layers made by `thinwire adapt --method layers` from this run.
+    average
+        Measure the mean of the parameters of this many newest checkpoints too, in rows of its own.
     cache
         Measure with a neural cache of this many positions too, in rows of its own.
     cache_theta
@@ -88,11 +93,23 @@ def evaluate(
             theta=NeuralCache.theta if cache_theta is None else cache_theta,
             weight=NeuralCache.weight if cache_lambda is None else cache_lambda,
         )
+
+    def measure(model: TrainedModel, cache: NeuralCache | None) -> Measured:
+        if text is not None:
+            return evaluate_text(model, text, cache)
+        return evaluate_split(model, data, split or "valid", cache)
+
+    mean = None
+    if average is not None:
+        if text == "-":
+            raise UserError("standard input can be read once only: --average needs a file")
+        if adapter is not None:
+            raise UserError("--average is of the run's own steps: leave out --adapter")
+        mean = load(run, average=average, device=device, threads=threads)
     model = load(run, step, adapter=adapter, device=device, threads=threads)
-    if text is not None:
-        measured = evaluate_text(model, text, asked)
-    else:
-        measured = evaluate_split(model, data, split or "valid", asked)
+    measured = measure(model, asked)
+    if mean is not None:
+        measured = replace(measured, averaged=measure(mean, None).evaluation)
     print(_json(run, model.step, measured) if as_json else _lines(measured))
 
 
@@ -116,6 +133,10 @@ def _json(run: Path, step: int, measured: Measured) -> str:
         record["cache_ppl"] = cached.ppl
         record["cache_ppl_known"] = cached.ppl_known
         record["cache_bits_per_character"] = cached.bits_per_character(measured.num_characters)
+    if (averaged := measured.averaged) is not None:
+        record["average_ppl"] = averaged.ppl
+        record["average_ppl_known"] = averaged.ppl_known
+        record["average_bits_per_character"] = averaged.bits_per_character(measured.num_characters)
     finite = {
         key: None if isinstance(value, float) and not isfinite(value) else value
         for key, value in record.items()
@@ -135,4 +156,7 @@ def _lines(measured: Measured) -> str:
     if (cached := measured.cached) is not None:
         rows["with the cache"] = f"{cached.ppl:.2f}"
         rows["  known words"] = f"{cached.ppl_known:.2f}"
+    if (averaged := measured.averaged) is not None:
+        rows["with the average"] = f"{averaged.ppl:.2f}"
+        rows["  its known words"] = f"{averaged.ppl_known:.2f}"
     return "\n".join(f"{name:18}{value:>14}" for name, value in rows.items())

@@ -28,6 +28,7 @@ class Measured:
         split: the split of the data folder; None for a text.
         num_characters: characters of the raw text, one line end a line included.
         cached: the same text with a neural cache; None: not asked for.
+        averaged: the same text with the average of the last steps; None: not asked for.
     """
 
     evaluation: Evaluation
@@ -35,6 +36,7 @@ class Measured:
     split: str | None
     num_characters: int
     cached: Evaluation | None = None
+    averaged: Evaluation | None = None
 
     @property
     def bits_per_character(self) -> float:

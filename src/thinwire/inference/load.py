@@ -18,6 +18,7 @@ from thinwire.inference.neural_cache import Histories, NeuralCache, cached_logpr
 from thinwire.inference.score import Score, score_lines
 from thinwire.language_model import LanguageModel
 from thinwire.runs.adapter_file import AdapterFile
+from thinwire.runs.averaging import average_parameters
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.device import find_device
 from thinwire.runs.evaluation import (
@@ -36,6 +37,7 @@ def load(
     step: int | None = None,
     *,
     adapter: str | None = None,
+    average: int | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> TrainedModel:
@@ -46,6 +48,7 @@ def load(
         step: which of its steps; None: the one with the best validation.
         adapter: the name of adaptation layers beside it, made by `thinwire adapt --method layers`;
             they decide on the step.
+        average: instead of one step, the mean of the parameters of this many newest steps on disk.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `mps`.
         threads: compute threads of this process from now on; None: as many as PyTorch uses.
 
@@ -60,7 +63,14 @@ def load(
         torch.set_num_threads(threads)
     where = find_device(device)
     tokenizer = Tokenizer.load(folder.tokenizer_file)
-    if adapter is not None:
+    if average is not None and (step is not None or adapter is not None):
+        raise UserError("an average is of the newest steps: name no step and no adapter with it")
+    if average is not None:
+        checkpoints = Checkpoints(folder.path)
+        steps, parameters = average_parameters(checkpoints, average)
+        saved = checkpoints.load(steps[-1])
+        model = folder.load_model(saved, parameters).to(where)
+    elif adapter is not None:
         if step is not None:
             raise UserError("an adapter goes with the step that it was trained on: name no step")
         layers = AdapterFile.open(folder.path, adapter)

@@ -3,7 +3,7 @@
 Grave, Joulin, Usunier 2017 (arXiv 1612.04426). At position t, with hidden state h_t, each of the
 last `size` positions i < t votes for the word w_i that followed it:
 
-    p_cache(w) = sum over i with w_i = w of exp(theta h_t h_i) / sum over all i of exp(theta h_t h_i)
+    p_cache(w) = sum over i with w_i = w of v_i / sum over all i of v_i,  v_i = exp(theta h_t h_i)
     p(w) = (1 - weight) p_model(w) + weight p_cache(w)
 
 Sums are taken in logarithms, so p adds up to one over the vocabulary. While nothing has been seen,
