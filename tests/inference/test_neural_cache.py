@@ -14,6 +14,7 @@ from thinwire.cli.app import main
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.inference import neural_cache as module
+from thinwire.inference import score
 from thinwire.inference.neural_cache import History, NeuralCache, mixed
 from thinwire.runs import evaluation
 
@@ -111,3 +112,17 @@ def test_bad_settings() -> None:
     for settings in ({"size": 0}, {"theta": -1.0}, {"theta": float("nan")}, {"weight": 1.0}):
         with pytest.raises(UserError, match="the cache's"):
             NeuralCache(**settings)
+
+
+def test_lines_remember_those_before(trained, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = trained(context="line")
+    lines = ["The cat sees the dog.", "", "dog " * 70, "The birdlet hears the cat."]
+    ids = np.concatenate(model.tokenizer.encode_lines(lines))
+    expected = model.evaluate_cached(ids, CACHE).nats
+    for size in (1, 2, 1000):
+        monkeypatch.setattr(score, "CACHE_LINES", size)
+        found = list(model.score_lines_cached(lines, CACHE))
+        assert -sum(cached.logprob for _, cached in found) == pytest.approx(expected, rel=1e-5)
+        for (plain, cached), line in zip(found, lines, strict=True):
+            assert plain.logprob == pytest.approx(model.score(line).logprob, rel=1e-5)
+            assert cached.num_tokens == plain.num_tokens

@@ -15,7 +15,7 @@ from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.inference.generate import Sampling, write
 from thinwire.inference.neural_cache import Histories, NeuralCache, cached_logprobs, mixed
-from thinwire.inference.score import Score, score_lines
+from thinwire.inference.score import Score, score_lines, score_lines_cached
 from thinwire.language_model import LanguageModel
 from thinwire.runs.adapter_file import AdapterFile
 from thinwire.runs.averaging import average_parameters
@@ -138,6 +138,21 @@ class TrainedModel:
 
     def _score_lines(self, lines: Iterable[str]) -> Iterator[Score]:
         return score_lines(self.model, self.tokenizer, lines, window=self.run.config.data.length)
+
+    def score_lines_cached(
+        self, lines: Iterable[str], cache: NeuralCache
+    ) -> Iterator[tuple[Score, Score]]:
+        """The score of each line, and the score with a neural cache of the lines before it.
+
+        States start afresh at each line, as in `score_lines`; the cache goes on over the lines.
+        """
+        return score_lines_cached(
+            self.model,
+            self.tokenizer,
+            map(one_line, lines),
+            cache,
+            window=self.run.config.data.length,
+        )
 
     def perplexity(self, text: str) -> float:
         """exp of the mean negative log-probability of the text's tokens, scored as by `score`."""
