@@ -126,3 +126,21 @@ def test_lines_remember_those_before(trained, monkeypatch: pytest.MonkeyPatch) -
         for (plain, cached), line in zip(found, lines, strict=True):
             assert plain.logprob == pytest.approx(model.score(line).logprob, rel=1e-5)
             assert cached.num_tokens == plain.num_tokens
+
+
+def test_the_command_that_scores(trained, tmp_path: Path, capsys) -> None:
+    model, text = trained(), tmp_path / "text.txt"
+    lines = ["The cat sees the dog.", "The dog sees the cat."]
+    text.write_text("\n".join(lines))
+    flags = ["--cache", "30", "--cache-theta", "0.7", "--cache-lambda", "0.2"]
+    assert main(["score", str(model.run.path), str(text), *flags, "--json"]) == 0
+    found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert main(["score", str(model.run.path), str(text), *flags]) == 0
+    columns = [line.split("\t") for line in capsys.readouterr().out.splitlines()]
+    expected = list(model.score_lines_cached(lines, CACHE))
+    assert len(found) == len(columns) == 2
+    for record, fields, (plain, cached) in zip(found, columns, expected, strict=True):
+        assert record["logprob"] == plain.logprob
+        assert record["logprob_cache"] == cached.logprob
+        assert fields[3] == f"{cached.logprob:.6f}"
+    assert main(["score", str(model.run.path), str(text), "--cache-theta", "1"]) == 2

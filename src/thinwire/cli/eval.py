@@ -15,6 +15,7 @@ from thinwire.errors import UserError
 if TYPE_CHECKING:
     from thinwire.inference.evaluate import Measured
     from thinwire.inference.load import TrainedModel
+    from thinwire.inference.neural_cache import NeuralCache
 
 
 def evaluate(
@@ -79,20 +80,12 @@ def evaluate(
     if text is not None and (data is not None or split is not None):
         raise UserError("--text is a text of its own: leave out --data and --split")
 
-    if cache is None and (cache_theta is not None or cache_lambda is not None):
-        raise UserError("--cache-theta and --cache-lambda need the size of the cache: add --cache")
+    from thinwire.cli.cache_flags import neural_cache
+
+    asked = neural_cache(cache, cache_theta, cache_lambda)
 
     from thinwire.inference.evaluate import evaluate_split, evaluate_text
     from thinwire.inference.load import load
-    from thinwire.inference.neural_cache import NeuralCache
-
-    asked = None
-    if cache is not None:
-        asked = NeuralCache(
-            size=cache,
-            theta=NeuralCache.theta if cache_theta is None else cache_theta,
-            weight=NeuralCache.weight if cache_lambda is None else cache_lambda,
-        )
 
     def measure(model: TrainedModel, cache: NeuralCache | None) -> Measured:
         if text is not None:

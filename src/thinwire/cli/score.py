@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import chain
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -20,6 +21,9 @@ def score(
     *,
     step: int | None = None,
     adapter: str | None = None,
+    cache: int | None = None,
+    cache_theta: float | None = None,
+    cache_lambda: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -42,8 +46,16 @@ def score(
         The step of the run to load. Default: the step with the best validation.
     adapter
         The name of adaptation layers made by `thinwire adapt --method layers` from this run.
+    cache
+        Print a further number per line: its log-probability with a neural cache of this many
+        positions, which remembers the lines before it.
+    cache_theta
+        How sharply the cache prefers similar hidden states. Default: 1.
+    cache_lambda
+        The part of the probability that the cache gives. Default: 0.05.
     as_json
-        Print one JSON object per line, with the keys logprob, num_tokens and num_unknown.
+        Print one JSON object per line, with the keys logprob, num_tokens and num_unknown;
+        with a cache also logprob_cache.
     device
         Where to compute. auto: CUDA if there is a GPU, else the CPU.
     threads
@@ -54,6 +66,10 @@ def score(
     thinwire score run sentences.txt
     echo "To be or not to be" | thinwire score run --json
     """
+    from thinwire.cli.cache_flags import neural_cache
+
+    asked = neural_cache(cache, cache_theta, cache_lambda)
+
     from thinwire.data.sources import find_sources
     from thinwire.inference.load import load
     from thinwire.inference.text import read_lines
@@ -61,19 +77,33 @@ def score(
     sources = find_sources([file])
     model = load(run, step, adapter=adapter, device=device, threads=threads)
     show = _json if as_json else _columns
-    for lines in read_lines(sources, wait=False):
+    blocks = read_lines(sources, wait=False)
+    if asked is not None:
+        for plain, cached in model.score_lines_cached(chain.from_iterable(blocks), asked):
+            print(show(plain, cached))
+        return
+    for lines in blocks:
         for found in model.score_lines(lines):
             print(show(found))
         print(end="", flush=True)
 
 
-def _columns(score: Score) -> str:
-    return f"{score.logprob:.6f}\t{score.num_tokens}\t{score.num_unknown}"
+def _columns(score: Score, cached: Score | None = None) -> str:
+    columns = f"{score.logprob:.6f}\t{score.num_tokens}\t{score.num_unknown}"
+    return columns if cached is None else f"{columns}\t{cached.logprob:.6f}"
 
 
-def _json(score: Score) -> str:
+def _json(score: Score, cached: Score | None = None) -> str:
     """A log-probability that is not a finite number is null."""
-    logprob = score.logprob if isfinite(score.logprob) else None
-    return json.dumps(
-        {"logprob": logprob, "num_tokens": score.num_tokens, "num_unknown": score.num_unknown}
-    )
+    record = {
+        "logprob": _finite(score.logprob),
+        "num_tokens": score.num_tokens,
+        "num_unknown": score.num_unknown,
+    }
+    if cached is not None:
+        record["logprob_cache"] = _finite(cached.logprob)
+    return json.dumps(record)
+
+
+def _finite(number: float) -> float | None:
+    return number if isfinite(number) else None
