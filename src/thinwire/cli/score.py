@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from itertools import chain
-from math import log
+from math import isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -14,7 +15,7 @@ from thinwire.errors import UserError
 
 if TYPE_CHECKING:
     from thinwire.inference.load import TrainedModel
-    from thinwire.inference.score import LineLogprobs
+    from thinwire.inference.score import LineLogprobs, Score
     from thinwire.inference.score_rows import Rows, Totals
 
 
@@ -29,6 +30,9 @@ def score(
     base: Literal["e", "10"] = "e",
     step: int | None = None,
     adapter: str | None = None,
+    cache: int | None = None,
+    cache_theta: float | None = None,
+    cache_lambda: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -61,9 +65,16 @@ def score(
         The step of the run to load. Default: the step with the best validation.
     adapter
         The name of adaptation layers made by `thinwire adapt --method layers` from this run.
+    cache
+        Print a further number per line: its log-probability with a neural cache of this many
+        positions, which remembers the lines before it.
+    cache_theta
+        How sharply the cache prefers similar hidden states. Default: 1.
+    cache_lambda
+        The part of the probability that the cache gives. Default: 0.05.
     as_json
         Print one JSON object per line, with the keys logprob, num_tokens and num_unknown; with
-        --tokens also tokens and logprobs.
+        --tokens also tokens and logprobs, with --cache also logprob_cache.
     device
         Where to compute. auto: CUDA if there is a GPU, else the CPU.
     threads
@@ -75,6 +86,10 @@ def score(
     echo "To be or not to be" | thinwire score run --json
     thinwire score run corpus.txt.gz --out corpus.scores
     """
+    from thinwire.cli.cache_flags import neural_cache
+
+    asked = neural_cache(cache, cache_theta, cache_lambda)
+
     from thinwire.data.sources import find_sources
     from thinwire.inference.load import load
     from thinwire.inference.score import line_logprobs
@@ -85,6 +100,13 @@ def score(
     if out is not None and out.is_dir():
         raise UserError(f"{out} is a folder: --out takes the name of a file")
     model = load(run, step, adapter=adapter, device=device, threads=threads)
+    if asked is not None:
+        if out is not None or tokens or (context, base) != ("line", "e"):
+            raise UserError("--cache goes without --out, --context, --tokens and --base")
+        all_lines = chain.from_iterable(read_lines(sources, wait=False))
+        for plain, cached in model.score_lines_cached(all_lines, asked):
+            print((_json if as_json else _columns)(plain, cached))
+        return
     rows = Rows(model.tokenizer, as_json, tokens, base == "10")
     if out is not None:
         _say(_to_file(model, sources, out, rows, context), base, out)
@@ -158,3 +180,23 @@ def _say(totals: Totals, base: str, out: Path) -> None:
         f"{totals.num_unknown:,} unknown, {kind} {total:,.4f}"
     )
     console.print(Text(sentence), soft_wrap=True)
+
+
+def _columns(score: Score, cached: Score) -> str:
+    numbers = score.num_tokens, score.num_unknown
+    return "\t".join(map(str, (f"{score.logprob:.6f}", *numbers, f"{cached.logprob:.6f}")))
+
+
+def _json(score: Score, cached: Score) -> str:
+    """A log-probability that is not a finite number is null."""
+    record = {
+        "logprob": _finite(score.logprob),
+        "num_tokens": score.num_tokens,
+        "num_unknown": score.num_unknown,
+        "logprob_cache": _finite(cached.logprob),
+    }
+    return json.dumps(record)
+
+
+def _finite(number: float) -> float | None:
+    return number if isfinite(number) else None

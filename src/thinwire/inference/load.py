@@ -22,13 +22,22 @@ from thinwire.inference.candidates import (
 )
 from thinwire.inference.decoding import Decoder, Words, read_prompt, token_id
 from thinwire.inference.generate import Sampling, write
-from thinwire.inference.score import Score, score_lines
+from thinwire.inference.neural_cache import Histories, NeuralCache, cached_logprobs, mixed
+from thinwire.inference.score import Score, score_lines, score_lines_cached
 from thinwire.language_model import LanguageModel
 from thinwire.models.contract import State
 from thinwire.runs.adapter_file import AdapterFile
+from thinwire.runs.averaging import average_parameters
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.device import find_device
-from thinwire.runs.evaluation import Evaluation, Ids, evaluate
+from thinwire.runs.evaluation import (
+    Evaluation,
+    Ids,
+    Tally,
+    evaluate,
+    lines_in_order,
+    spans_of,
+)
 from thinwire.runs.folder import RunFolder
 
 
@@ -37,6 +46,7 @@ def load(
     step: int | None = None,
     *,
     adapter: str | None = None,
+    average: int | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> TrainedModel:
@@ -47,6 +57,7 @@ def load(
         step: which of its steps; None: the one with the best validation.
         adapter: the name of adaptation layers beside it, made by `thinwire adapt --method layers`;
             they decide on the step.
+        average: instead of one step, the mean of the parameters of this many newest steps on disk.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `mps`.
         threads: compute threads of this process from now on; None: as many as PyTorch uses.
 
@@ -61,7 +72,14 @@ def load(
         torch.set_num_threads(threads)
     where = find_device(device)
     tokenizer = Tokenizer.load(folder.tokenizer_file)
-    if adapter is not None:
+    if average is not None and (step is not None or adapter is not None):
+        raise UserError("an average is of the newest steps: name no step and no adapter with it")
+    if average is not None:
+        checkpoints = Checkpoints(folder.path)
+        steps, parameters = average_parameters(checkpoints, average)
+        saved = checkpoints.load(steps[-1])
+        model = folder.load_model(saved, parameters).to(where)
+    elif adapter is not None:
         if step is not None:
             raise UserError("an adapter goes with the step that it was trained on: name no step")
         layers = AdapterFile.open(folder.path, adapter)
@@ -129,6 +147,21 @@ class TrainedModel:
 
     def _score_lines(self, lines: Iterable[str]) -> Iterator[Score]:
         return score_lines(self.model, self.tokenizer, lines, window=self.run.config.data.length)
+
+    def score_lines_cached(
+        self, lines: Iterable[str], cache: NeuralCache
+    ) -> Iterator[tuple[Score, Score]]:
+        """The score of each line, and the score with a neural cache of the lines before it.
+
+        States start afresh at each line, as in `score_lines`; the cache goes on over the lines.
+        """
+        return score_lines_cached(
+            self.model,
+            self.tokenizer,
+            map(one_line, lines),
+            cache,
+            window=self.run.config.data.length,
+        )
 
     def perplexity(self, text: str) -> float:
         """exp of the mean negative log-probability of the text's tokens, scored as by `score`."""
@@ -273,6 +306,33 @@ class TrainedModel:
             data=self.run.config.data,
             advance=advance,
         )
+
+    def evaluate_cached(
+        self,
+        ids: Ids,
+        cache: NeuralCache,
+        advance: Callable[[int], object] = lambda num_tokens: None,
+    ) -> Evaluation:
+        """The same with a neural cache, which remembers what the text itself has shown so far.
+
+        Each stream of the text has a cache of its own; of a model of single lines, one goes
+        through all lines.
+        """
+        data, eos_id = self.run.config.data, self.tokenizer.eos_id
+        spans = spans_of(ids, eos_id, data)
+        by_line = data.context == "line"
+        tally = Tally(self.tokenizer.unk_id, advance)
+        for logprob_N, cache_GN, targets_N, _ in cached_logprobs(
+            self.model,
+            ids,
+            lines_in_order(ids, eos_id) if by_line else spans,
+            Histories(cache.size, shared=by_line),
+            [cache.theta],
+            eos_id=eos_id,
+            window=data.length,
+        ):
+            tally.add(mixed(logprob_N, cache_GN[0], cache.weight), targets_N)
+        return tally.evaluation()
 
     def adapt(
         self,

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import exp
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -22,9 +22,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from thinwire.data.corpus import narrowest_dtype
 from thinwire.data.tokenizers import Tokenizer
+from thinwire.inference.neural_cache import Histories, NeuralCache, cached_logprobs, mixed
 from thinwire.language_model import LanguageModel
 from thinwire.runs.evaluation import Ids, Span, logprobs, streams
 
@@ -35,6 +37,8 @@ POOL_CHARACTERS = 1 << 21
 BLOCK_TOKENS = 1 << 18
 
 Logprobs = npt.NDArray[np.float64]
+# With a cache, lines stay in their order, and fewer of them are held.
+CACHE_LINES = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -190,3 +194,33 @@ def _fill(
         next_of_span[spans_S] += number_S
         done += len(span_n)
         yield done
+
+
+def score_lines_cached(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    lines: Iterable[str],
+    cache: NeuralCache,
+    *,
+    window: int,
+) -> Iterator[tuple[Score, Score]]:
+    """The score of each line, plain and with a neural cache of all lines before, in their order."""
+    histories, lines = Histories(cache.size, shared=True), iter(lines)
+    while encoded := tokenizer.encode_lines(list(islice(lines, CACHE_LINES))):
+        spans = list(pairwise(np.cumsum([0, *map(len, encoded)]).tolist()))
+        plain_L = torch.zeros(len(encoded), dtype=torch.float64)
+        cached_L = torch.zeros(len(encoded), dtype=torch.float64)
+        for logprob_N, cache_GN, _, span_N in cached_logprobs(
+            model,
+            np.concatenate(encoded),
+            spans,
+            histories,
+            [cache.theta],
+            eos_id=tokenizer.eos_id,
+            window=window,
+        ):
+            plain_L.index_add_(0, span_N, logprob_N)
+            cached_L.index_add_(0, span_N, mixed(logprob_N, cache_GN[0], cache.weight))
+        for ids_T, plain, cached in zip(encoded, plain_L.tolist(), cached_L.tolist(), strict=True):
+            num_unknown = 0 if tokenizer.unk_id is None else int((ids_T == tokenizer.unk_id).sum())
+            yield Score(plain, len(ids_T), num_unknown), Score(cached, len(ids_T), num_unknown)
