@@ -51,6 +51,9 @@ class ExchangeConfig:
     fragments: int = 4
     """periodic: number of parts of the model that are exchanged in turn, evenly spread over the
     interval, so that the link is always in use."""
+    overlap_steps: int = 0
+    """periodic: number of local steps during which what was sent travels, before it is applied;
+    fewer cost quality less, and a slow link more waiting. 0: until the next turn."""
     outer_lr: float = 1.0
     """periodic: learning rate of the outer step."""
     outer_momentum: float = 0.0
@@ -115,7 +118,7 @@ class ExchangeConfig:
             raise UserError(
                 f"exchange.outer_momentum is {self.outer_momentum}, but it must lie in [0, 1)"
             )
-        for name in ("delay", "staleness_bound", "accumulate", "row_steps"):
+        for name in ("delay", "staleness_bound", "accumulate", "row_steps", "overlap_steps"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 0 or more")
 

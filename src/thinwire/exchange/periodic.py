@@ -7,12 +7,13 @@ link is used evenly. A turn:
 
 1. **Send.** Each worker takes note of the tables' rows that have changed since they were last sent,
    and of the blocks', and sends how far they are from the anchor. The local steps go on meanwhile.
-2. **Outer step**, when the next turn comes. The workers' steps on a row become one as
-   `accumulators.py` says, where rows are Adagrad's with one number a row. Where another optimiser
-   normalises, the workers' steps on a row or a block come to their sum divided by sqrt(W): a worker
-   divides its steps by the deviation of a gradient of its own text, which is so much larger than
-   that of all text. Without normalising it is the mean, for a row over the workers that changed it.
-   The outcome is applied to the anchor as a gradient, by SGD with Nesterov momentum.
+2. **Outer step**, when the next turn comes, or `overlap_steps` steps later. The workers' steps
+   on a row become one as `adagrad_merge.py` says, where rows are Adagrad's with one number a
+   row. Where another optimiser normalises, the workers' steps on a row or a block come to their
+   sum divided by sqrt(W): a worker divides its steps by the deviation of a gradient of its own
+   text, which is so much larger than that of all text. Without normalising it is the mean, for a
+   row over the workers that changed it. The outcome is applied to the anchor as a gradient, by
+   SGD with Nesterov momentum.
 3. **Catch up.** Each worker moves its copy by as much as the agreed value differs from the one it
    sent, which is the outer step in place of its own; what it has learnt since stays, to be sent the
    next time.
@@ -55,6 +56,7 @@ Group = tuple[str, ...]
 class _UnderWay:
     """What is on its way: this worker's steps from the anchor, as they were then."""
 
+    step: int
     turn: Turn
     ids: dict[Group, Tensor]
     steps: dict[str, Tensor]
@@ -134,8 +136,9 @@ class Periodic(Exchange):
         self._step += 1
         self._flushed = False
         turn = self._turns.after(self._step)
-        if turn is not None:
+        if turn is not None or self._has_travelled:
             self._agree()
+        if turn is not None:
             self._send(turn)
         return norm
 
@@ -199,6 +202,11 @@ class Periodic(Exchange):
         else:
             spread(rows, W)
 
+    @property
+    def _has_travelled(self) -> bool:
+        overlap, under_way = self.config.overlap_steps, self._under_way
+        return bool(overlap) and under_way is not None and self._step >= under_way.step + overlap
+
     # 1. Send
 
     def _mark(self, touched: Touched) -> None:
@@ -246,7 +254,9 @@ class Periodic(Exchange):
             for name in self.updater.blocks
         }
         summing = self._coded.sum(list(blocks.values()))
-        self._under_way = _UnderWay(turn, ids, steps | blocks, decay_sums, gathering, summing)
+        self._under_way = _UnderWay(
+            self._step, turn, ids, steps | blocks, decay_sums, gathering, summing
+        )
         W, F = self.collective.size, self.config.fragments
         num_bytes = sum(4 * p.numel() for p in self._parameters.values())
         self._dense_bytes += 2 * (W - 1) / W * num_bytes / F
