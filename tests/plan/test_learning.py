@@ -27,6 +27,7 @@ FORECAST = Forecast(
     local_steps=1,
     fragments=1,
     row_steps=1,
+    overlap_steps=0,
     learning=1.0,
 )
 
@@ -78,7 +79,7 @@ def test_only_defaults_are_varied() -> None:
     assert ("sync", 16, 4, 0) in varied
     assert ("sync", 64, 4, 0) not in varied, "the table has it"
     assert ("periodic", 64, 4, 4) not in varied
-    assert len(varied) == 2 + 8 + 2
+    assert len(varied) == 2 + 11 + 2
     given = replace(
         default,
         data=replace(default.data, batch=48),
@@ -100,4 +101,5 @@ def test_flags_make_train_take_what_was_forecast() -> None:
         "exchange.local_steps": 8,
         "exchange.fragments": 1,
         "exchange.row_steps": 32,
+        "exchange.overlap_steps": 0,
     }

@@ -136,7 +136,7 @@ def test_the_first_worker_chooses(
         "Measuring the link",
         "Counting what 2 workers would send",
         "Planned: --exchange periodic --codec int4 --data.batch 8 --exchange.local_steps ",
-        "2 --exchange.fragments 1 --exchange.row_steps 6",
+        "2 --exchange.fragments 1 --exchange.row_steps 6 --exchange.overlap_steps 0",
     ]
 
 

@@ -78,7 +78,7 @@ def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> Run
         console.print(f"Planned: {shown}")
     exchange = {
         name: flags.get(f"exchange.{name}", getattr(config.exchange, name))
-        for name in ("local_steps", "fragments", "row_steps")
+        for name in ("local_steps", "fragments", "row_steps", "overlap_steps")
     }
     return replace(
         config,

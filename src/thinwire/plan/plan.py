@@ -44,8 +44,8 @@ KINDS = (*REPLICATED, "async")
 # fp32 before int4, unless another exchange learns faster by more than this.
 TIE = 0.05
 BATCHES = (16, 32, 64)
-# Of a periodic exchange: local steps, fragments, steps between two exchanges of a row.
-TURNS = ((4, 4, 4), (4, 1, 16), (8, 1, 32))
+# Of a periodic exchange: local_steps, fragments, row_steps, overlap_steps.
+TURNS = ((4, 4, 0, 0), (4, 1, 16, 1), (4, 1, 16, 2), (8, 1, 32, 0))
 
 
 @dataclass(frozen=True)
@@ -144,17 +144,25 @@ def _batches(config: RunConfig) -> list[int]:
 
 def _variations(config: RunConfig, batches: Sequence[int]) -> Iterator[tuple[str, RunConfig]]:
     """Exchanges with settings that are worth a try besides the given ones."""
-    given = config.exchange
-    turns = {(given.local_steps, given.fragments, given.row_steps)}
-    default = ExchangeConfig()
-    may_vary = turns == {(default.local_steps, default.fragments, default.row_steps)}
+    may_vary = _turns(config.exchange) == _turns(ExchangeConfig())
     for kind in KINDS:
         for batch in batches:
-            for H, F, R in TURNS if may_vary and kind == "periodic" else turns:
-                exchange = replace(given, local_steps=H, fragments=F, row_steps=R)
-                varied = replace(config, data=replace(config.data, batch=batch), exchange=exchange)
-                if (batch, exchange.turns) != (config.data.batch, given.turns):
-                    yield kind, varied
+            data = replace(config.data, batch=batch)
+            for turns in TURNS if may_vary and kind == "periodic" else (_turns(config.exchange),):
+                if (batch, turns) != (config.data.batch, _turns(config.exchange)):
+                    H, F, R, overlap = turns
+                    exchange = replace(
+                        config.exchange,
+                        local_steps=H,
+                        fragments=F,
+                        row_steps=R,
+                        overlap_steps=overlap,
+                    )
+                    yield kind, replace(config, data=data, exchange=exchange)
+
+
+def _turns(exchange: ExchangeConfig) -> tuple[int, int, int, int]:
+    return exchange.local_steps, exchange.fragments, exchange.row_steps, exchange.overlap_steps
 
 
 def _slowest(team: Collective, machine: Machine) -> Machine:
@@ -198,7 +206,7 @@ def _forecast(
         step, hidden = sync_seconds(machine, sent, codec, link, exchange.delay)
     elif kind == "periodic":
         sent = counter.periodic(workers, codec, everything=everything)
-        step, hidden = periodic_seconds(machine, sent, codec, link)
+        step, hidden = periodic_seconds(machine, sent, codec, link, exchange.overlap_steps)
     else:
         sent = counter.asynchronous(workers, codec, everything=everything)
         step, hidden = async_seconds(machine, sent, codec, link, workers, exchange.servers)
@@ -220,5 +228,6 @@ def _forecast(
         local_steps=turns.local_steps,
         fragments=turns.fragments,
         row_steps=turns.row_steps,
+        overlap_steps=exchange.overlap_steps if kind == "periodic" else 0,
         learning=learning(kind, workers, batch, turns.local_steps, turns.row_steps),
     )

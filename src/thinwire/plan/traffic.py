@@ -57,6 +57,7 @@ class Sent:
         awaited: of `down`, what a step cannot begin without (async).
         other_codecs: of `down`, what travels in other codecs than gradients do (async).
         rounds: in which all workers send each other something (sync, periodic).
+        turns: in which they are (periodic).
     """
 
     early: float
@@ -69,6 +70,7 @@ class Sent:
     merged: float = 0.0
     other_codecs: Mapping[str, float] = field(default_factory=dict)
     rounds: float = 0.0
+    turns: float = 0.0
 
     @property
     def up(self) -> float:
@@ -161,7 +163,8 @@ class Counter:
         up = (sent + len(taken) * total_bytes(num_workers, ACCOUNT_NUMBERS)) / H
         dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters / exchange.local_steps
         rounds = len(taken) * (UNKNOWN_ROUNDS + SUM_ROUNDS + GATHER_ROUNDS) / H
-        return Sent(up, 0.0, up, dense, rows, merged=merged / H, rounds=rounds)
+        num_turns = len(taken) / H
+        return Sent(up, 0.0, up, dense, rows, merged=merged / H, rounds=rounds, turns=num_turns)
 
     def _changed(self, of_worker: Sequence[Touched]) -> dict[str, Tensor]:
         """For each table, whether a worker's steps have changed a row, `[V]`."""
