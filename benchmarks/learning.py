@@ -65,8 +65,8 @@ def main() -> None:
             kept.measure(f"{case}/{seed}", partial(measure, data, flags, budget, seed))
     rows = [row(case, kept.found, arguments.seeds, tokens) for case in cases]
     body = (
-        f"The novels, {tokens:,} tokens in all (half for one row), settings of `thinwire train` but for what is "
-        f"named, {WORKERS} workers;\nperplexity on {EVAL_TOKENS:,} validation tokens. Seeds "
+        f"The novels, {tokens:,} tokens in all (half for one row), settings of `thinwire train` but "
+        f"for what is named,\n{WORKERS} workers; perplexity on {EVAL_TOKENS:,} validation tokens. Seeds "
         f"{', '.join(map(str, arguments.seeds))}.\n\n{table(rows)}\n"
         f"Measured at {kept.origins()}.\n"
     )
