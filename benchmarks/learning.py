@@ -64,11 +64,11 @@ def main() -> None:
             budget = tokens // 2 if case == HALF else tokens
             kept.measure(f"{case}/{seed}", partial(measure, data, flags, budget, seed))
     rows = [row(case, kept.found, arguments.seeds, tokens) for case in cases]
+    seeds = ", ".join(map(str, arguments.seeds))
     body = (
-        f"The novels, {tokens:,} tokens in all (half for one row), settings of `thinwire train` but "
-        f"for what is named,\n{WORKERS} workers; perplexity on {EVAL_TOKENS:,} validation tokens. Seeds "
-        f"{', '.join(map(str, arguments.seeds))}.\n\n{table(rows)}\n"
-        f"Measured at {kept.origins()}.\n"
+        f"The novels, {tokens:,} tokens in all (half for one row), settings of `thinwire train`\n"
+        f"but for what is named, {WORKERS} workers; perplexity on {EVAL_TOKENS:,} validation\n"
+        f"tokens. Seeds {seeds}.\n\n{table(rows)}\nMeasured at {kept.origins()}.\n"
     )
     write(name, "How much a token teaches", body, {"measurements": kept.found})
 
