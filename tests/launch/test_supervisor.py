@@ -91,8 +91,8 @@ def replaced(process: subprocess.Popen[str], name: str, before: dict[str, int]) 
     return children(process).get(name, before[name]) != before[name]
 
 
-def train(data: Path, out: Path, *args: object, workers: int = 2) -> list[object]:
-    settings = [*SMALL, "--workers", workers, "--exchange", "async"]
+def train(data: Path, out: Path, *args: object) -> list[object]:
+    settings = [*SMALL, "--workers", 2, "--exchange", "async"]
     return ["train", data, "--out", out, *settings, *args]
 
 
@@ -145,10 +145,10 @@ def test_one_of_two_servers_is_killed_asked_to_stop_and_killed_at_the_end(
     """The second server: it comes back with the rows of the newest checkpoint or save."""
     run = tmp_path / "run"
     budget = ["--tokens", 600 * STEP_TOKENS, "--exchange.servers", 2]
-    args = train(toy_data, run, *budget, "--checkpoint.every_seconds", 1000, workers=1)
+    args = train(toy_data, run, *budget, "--checkpoint.every_seconds", 1000)
     with running(*args) as process:
         # They are looked for while nothing moves, so that the run is not over meanwhile.
-        first = until(lambda: len(found := children(process)) == 3 and found)
+        first = until(lambda: len(found := children(process)) == 4 and found)
         until(lambda: has_trained(run))
         os.kill(first["server-1"], signal.SIGKILL)
         second = until(lambda: replaced(process, "server-1", first) and children(process))
@@ -178,8 +178,7 @@ def test_a_run_that_cannot_be_saved_at_the_end_does_not_end_well(
     toy_data: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    budget = ["--seconds", 1000, "--checkpoint.every_seconds", 1000]
-    args = train(toy_data, run, *budget, workers=1)
+    args = train(toy_data, run, "--seconds", 1000, "--checkpoint.every_seconds", 1000)
     with running(*args) as process:
         until(lambda: has_trained(run))
         # Room for a few more lines of metrics, and not for the model (8 kB of embeddings alone).
