@@ -26,6 +26,8 @@ settings.load_profile("thinwire")
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     # As a shell starts what runs in the background; processes that tests start would inherit it.
     signal.signal(signal.SIGINT, signal.default_int_handler)
+if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # as under nohup
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 Work = Callable[[Any], Any]

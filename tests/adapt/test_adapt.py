@@ -164,9 +164,19 @@ def test_workers_equal_one(
         assert torch.allclose(tensor, found[1][name], atol=1e-5), name
 
 
-@pytest.mark.parametrize("exchange", ["async", "periodic"])
-def test_workers_in_processes(exchange: str, adapted: Adapt) -> None:
-    account = adapted("out", exchange=exchange, workers=2, tokens=3000)
+@pytest.mark.parametrize("exchange", ["async in processes", "periodic"])
+def test_two_workers_learn(
+    exchange: str,
+    adapted: Adapt,
+    together: Callable[..., list[Any]],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def in_threads(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
+        together(2, lambda m: train(data, out, config, resume=resume, collective=m))
+
+    if exchange == "periodic":
+        monkeypatch.setattr("thinwire.adapt.adapt.start", in_threads)
+    account = adapted("out", exchange=exchange.split()[0], workers=2, tokens=3000)
     assert account.new.after.ppl < account.new.before.ppl
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin
 
 import pytest
+from cyclopts import ArgumentCollection
 
 from thinwire.cli.app import VERBS, arguments_of, build, main
 from thinwire.cli.spelling import flags, negative, spelled
@@ -38,9 +40,18 @@ NEEDED: dict[str, list[str]] = {
 GOOD = {int: ["7", "2", "0"], float: ["0.25", "1.5", "0.0"], str: ["a"], Path: ["b"]}
 
 
+@cache
+def taken(verb: str) -> ArgumentCollection:
+    """What a verb takes, which no command line changes; found once, since it takes its time."""
+    return arguments_of(build([verb]), verb)
+
+
 @pytest.fixture(autouse=True)
 def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder with `b`, which is what `--config` takes."""
+    for verb in VERBS:
+        taken(verb)
+    monkeypatch.setattr("thinwire.cli.app.arguments_of", lambda app, verb: taken(verb))
     monkeypatch.chdir(tmp_path)
     Path("b").write_text("[model]\nwidth = 9\n")
 
@@ -59,7 +70,7 @@ def is_walked(verb: str, names: tuple[str, ...]) -> bool:
 
 def with_values(verb: str) -> Iterator[tuple[str, Any]]:
     """The names and types of a verb's flags that take a value, truth values apart."""
-    for argument in arguments_of(build([verb]), verb):
+    for argument in taken(verb):
         if not argument.children and argument.hint is not bool and is_walked(verb, argument.names):
             for name in argument.names:
                 if name.startswith("--"):
@@ -79,7 +90,7 @@ def line(verb: str, *more: str) -> list[str]:
 def parsed(tokens: list[str]) -> dict[str, Any]:
     """What the verb's function would be called with."""
     app = build(tokens)
-    read = spelled(tokens, flags(arguments_of(app, tokens[0])))
+    read = spelled(tokens, flags(taken(tokens[0])))
     return dict(app.parse_args(read, exit_on_error=False)[1].arguments)
 
 
@@ -159,7 +170,7 @@ def test_a_missing_value(verb: str, capsys: Capture) -> None:
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_truth_values(verb: str, capsys: Capture) -> None:
-    known = flags(arguments_of(build([verb]), verb))
+    known = flags(taken(verb))
     for name in (name for name, is_truth in known.items() if is_truth):
         if not is_walked(verb, (name,)):
             continue

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from torch import Tensor
 
-from thinwire.plan import plan, timing
+from thinwire.plan import link, plan, timing
 from thinwire.transport.c10d import C10d
 
 
@@ -15,6 +15,7 @@ from thinwire.transport.c10d import C10d
 def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
     """Within the tests' process; commands that are started measure as long as ever."""
     monkeypatch.setattr(plan, "SECONDS", 0.1)
+    monkeypatch.setattr(link, "LEAST_SECONDS", 0.1)
     monkeypatch.setattr(timing, "LEAST_SECONDS", 0.01)
     monkeypatch.setattr(timing, "MOST_SECONDS", 0.02)
 

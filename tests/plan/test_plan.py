@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import subprocess
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -35,7 +34,7 @@ from thinwire.train.loop import train
 from thinwire.transport.c10d import loopback_group
 from thinwire.transport.in_process import in_process_group
 
-Run = Callable[..., "subprocess.CompletedProcess[str]"]
+from ..parameter_server.together import together as served
 
 CODING = {"fp32": 1e-9, "bf16": 1e-9, "int8": 1e-9, "int4": 1e-9}
 EXCHANGING = {"fp32": 2e-9, "bf16": 2e-9, "int8": 4e-9, "int4": 4e-9}
@@ -126,15 +125,11 @@ def test_workers_meet_in_as_many_rounds_as_counted(
 
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int4"])
-def test_async_sends_what_is_counted(
-    thinwire: Run, toy_data: Path, tmp_path: Path, codec: str
-) -> None:
+def test_async_sends_what_is_counted(toy_data: Path, tmp_path: Path, codec: str) -> None:
     config = settings(kind="async", codec=codec)
     counted = counter_of(toy_data, config).asynchronous(2, codec)
 
-    (tmp_path / "run.toml").write_text(config.to_toml(), encoding="utf-8")
-    done = thinwire("train", toy_data, "--config", "run.toml", "--out", "run")
-    assert done.returncode == 0, done.stderr
+    served(toy_data, tmp_path / "run", config, num_workers=2)
     lines = [line for line in read_metrics(tmp_path / "run") if line["event"] == "train"]
     first, last = lines[len(lines) // 5], lines[-1]
     measured = (last["bytes_sent"] - first["bytes_sent"]) / (last["step"] - first["step"])
@@ -340,15 +335,13 @@ def test_what_is_no_rate(text: str) -> None:
         parse_rate(text)
 
 
-def test_the_command(thinwire: Run, toy_data: Path) -> None:
-    done = thinwire("plan", toy_data, *SMALL, "--link", "100mbit", "--json")
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout)
+def test_the_command(toy_data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["plan", str(toy_data), *SMALL, "--link", "100mbit", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
     assert found["link_bytes_per_second"] == 1.25e7
     assert found["best"]["2"]["tokens_per_second"] > 0
-    refused = thinwire("plan", toy_data, *SMALL, "--link", "soon")
-    assert refused.returncode == 2
-    assert "--link is 'soon'" in refused.stderr
+    assert main(["plan", str(toy_data), *SMALL, "--link", "soon"]) == 2
+    assert "--link is 'soon'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("budget", [(), ("--tokens", "5000000", "--epochs", "1e6")])
