@@ -23,7 +23,7 @@ from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
-from thinwire.runs.folder import CONFIG_FILE, FROZEN_FILE, RunFolder
+from thinwire.runs.folder import CONFIG_FILE, FROZEN_FILE, RunFolder, require_utf8
 from thinwire.runs.run import Run
 
 ABOUT_FILE = "adapt.json"
@@ -106,7 +106,8 @@ def new_run(out: Path) -> Iterator[Path]:
 
 
 def refuse_existing(out: Path) -> None:
-    """UserError where `out` is neither free nor an empty folder."""
+    """UserError where `out` is neither free nor an empty folder, or its name cannot serve."""
+    require_utf8(out)
     if (out / CONFIG_FILE).exists():
         raise UserError(f"{out} already holds a run: go on with --resume, or name another --out")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

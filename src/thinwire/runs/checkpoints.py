@@ -34,6 +34,7 @@ from safetensors.torch import load_file, save_file
 
 from thinwire.console import console
 from thinwire.errors import UserError, may_not_read
+from thinwire.files import read_json
 
 # Up to here a copy of the tensors is cheaper than a pause of the training; above it memory counts.
 BACKGROUND_MAX_bytes = 64 << 20
@@ -316,7 +317,10 @@ class Checkpoints:
                 raise _Damaged(f"{name} cannot be read ({error.strerror})") from None
             if found != expected:
                 raise _Damaged(f"{name} is {found}, saved was {expected}")
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        try:
+            state = read_json(folder / STATE)
+        except ValueError:
+            raise _Damaged(f"{STATE} is no JSON of ours") from None
         return Checkpoint(step, state, folder)
 
 
@@ -326,7 +330,7 @@ class _Damaged(Exception):
 
 def _manifest(folder: Path, step: int) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        manifest = read_json(folder / CHECKSUMS)
         if manifest["format"] == FORMAT and manifest["step"] == step and STATE in manifest["files"]:
             return {"best": bool(manifest["best"]), "files": dict(manifest["files"])}
     except PermissionError:

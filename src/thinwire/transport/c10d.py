@@ -68,6 +68,8 @@ class C10d(Collective):
         self._timeout_seconds = timeout_seconds
         # What a group needs lies here: NCCL wants the GPU's memory, Gloo the host's.
         self.device = device if device.type == "cuda" else torch.device("cpu")
+        if self.device.type == "cpu":
+            _require_descriptors(_num_descriptors(size))
         first = _Round()
         self._first, self._second = first, first if device.type == "cuda" else _Round()
         self._busy_time = _BusyTime(self)
@@ -265,6 +267,7 @@ class C10d(Collective):
 
 def loopback_group(size: int, timeout_seconds: float = 30.0) -> list[C10d]:
     """The members of a group within this process, each with threads of its own, over loopback."""
+    _require_descriptors(size * _num_descriptors(size))
     store = HashStore()
 
     def member(rank: int) -> C10d:
@@ -272,6 +275,32 @@ def loopback_group(size: int, timeout_seconds: float = 30.0) -> list[C10d]:
 
     with ThreadPoolExecutor(size) as together:  # for they wait for each other
         return list(together.map(member, range(size)))
+
+
+def _num_descriptors(size: int) -> int:
+    """Those that Gloo opens for a worker: in each of two groups one a worker and 3 (measured), and
+    one while it takes a connection."""
+    return 2 * (size + 4)
+
+
+def _require_descriptors(count: int) -> None:
+    """Refuse to begin where Gloo, which ends the process then, could not open its connections.
+
+    Raises:
+        UserError: this process may not open so many more files.
+    """
+    opened: list[int] = []
+    try:
+        for _ in range(count):
+            opened.append(os.open(os.devnull, os.O_RDONLY))
+    except OSError:
+        raise UserError(
+            f"connections between workers need {count} more open files, and the system allows "
+            f"{len(opened)} more: raise the limit with ulimit -n"
+        ) from None
+    finally:
+        for descriptor in opened:
+            os.close(descriptor)
 
 
 class _Round:

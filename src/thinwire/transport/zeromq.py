@@ -10,8 +10,8 @@ messages: ZeroMQ adds 9 bytes to a part (25 with a key), and TCP its own headers
 from __future__ import annotations
 
 import resource
-from collections.abc import Sequence
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from socket import SOCK_STREAM, gaierror, getaddrinfo
 from time import monotonic
@@ -57,9 +57,10 @@ class ZeroMQListener(Listener):
                 "is made if it does not exist); 127.0.0.1 can be listened on without"
             )
         _allow_many_connections()
-        self._context = zmq.Context()
-        self._gate = _Gate(self._context, key) if key is not None else None
-        self._socket = _socket(self._context, zmq.ROUTER, host)
+        self._context = _context()
+        with _in_a_sentence():
+            self._gate = _Gate(self._context, key) if key is not None else None
+            self._socket = _socket(self._context, zmq.ROUTER, host)
         self._limit = max_bytes + SMALL_MESSAGE_BYTES if max_bytes >= 0 else None
         if self._limit is not None:
             self._socket.setsockopt(zmq.MAXMSGSIZE, self._limit)
@@ -128,8 +129,9 @@ class ZeroMQConnection(Connection):
                 f"{server} is on another machine, and a server there speaks only to workers that "
                 "have the run's key: copy its key file here, and name it with --key FILE"
             )
-        self._context = zmq.Context()
-        self._socket = _socket(self._context, zmq.DEALER, host)
+        self._context = _context()
+        with _in_a_sentence():
+            self._socket = _socket(self._context, zmq.DEALER, host)
         if key is not None:
             self._socket.curve_serverkey = key.public
             self._socket.curve_secretkey = key.secret
@@ -171,6 +173,20 @@ class _Gate:
         known = mechanism == b"CURVE" and credentials == [self._public]
         status = [b"200", b"OK"] if known else [b"400", b"another key"]
         self.socket.send_multipart([version, request, *status, b"", b""])
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    with _in_a_sentence():
+        return zmq.Context()
+
+
+@contextmanager
+def _in_a_sentence() -> Iterator[None]:
+    """What ZeroMQ could not make, for want of descriptors or memory, is an error of the system."""
+    try:
+        yield
+    except zmq.ZMQError as error:
+        raise OSError(error.errno, f"no connection can be made ({error.strerror})") from None
 
 
 def _allow_many_connections() -> None:
