@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import _thread
 import signal
 import subprocess
 import sys
@@ -128,7 +127,7 @@ def test_once_the_command_is_over_it_ends_the_process(monkeypatch: pytest.Monkey
 
 
 def test_it_stays_ignored_where_a_shell_wants_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app, "run", lambda tokens: _thread.interrupt_main())
+    monkeypatch.setattr(app, "run", lambda tokens: signal.raise_signal(signal.SIGINT))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     assert process.main([]) == 0
     assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN

@@ -48,14 +48,14 @@ def send_again(lost: UnraisableHookArgs) -> None:
 
 def _interrupt_later() -> None:
     """Press Ctrl+C once the main thread has left the callback; before, it would be lost again."""
-    inside = True
+    thread, inside = threading.main_thread().ident or 0, True
     while inside:
         time.sleep(0.01)
-        frame = sys._current_frames().get(threading.main_thread().ident or 0)
+        frame = sys._current_frames().get(thread)
         inside = False
         while frame is not None and not inside:
             inside, frame = frame.f_code is send_again.__code__, frame.f_back
-    _thread.interrupt_main()
+    signal.pthread_kill(thread, signal.SIGINT)
 
 
 if __name__ == "__main__":
