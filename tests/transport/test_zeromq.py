@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import resource
 import socket
 from collections.abc import Iterator
@@ -225,3 +227,15 @@ def test_a_listener_raises_the_limit_of_open_files() -> None:
             listener.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts this process's files")
+def test_too_few_descriptors_are_an_error_of_the_system() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/proc/self/fd")), before[1]))
+    try:
+        with pytest.raises(OSError, match="no connection can be made") as found:
+            ZeroMQConnection("127.0.0.1:9", None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert found.value.errno == errno.EMFILE
