@@ -31,6 +31,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from thinwire.errors import UserError
 from thinwire.transport.collective import Collective, Lengths, Merge, Pending
+from thinwire.transport.descriptors import require_descriptors
 from thinwire.transport.timeouts import MEETING_SECONDS, ROLL_CALL_SECONDS
 
 T = TypeVar("T")
@@ -69,7 +70,7 @@ class C10d(Collective):
         # What a group needs lies here: NCCL wants the GPU's memory, Gloo the host's.
         self.device = device if device.type == "cuda" else torch.device("cpu")
         if self.device.type == "cpu":
-            _require_descriptors(_num_descriptors(size))
+            require_descriptors(_num_descriptors(size))
         first = _Round()
         self._first, self._second = first, first if device.type == "cuda" else _Round()
         self._busy_time = _BusyTime(self)
@@ -267,7 +268,7 @@ class C10d(Collective):
 
 def loopback_group(size: int, timeout_seconds: float = 30.0) -> list[C10d]:
     """The members of a group within this process, each with threads of its own, over loopback."""
-    _require_descriptors(size * _num_descriptors(size))
+    require_descriptors(size * _num_descriptors(size))
     store = HashStore()
 
     def member(rank: int) -> C10d:
@@ -281,26 +282,6 @@ def _num_descriptors(size: int) -> int:
     """Those that Gloo opens for a worker: in each of two groups one a worker and 3 (measured), and
     one while it takes a connection."""
     return 2 * (size + 4)
-
-
-def _require_descriptors(count: int) -> None:
-    """Refuse to begin where Gloo, which ends the process then, could not open its connections.
-
-    Raises:
-        UserError: this process may not open so many more files.
-    """
-    opened: list[int] = []
-    try:
-        for _ in range(count):
-            opened.append(os.open(os.devnull, os.O_RDONLY))
-    except OSError:
-        raise UserError(
-            f"connections between workers need {count} more open files, and the system allows "
-            f"{len(opened)} more: raise the limit with ulimit -n"
-        ) from None
-    finally:
-        for descriptor in opened:
-            os.close(descriptor)
 
 
 class _Round:

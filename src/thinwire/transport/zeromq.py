@@ -10,8 +10,8 @@ messages: ZeroMQ adds 9 bytes to a part (25 with a key), and TCP its own headers
 from __future__ import annotations
 
 import resource
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
+from contextlib import suppress
 from ipaddress import ip_address
 from socket import SOCK_STREAM, gaierror, getaddrinfo
 from time import monotonic
@@ -23,6 +23,7 @@ from torch import Tensor
 from zmq.utils import z85
 
 from thinwire.errors import UserError
+from thinwire.transport.descriptors import require_descriptors
 from thinwire.transport.keys import Key
 from thinwire.transport.messages import Connection, Listener
 
@@ -32,6 +33,8 @@ LINGER_MILLISECONDS = 2_000
 HEARTBEAT_MILLISECONDS = 5_000
 HEARTBEAT_TIMEOUT_MILLISECONDS = 20_000
 PART_BYTES = 1 << 20
+# A context with a socket and its first connection opens fewer.
+CONTEXT_DESCRIPTORS = 24
 # Messages of the protocol besides rows and gradients; they are text of this size at most.
 SMALL_MESSAGE_BYTES = 1 << 20
 
@@ -58,9 +61,8 @@ class ZeroMQListener(Listener):
             )
         _allow_many_connections()
         self._context = _context()
-        with _in_a_sentence():
-            self._gate = _Gate(self._context, key) if key is not None else None
-            self._socket = _socket(self._context, zmq.ROUTER, host)
+        self._gate = _Gate(self._context, key) if key is not None else None
+        self._socket = _socket(self._context, zmq.ROUTER, host)
         self._limit = max_bytes + SMALL_MESSAGE_BYTES if max_bytes >= 0 else None
         if self._limit is not None:
             self._socket.setsockopt(zmq.MAXMSGSIZE, self._limit)
@@ -130,8 +132,7 @@ class ZeroMQConnection(Connection):
                 "have the run's key: copy its key file here, and name it with --key FILE"
             )
         self._context = _context()
-        with _in_a_sentence():
-            self._socket = _socket(self._context, zmq.DEALER, host)
+        self._socket = _socket(self._context, zmq.DEALER, host)
         if key is not None:
             self._socket.curve_serverkey = key.public
             self._socket.curve_secretkey = key.secret
@@ -176,17 +177,8 @@ class _Gate:
 
 
 def _context() -> zmq.Context[zmq.Socket[bytes]]:
-    with _in_a_sentence():
-        return zmq.Context()
-
-
-@contextmanager
-def _in_a_sentence() -> Iterator[None]:
-    """What ZeroMQ could not make, for want of descriptors or memory, is an error of the system."""
-    try:
-        yield
-    except zmq.ZMQError as error:
-        raise OSError(error.errno, f"no connection can be made ({error.strerror})") from None
+    require_descriptors(CONTEXT_DESCRIPTORS)
+    return zmq.Context()
 
 
 def _allow_many_connections() -> None:
