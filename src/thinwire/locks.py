@@ -47,7 +47,7 @@ def only_writer(file: Path, what: str) -> Iterator[bool]:
     require_posix()
     descriptor, name = None, os.fspath(file)
     try:
-        with _interrupt_later():  # or nobody would know whose file it is
+        with interrupt_later():  # or nobody would know whose file it is
             descriptor = _locked(file, what)
         if descriptor is None:
             warn(
@@ -88,7 +88,7 @@ def one_writer(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _interrupt_later() -> Iterator[None]:
+def interrupt_later() -> Iterator[None]:
     """Ctrl+C that comes while inside comes at the end."""
     came: list[int] = []
 
