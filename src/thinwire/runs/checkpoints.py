@@ -28,11 +28,10 @@ from threading import Thread
 from typing import Any, Literal
 
 import torch
-from rich.text import Text
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from thinwire.console import console
+from thinwire.console import warn
 from thinwire.errors import UserError, may_not_read
 from thinwire.files import read_json
 
@@ -289,8 +288,7 @@ class Checkpoints:
         yield from (step for step in reversed(steps) if step != best)
 
     def _warn(self, sentence: str) -> None:
-        # A Text, for a path may hold square brackets, which rich would interpret.
-        console.print(Text(f"Warning: in {self.run}, {sentence}", "yellow"), soft_wrap=True)
+        warn(f"in {self.run}, {sentence}")
 
     def _folder(self, step: int) -> Path:
         folder = self.run / f"step-{step}"
