@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
+from thinwire import locks
 from thinwire.errors import UserError, require_posix
-from thinwire.locks import LOCK_FILE, one_writer, only_writer
+from thinwire.locks import LOCK_FILE, interrupt_later, one_writer, only_writer
 
 HOLD_AND_DIE = """
 import os, signal, sys
@@ -71,3 +75,51 @@ def test_other_systems_are_refused_in_a_sentence() -> None:
     require_posix("posix")
     with pytest.raises(UserError, match=r"POSIX systems \(Linux, macOS\) only"):
         require_posix("nt")
+
+
+def test_an_interrupt_while_the_lock_is_taken_leaves_nothing(tmp_path: Path) -> None:
+    """At any line of it, and then it comes."""
+    line, came = 1, True
+    while came:
+        came = _interrupted_at(line, tmp_path / "run")
+        assert list(tmp_path.iterdir()) == []
+        line += 1
+    assert line > 10
+
+
+def _interrupted_at(line: int, run: Path) -> bool:
+    """Whether the n-th line of `_locked` is reached, at which Ctrl+C is pressed."""
+    seen = 0
+
+    def local(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal seen
+        if event == "line":
+            seen += 1
+            if seen == line:
+                signal.raise_signal(signal.SIGINT)
+        return local
+
+    def trace(frame: FrameType, event: str, argument: object) -> Any:
+        return local if frame.f_code is locks._locked.__code__ else None
+
+    inside, before = False, sys.gettrace()
+    sys.settrace(trace)
+    try:
+        with one_writer(run):
+            inside = True
+    except KeyboardInterrupt:
+        assert not inside
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def test_an_interrupt_comes_after_what_must_not_be_cut_short() -> None:
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupt_later():
+        for number in range(3):
+            signal.raise_signal(signal.SIGINT)
+            done.append(number)
+    assert done == [0, 1, 2]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

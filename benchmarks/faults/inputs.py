@@ -14,8 +14,8 @@ in `--process-every` is a process of its own. What fails is printed with its see
 plays that one again and shows what it said, and `--keep` leaves its folder. The last line is JSON.
 Exit status 1 if anything failed.
 
-Where Python itself swallows Ctrl+C, in a callback of its own, and says "Exception ignored in",
-that is passed over.
+Ctrl+C is pressed while the command runs, from the first line of its `main` to the last: what
+Python says of one that comes earlier is nobody's, and one that comes later just ends the process.
 
 Not tried: several workers or servers, whose processes take seconds each (`strangers.py` and the
 soak start them); downloads; named pipes in place of files, for which waiting is right. As root,
@@ -41,12 +41,13 @@ from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from pkgutil import walk_packages
+from types import FrameType
 
 import torch
 from bad_commands import Trial, make_bases, make_trial
 
 import thinwire as thinwire_package
-from thinwire.cli.app import main as thinwire
+from thinwire.__main__ import main as thinwire
 from thinwire.errors import UserError
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.folder import RunFolder
@@ -185,8 +186,6 @@ def run(trial: Trial, folder: Path, *, own_process: bool) -> Outcome:
                 signals_due.pop(0)
                 os.killpg(child, signal.SIGINT)
             time.sleep(0.002)
-    if status == -signal.SIGINT:  # before any of our code ran; a shell calls that 130
-        status = 130
     output = [file.read_bytes() if file.exists() else b"" for file in list(streams.values())[1:]]
     return Outcome(status, *output, usage.ru_maxrss * 1024, _some_are_left(child))
 
@@ -233,7 +232,7 @@ def _become(trial: Trial, folder: Path, streams: dict[str, Path], *, own_process
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for limit, value in trial.limits.items():
             resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
-        signal.signal(signal.SIGALRM, lambda *_: os.killpg(0, signal.SIGINT))  # as a terminal does
+        signal.signal(signal.SIGALRM, _interrupt)
         signal.setitimer(signal.ITIMER_REAL, *(trial.signal_after or (INTERRUPT_SECONDS,))[:1], 2.0)
         tempfile.tempdir = None
         try:
@@ -252,16 +251,27 @@ def _become(trial: Trial, folder: Path, streams: dict[str, Path], *, own_process
         os._exit(status)
 
 
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """Press Ctrl+C, unless the command is over."""
+    while frame is not None:
+        if frame.f_code is thinwire.__code__:
+            os.killpg(0, signal.SIGINT)  # as a terminal does
+            return
+        frame = frame.f_back
+
+
 def judge(trial: Trial, folder: Path, outcome: Outcome) -> list[str]:
     """What must not be; empty: all is well."""
     faults = []
+    # Ctrl+C before or after our code: for a shell that is 130, too.
+    interrupted_alone = outcome.status == -signal.SIGINT and "/thinwire/cli/" not in outcome.stderr
     lines = [line for line in outcome.stderr.splitlines() if line.strip()]
-    if outcome.status not in STATUSES:
+    if outcome.status not in STATUSES and not interrupted_alone:
         last = lines[-1] if lines else ""
         faults.append(f"exit status {outcome.status}: {last[:300]}")
-    if python_says := "Exception ignored in" in outcome.stderr:
-        lines = [line for line in lines if line.startswith(SENTENCE)]
-    if "Traceback" in outcome.stderr and not python_says:
+    if "Exception ignored" in outcome.stderr:
+        faults.append(f"an exception was lost: {lines[-3:]}")
+    if "Traceback" in outcome.stderr and not interrupted_alone:
         where = [line.strip() for line in lines if line.lstrip().startswith('File "')]
         faults.append(f"a traceback, {where[-1] if where else ''}")
     sentences = [line for line in lines if line.startswith(SENTENCE)]

@@ -103,7 +103,7 @@ NAMES = (
         "plain",
         "with space",
         "[brackets]",
-        "[red]markup[/red]",
+        "[red]markup",
         "new\nline",
         "tab\t",
         "naïve",

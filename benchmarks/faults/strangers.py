@@ -3,10 +3,16 @@
 A server with a key and two workers train on this machine. Meanwhile this process
 
 1. speaks without a key, with a wrong key, and in raw bytes that are no ZeroMQ at all;
-2. holds the key, joins as a worker, records what it says, and sends that spoilt: bits flipped, cut,
-   spliced, lengths and numbers that lie, ids out of range, other kinds, earlier messages again, in
-   any order, with a live incarnation or another one;
-3. opens `--connections` idle connections, and leaves them open for a while.
+2. holds the key, joins as a worker, records what it says, leaves, and sends that spoilt: bits
+   flipped, cut, spliced, lengths and numbers that lie, ids out of range, other kinds, earlier
+   messages again, in any order;
+3. joins once more, holds a place in the run, and sends the same under its living incarnation, with
+   numbers that are due and sound messages in between, so that they reach the parameters; whenever
+   the server knows it no more, and now and then, it joins anew;
+4. opens `--connections` idle connections, and leaves them open for a while.
+
+Of `--messages`, a tenth each goes without and with a wrong key, half in 2 and all the rest in 3,
+unless the time is over.
 
 Demanded: no traceback, the server's memory stays within `MEMORY_BYTES` of what it was, the workers
 that are there make steps in each of the phases, every record and every parameter is finite, and all
@@ -29,6 +35,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 from threading import Thread
@@ -38,9 +45,12 @@ import torch
 from spoil import spoilt
 from torch import Tensor
 
+from thinwire import __version__
+from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
-from thinwire.parameter_server.protocol import Kind, read_message
+from thinwire.parameter_server.connections import Servers, Stopped
+from thinwire.parameter_server.protocol import Kind, incarnation_of, read_message, say
 from thinwire.parameter_server.worker import work
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import read_metrics
@@ -51,6 +61,9 @@ from thinwire.wire.frames import Frame, pack
 
 MEMORY_BYTES = 300 << 20
 RECORDED = 60
+FEWEST = 50  # messages of a phase, however late it is
+REJOIN_AFTER = 300  # messages of one incarnation: its numbers may have run far ahead
+PHASES = {"without": 0.2, "departed": 0.3, "living": 0.5}  # shares of the time for messages
 LIES = (-1.0, 0.0, 1.0, 2.0, 0.5, 2.0**31, 2.0**53, 2.0**63, 1e300, math.inf, -math.inf, math.nan)
 
 
@@ -113,7 +126,7 @@ def send_all(address: str, key: Key | None, messages: list[bytes], until: float)
     connections = [ZeroMQConnection(address, key) for _ in range(4)]
     sent = 0
     for number, message in enumerate(messages):
-        if time.monotonic() > until:
+        if time.monotonic() > until and number >= FEWEST:
             break
         connection = connections[number % len(connections)]
         connection.send(torch.frombuffer(bytearray(message or b"x"), dtype=torch.uint8))
@@ -122,9 +135,61 @@ def send_all(address: str, key: Key | None, messages: list[bytes], until: float)
         sent += 1
         if number % 50 == 0:
             time.sleep(0.01)
-    for connection in connections:
-        connection.close()
+    closing = [Thread(target=connection.close) for connection in connections]
+    for thread in closing:  # each waits for a while for what could not be sent
+        thread.start()
+    for thread in closing:
+        thread.join()
     return sent
+
+
+class Living:
+    """A worker that has a place in the run and sends what it likes."""
+
+    def __init__(self, address: str, key: Key, corpus: Corpus, recorded: list[Tensor]) -> None:
+        self.connection = ZeroMQConnection(address, key)
+        about = {"data": corpus.meta.fingerprint, "version": __version__}
+        self.servers = Servers(
+            [self.connection], **about, name="worker living", timeout_seconds=60.0
+        )
+        kinds = (Kind.PULL, Kind.PUSH)
+        self.recorded = [m for m in recorded if read_message(m)[0] in kinds]
+        self.answers = Counter[str]()
+        self.join()
+
+    def join(self) -> None:
+        """Join, or join anew."""
+        self.servers.join()
+        self.answers["WELCOME"] += 1
+        self.number, self.pull, self.age = 0, 0, 0
+
+    def send(self, rng: random.Random) -> None:
+        """One message that is spoilt or, of three, sound."""
+        self.age += 1
+        if self.age > REJOIN_AFTER:
+            self.join()
+        due = [self.due(rng.choice(self.recorded)), say(Kind.ALIVE, self.servers.incarnation)]
+        due = [*due[:1] * 9, *due[1:]]
+        message = bytes(rng.choice(due).numpy())
+        if rng.random() < 2 / 3:
+            message = spoilt_message(due, rng)
+        self.connection.send(torch.frombuffer(bytearray(message or b"x"), dtype=torch.uint8))
+        while (received := self.connection.receive(0.0)) is not None:
+            kind, frame = read_message(received)
+            self.answers[kind.name] += 1
+            if kind is Kind.AGAIN and incarnation_of(frame) == self.servers.incarnation:
+                return self.join()
+
+    def due(self, message: Tensor) -> Tensor:
+        """A recorded message as this incarnation would send it now."""
+        frame = read_message(message)[1]
+        self.number += 1
+        if frame.kind == Kind.PULL:
+            self.pull = self.number
+            numbers = (self.servers.incarnation, self.number, 0, *frame.numbers[3:])
+        else:
+            numbers = (self.servers.incarnation, self.number, self.pull, *frame.numbers[3:])
+        return pack(Frame(frame.kind, numbers, frame.parts))
 
 
 def send_raw(address: str, rng: random.Random, count: int) -> None:
@@ -155,7 +220,7 @@ def main() -> int:
     torch.set_num_threads(1)
     began, rng = time.monotonic(), random.Random(arguments.seed)
     with tempfile.TemporaryDirectory(prefix="strangers-") as scratch:
-        result = attack(Path(scratch), arguments, rng, began + 0.5 * arguments.seconds)
+        result = attack(Path(scratch), arguments, rng)
     result |= {"seed": arguments.seed, "seconds": round(time.monotonic() - began)}
     for fault in result["failed"]:
         print(f"FAILED: seed {arguments.seed}: {fault}")
@@ -165,9 +230,7 @@ def main() -> int:
     return bool(result["failed"])
 
 
-def attack(
-    folder: Path, arguments: argparse.Namespace, rng: random.Random, until: float
-) -> dict[str, Any]:
+def attack(folder: Path, arguments: argparse.Namespace, rng: random.Random) -> dict[str, Any]:
     """Start the run, attack it, end it, and say how it went."""
     text, data, run, key_file = (folder / n for n in ("text.txt", "data", "run", "key"))
     words = ["the", "cat", "sees", "a", "dog", "and", "hears", "birds", "in", "trees", "."]
@@ -185,7 +248,7 @@ def attack(
         "8",
     ]
     small += ["--threads", "1", "--workers", "2", "--metrics.every_seconds", "1"]
-    small += ["--seconds", str(0.75 * arguments.seconds)]
+    small += ["--seconds", str(0.8 * arguments.seconds)]
     small += ["--eval.every_seconds", "5", "--checkpoint.every_seconds", "5"]
     logs = [(folder / name).open("w+b") for name in ("serve.log", "work-0.log", "work-1.log")]
 
@@ -200,9 +263,7 @@ def attack(
         for number in (1, 2):
             flags = ["--servers", address, "--key", str(key_file)]
             processes.append(start(number, "work", str(data), *flags))
-        return _phases(
-            arguments, rng, until, address, read_key(key_file), data, run, processes, logs
-        )
+        return _phases(arguments, rng, address, read_key(key_file), data, run, processes, logs)
     finally:
         for process in processes:
             process.kill()
@@ -213,7 +274,6 @@ def attack(
 def _phases(
     arguments: argparse.Namespace,
     rng: random.Random,
-    until: float,
     address: str,
     key: Key,
     data: Path,
@@ -227,7 +287,14 @@ def _phases(
     counts = {str(kind.name): 0 for kind in Kind}
     for message in recorded:
         counts[read_message(message)[0].name] += 1
-    total = {"sent": 0, "strangers": 0}
+    total: dict[str, Any] = {"without": 0, "departed": 0, "living": 0}
+    began, seconds = time.monotonic(), 0.4 * arguments.seconds
+
+    def until(phase: str) -> float:
+        """When it is over: later phases keep their share."""
+        names = list(PHASES)
+        shares = sum(PHASES[name] for name in names[: names.index(phase) + 1])
+        return began + shares * seconds
 
     def watched(name: str, action: Any) -> None:
         """Do it while the run goes on: it must have made steps meanwhile, or soon after."""
@@ -237,12 +304,15 @@ def _phases(
         thread.start()
         deadline = None
         while thread.is_alive() or (_tokens(run) <= tokens and time.monotonic() < deadline):
-            if processes[0].poll() is not None:
-                failed.append(f"{name}: the server has ended with {processes[0].returncode}")
+            if (status := processes[0].poll()) is not None:
+                if status == 0:  # this machine is too slow for all that was to be done
+                    total.setdefault("cut_short", name)
+                else:
+                    failed.append(f"{name}: the server has ended with {status}")
                 return
             peak = max(peak, memory_bytes(processes[0]))
             time.sleep(0.1)
-            deadline = deadline or time.monotonic() + 30.0
+            deadline = deadline or time.monotonic() + 60.0
         if _tokens(run) <= tokens:
             failed.append(f"{name}: the run stands still at {tokens} tokens")
 
@@ -250,12 +320,35 @@ def _phases(
     few = spoilt_ones[: len(spoilt_ones) // 10]
 
     def without() -> None:
-        total["strangers"] += send_all(address, None, few, until)
-        total["strangers"] += send_all(address, Key.new(), few, until)
+        total["without"] += send_all(address, None, few, until("without"))
+        total["without"] += send_all(address, Key.new(), few, until("without"))
         send_raw(address, rng, 200)
 
-    def within() -> None:
-        total["sent"] += send_all(address, key, spoilt_ones, until)
+    def departed() -> None:
+        total["departed"] += send_all(
+            address, key, spoilt_ones[: len(spoilt_ones) // 2], until("departed")
+        )
+
+    def living() -> None:
+        worker = Living(address, key, Corpus.open(data), recorded)
+        try:
+            most = arguments.messages - total["without"] - total["departed"]
+            while total["living"] < most:
+                if time.monotonic() > until("living") and total["living"] >= FEWEST:
+                    break
+                worker.send(rng)
+                total["living"] += 1
+                if total["living"] % 50 == 0:
+                    time.sleep(0.01)
+            worker.servers.goodbye()
+        except UserError as error:
+            if processes[0].poll() != 0:
+                failed.append(f"the living stranger: {error}")
+        except Stopped:
+            total.setdefault("cut_short", "living")
+        finally:
+            total["answers"] = dict(worker.answers)
+            worker.connection.close()
 
     def flood() -> None:
         host, _, port = address.rpartition(":")
@@ -264,15 +357,16 @@ def _phases(
             for _ in range(arguments.connections):
                 streams.append(socket.create_connection((host, int(port)), 5))
         total["connections"] = len(streams)
-        time.sleep(8.0)  # long enough for an evaluation and a save
+        time.sleep(min(8.0, 0.1 * arguments.seconds))  # 8: an evaluation and a save
         for stream in streams:
             stream.close()
 
     watched("no key, a wrong key, raw bytes", without)
-    watched("the key, and spoilt messages", within)
+    watched("the key, and spoilt messages", departed)
+    watched("a place in the run, and spoilt messages", living)
     watched("a flood of connections", flood)
-    if not total["sent"]:
-        failed.append("no spoilt message was sent: it needs more --seconds")
+    if not total.get("answers", {}).get("ROWS") and "cut_short" not in total:
+        failed.append("no message of the living stranger has reached the parameters")
     statuses = []
     for process in processes:
         try:

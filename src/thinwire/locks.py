@@ -18,10 +18,12 @@ from __future__ import annotations
 
 import errno
 import os
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 
 from thinwire.console import warn
 from thinwire.errors import UserError, require_posix
@@ -43,20 +45,24 @@ def only_writer(file: Path, what: str) -> Iterator[bool]:
         UserError: another process holds the lock.
     """
     require_posix()
-    descriptor = _locked(file, what)
-    if descriptor is None:
-        warn(
-            f"the file system of {file.parent} has no locks, so nothing keeps a second process "
-            f"from writing {what} at the same time"
-        )
-        yield False
-        return
+    descriptor, name = None, os.fspath(file)
     try:
-        yield True
+        with interrupt_later():  # or nobody would know whose file it is
+            descriptor = _locked(file, what)
+        if descriptor is None:
+            warn(
+                f"the file system of {file.parent} has no locks, so nothing keeps a second "
+                f"process from writing {what} at the same time"
+            )
+        yield descriptor is not None
     finally:
-        with suppress(OSError):  # its folder may be gone
-            file.unlink()
-        os.close(descriptor)
+        if descriptor is not None:
+            # Not `suppress`: Python would look for Ctrl+C before the file is gone.
+            try:  # noqa: SIM105
+                os.unlink(name)
+            except OSError:  # its folder may be gone
+                pass
+            os.close(descriptor)
 
 
 @contextmanager
@@ -71,14 +77,35 @@ def one_writer(folder: Path) -> Iterator[None]:
     if folder.exists() and not folder.is_dir():
         raise UserError(f"{folder} is a file, and a run needs a folder")
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     try:
+        folder.mkdir(parents=True, exist_ok=True)
         with only_writer(folder / LOCK_FILE, f"the run {folder}"):
             yield
     finally:
         with suppress(OSError):  # it is not empty
             for path in made:
                 path.rmdir()
+
+
+@contextmanager
+def interrupt_later() -> Iterator[None]:
+    """Ctrl+C that comes while inside comes at the end."""
+    came: list[int] = []
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+
+    try:
+        before = signal.signal(signal.SIGINT, note)
+    except ValueError:  # not the main thread, which alone gets it
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        if came:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _locked(file: Path, what: str) -> int | None:

@@ -101,9 +101,17 @@ def test_a_data_folder_that_is_not_utf8_trains_nothing_and_leaves_nothing(
     assert not list(beside.rglob("*.tmp"))
 
 
-def test_a_run_folder_may_have_such_a_name(toy_data: Path, beside: Path) -> None:
-    small = ["--tokens", "300", "--model.width", "8", "--data.batch", "2", "--threads", "1"]
-    small += ["--data.length", "10", "--loss.samples", "20"]
-    status, said = run(["train", str(toy_data), "--out", LATIN, *small])
-    assert status == 0, said
-    assert not list(beside.rglob("*.tmp"))
+@pytest.mark.parametrize("out", [LATIN, f"deep/{LATIN}/run"], ids=["name", "parent"])
+def test_no_run_folder_is_made_that_could_not_be_loaded(
+    out: str, toy_data: Path, toy_run: Path, book: Path, beside: Path
+) -> None:
+    book.rename(beside / "text")
+    for command in (
+        ["train", str(toy_data), "--out", out, "--tokens", "300"],
+        ["serve", str(toy_data), "--out", out, "--tokens", "300", "--listen", "127.0.0.1:0"],
+        ["adapt", str(toy_run), "text", "--out", out],
+    ):
+        status, said = run(command)
+        assert (status, said.count("\n")) == (2, 1), said
+        assert "is not UTF-8, so what is saved there could not be loaded" in said
+        assert [path.name for path in beside.iterdir()] == ["text"]

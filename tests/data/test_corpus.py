@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -109,6 +110,26 @@ def test_notices_a_changed_byte(corpus: Corpus, name: str) -> None:
     file.write_bytes(data)
     with pytest.raises(UserError, match=rf"{name} has the digest .* changed or damaged"):
         Corpus.open(corpus.path)
+
+
+def test_notices_an_id_that_the_vocabulary_lacks(
+    corpus: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the digests are right: it would be looked up in tables that have no such row."""
+    monkeypatch.setattr("thinwire.data.corpus.PIECE_TOKENS", 2)
+    folder = corpus.path
+    for name, ids in (("train", [1, 2, 0, 2, 299]), ("valid", [2, 300])):
+        np.array(ids, "<u2").tofile(folder / f"{name}.bin")
+        digest = file_digest(folder / f"{name}.bin")
+        changed = replace(corpus.meta.splits[name], blake2b=digest)
+        corpus = replace(
+            corpus, meta=replace(corpus.meta, splits={**corpus.meta.splits, name: changed})
+        )
+        corpus.meta.write(folder / "meta.json")
+        if name == "train":
+            assert Corpus.open(folder).ids("train")[-1] == 299
+    with pytest.raises(UserError, match=r"valid\.bin holds the id 300, and the vocabulary has 300"):
+        Corpus.open(folder)
 
 
 def edited(corpus: Corpus, **changes: object) -> Path:

@@ -29,7 +29,7 @@ from thinwire.parameter_server.protocol import (
     say,
     say_json,
 )
-from thinwire.parameter_server.sessions import MOST_KEPT_BACK
+from thinwire.parameter_server.sessions import LONGEST_NAME, MOST_KEPT_BACK
 from thinwire.parameter_server.sharding import (
     MODEL,
     contents,
@@ -64,6 +64,24 @@ def test_a_server_and_its_workers_outlive_deep_json(text: str) -> None:
     world.flush()
     assert_same(world.values(), alone(1))
     assert len(world.warnings) == 1
+
+
+@pytest.mark.parametrize("field", ["name", "thinwire", "data"])
+def test_only_short_text_is_a_name(field: str) -> None:
+    """What a worker says of itself stands in sentences."""
+    world = World()
+    worker = world.worker()
+    stranger = world.listeners[0].connection()
+    hello = {"protocol": PROTOCOL, "incarnation": 7, "thinwire": "1", "data": "d", "name": "n"}
+    for odd in (3, None, ["x"], {"a": 1}, "x" * (LONGEST_NAME + 1), "\n" * 10**6):
+        stranger.send(say_json(Kind.HELLO, hello | {field: odd}))
+    world.flush()
+    assert stranger.receive(0.0) is None
+    assert list(world.servers[0].sessions) == [worker.servers.incarnation]
+    assert len(world.warnings) == 1 and len(world.warnings[0]) < LONGEST_NAME
+    stranger.send(say_json(Kind.HELLO, hello | {field: "x" * LONGEST_NAME}))
+    world.flush()
+    assert stranger.receive(0.0) is not None
 
 
 @pytest.mark.parametrize("number", [1e300, float("inf"), float("nan"), -1.0, 2 * LARGEST_WHOLE])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -353,6 +355,17 @@ def test_the_table(
     assert "2 workers: --exchange" in shown
     tokens = 5_000_000 if budget else len(Corpus.open(toy_data).ids("train"))
     assert f"to train on {tokens / 1e6:.1f} M tokens" in shown
+
+
+def test_a_reader_of_the_table_that_leaves_is_no_error(
+    toy_data: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w", encoding="utf-8") as closed:
+        monkeypatch.setattr(sys, "stdout", closed)
+        assert main(["plan", str(toy_data), *SMALL]) == 0
+    assert "thinwire:" not in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

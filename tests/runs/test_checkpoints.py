@@ -421,3 +421,14 @@ def test_the_campaign_against_saving() -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("0 failed\n")
+
+
+def test_a_folder_whose_name_a_terminal_would_obey(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "\x1b[31mred"
+    save(run, 1, 2)
+    (run / "step-2" / "state.json").write_text("{}")
+    assert Checkpoints(run).load().step == 1
+    said = capsys.readouterr().err
+    assert "\\x1b[31mred, step 2 is damaged" in said and "\x1b" not in said

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import random
+import resource
 from collections.abc import Callable, Sequence
 from datetime import timedelta
+from pathlib import Path
 from threading import Event
 from time import monotonic, sleep
 from typing import Any
@@ -395,3 +397,26 @@ def test_nccl_is_asked_to_raise_where_one_waits(monkeypatch: pytest.MonkeyPatch)
     member.device = torch.device("cpu")
     member.close()
     assert seen == ["1"]
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts this process's files")
+def test_too_few_descriptors_are_said_before_gloo_ends_the_process() -> None:
+    from thinwire.transport.c10d import _num_descriptors, loopback_group
+
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 10, before[1]))
+    try:
+        with pytest.raises(UserError, match="need 24 more open files, and the system allows "):
+            loopback_group(2)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert len(os.listdir("/proc/self/fd")) == num_open
+    for size in (2, 3):
+        members = loopback_group(size)
+        try:
+            opened = len(os.listdir("/proc/self/fd")) - num_open
+            assert opened <= size * _num_descriptors(size)
+        finally:
+            for member in members:
+                member.close()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import socket
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from thinwire.errors import UserError
 from thinwire.transport.keys import Key, read_or_make_key
 from thinwire.transport.messages import Connection
 from thinwire.transport.zeromq import (
+    CONTEXT_DESCRIPTORS,
     PART_BYTES,
     ZeroMQConnection,
     ZeroMQListener,
@@ -225,3 +227,19 @@ def test_a_listener_raises_the_limit_of_open_files() -> None:
             listener.close()
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, before)
+
+
+@pytest.mark.skipif(not Path("/proc/self/fd").exists(), reason="counts this process's files")
+def test_too_few_descriptors_are_said_before_zeromq_ends_the_process() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    num_open = len(os.listdir("/proc/self/fd"))
+    resource.setrlimit(resource.RLIMIT_NOFILE, (num_open + 5, before[1]))
+    try:
+        with pytest.raises(UserError, match="need 24 more open files, and the system allows "):
+            ZeroMQConnection("127.0.0.1:9", None)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    with ExitStack() as stack:
+        listener = opened(stack, Key.new())
+        assert len(os.listdir("/proc/self/fd")) - num_open <= CONTEXT_DESCRIPTORS
+        assert listener.address

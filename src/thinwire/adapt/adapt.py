@@ -38,6 +38,7 @@ from thinwire.console import console
 from thinwire.data.corpus import Corpus
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
+from thinwire.files import read_json
 from thinwire.inference.load import TrainedModel, load
 from thinwire.launch.start import start, under_torchrun
 from thinwire.models.config import AdapterPlaces
@@ -82,7 +83,7 @@ def adapt(
         _begin(run, texts, out, options, mix_with, step)
     folder = RunFolder.open(out)
     start(out / DATA_FOLDER, out, folder.config, resume=True)
-    about = json.loads((out / ABOUT_FILE).read_text(encoding="utf-8"))
+    about = _read_about(out)
     account = _account(load(out, device=options.device, threads=options.threads or None), about)
     if folder.config.model.frozen:
         _leave_layers(out, about)
@@ -231,8 +232,19 @@ def _root(base: TrainedModel, run: Path) -> dict[str, Any]:
     """The run beside which the layers are kept: that of the frozen parameters."""
     if not base.run.config.model.frozen:
         return {}
-    about = json.loads((run / ABOUT_FILE).read_text(encoding="utf-8"))
+    about = _read_about(run)
     return {name: about[name] for name in ("base", "step", "checksum")}
+
+
+def _read_about(run: Path) -> dict[str, Any]:
+    file = run / ABOUT_FILE
+    try:
+        about = read_json(file)
+    except ValueError as error:
+        raise UserError(f"{file} is damaged ({error})") from None
+    if not (isinstance(about, dict) and about.keys() >= {"base", "step", "checksum"}):
+        raise UserError(f"{file} is damaged: base, step or checksum is missing")
+    return about
 
 
 def _leave_layers(out: Path, about: dict[str, Any]) -> None:

@@ -23,7 +23,8 @@ from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
-from thinwire.runs.folder import CONFIG_FILE, FROZEN_FILE, RunFolder
+from thinwire.locks import interrupt_later
+from thinwire.runs.folder import CONFIG_FILE, FROZEN_FILE, RunFolder, require_utf8
 from thinwire.runs.run import Run
 
 ABOUT_FILE = "adapt.json"
@@ -95,18 +96,20 @@ def new_run(out: Path) -> Iterator[Path]:
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.{os.getpid()}.new")
-    folder.mkdir()
     try:
+        folder.mkdir()
         yield folder
         if out.exists():
             out.rmdir()  # empty, as was checked
         folder.rename(out)
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        with interrupt_later():  # Ctrl+C often comes twice
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_existing(out: Path) -> None:
-    """UserError where `out` is neither free nor an empty folder."""
+    """UserError where `out` is neither free nor an empty folder, or its name cannot serve."""
+    require_utf8(out)
     if (out / CONFIG_FILE).exists():
         raise UserError(f"{out} already holds a run: go on with --resume, or name another --out")
     if out.exists() and not (out.is_dir() and not any(out.iterdir())):

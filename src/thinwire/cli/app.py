@@ -10,9 +10,10 @@ from __future__ import annotations
 import io
 import json
 import os
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -156,6 +157,10 @@ def guarded(action: Callable[[], object]) -> int:
     except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
         _release_stdout()
         return 0
+    except SystemExit as end:  # how rich, which prints help, ends the process then
+        if isinstance(end.__context__, BrokenPipeError):
+            return 0
+        raise
     except OSError as error:
         _release_stdout()
         return _refuse(reason_of(error))
@@ -184,15 +189,30 @@ def _wait_politely() -> None:
 
 
 def _refuse(sentence: str) -> int:
-    from rich.text import Text
+    with _undisturbed():
+        from rich.text import Text
 
-    from thinwire.console import console, printable
+        from thinwire.console import console, printable
 
-    sentence = printable(sentence.strip())
-    # A Text, for the sentence may hold file names with square brackets, which rich would interpret.
-    console.print(Text.assemble(("thinwire: ", "bold red"), sentence), soft_wrap=True)
-    _tell_torchrun(sentence)
+        sentence = printable(sentence.strip())
+        # A Text, for it may hold file names with square brackets, which rich would interpret.
+        console.print(Text.assemble(("thinwire: ", "bold red"), sentence), soft_wrap=True)
+        _tell_torchrun(sentence)
     return 2
+
+
+@contextmanager
+def _undisturbed() -> Iterator[None]:
+    """While inside, Ctrl+C changes nothing: it often comes twice, and the end is near."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread, which alone gets it
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 def _tell_torchrun(sentence: str) -> None:

@@ -23,11 +23,13 @@ import numpy as np
 import numpy.typing as npt
 
 from thinwire.errors import UserError
+from thinwire.files import read_json
 
 SPLITS = ("train", "valid", "test")
 TOKENIZER_FILE = "tokenizer.json"
 META_FILE = "meta.json"
 FORMAT = 1
+PIECE_TOKENS = 1 << 22
 
 
 MANY_UNKNOWN = 0.3  # of all tokens; a vocabulary that fits its text leaves out a few hundredths
@@ -124,7 +126,7 @@ class Meta:
     def read(cls, path: Path) -> Meta:
         """Read `meta.json`; UserError where it is damaged or of another format."""
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_json(path)
             found, fingerprint = content.pop("format"), content.pop("fingerprint")
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{path} is damaged ({error}): prepare the data again") from error
@@ -169,8 +171,8 @@ class Corpus:
     def open(cls, path: Path | str, *, verify: bool = True) -> Corpus:
         """Open a data folder.
 
-        `verify` reads every file through and compares digests (a second a gigabyte); without it
-        only the metadata and the sizes are checked.
+        `verify` reads every file through, compares digests (a second a gigabyte) and looks for ids
+        that the vocabulary lacks; without it only the metadata and the sizes are checked.
         """
         path = Path(path)
         if not path.is_dir():
@@ -184,6 +186,7 @@ class Corpus:
         corpus._check_sizes()
         if verify:
             corpus._check_digests()
+            corpus._check_ids()
         return corpus
 
     @property
@@ -232,3 +235,14 @@ class Corpus:
                     f"{file} has the digest {found} instead of {expected}, so it was changed "
                     "or damaged: prepare the data again"
                 )
+
+    def _check_ids(self) -> None:
+        for split in self.meta.splits:
+            ids = self.ids(split)
+            for at in range(0, len(ids), PIECE_TOKENS):
+                largest = int(ids[at : at + PIECE_TOKENS].max())
+                if largest >= self.meta.vocab_size:
+                    raise UserError(
+                        f"{self._bin(split)} holds the id {largest}, and the vocabulary has "
+                        f"{self.meta.vocab_size}: prepare the data again"
+                    )

@@ -54,7 +54,7 @@ from thinwire.data.spool import Piece, map_in_order, read_tokens, spool
 from thinwire.data.tokenizers import train_bpe
 from thinwire.data.vocabulary import Tally, Vocabulary
 from thinwire.errors import UserError
-from thinwire.locks import only_writer
+from thinwire.locks import interrupt_later, only_writer
 
 DEFAULT_FRACTION = 0.01
 BPE_SAMPLE_BYTES = 1 << 26  # of a larger text every n-th block is learnt from
@@ -395,8 +395,8 @@ def _filled(out: Path, force: bool) -> Iterator[Path]:
             raise UserError(f"{out} holds data already: --force replaces it")
     folder = out.with_name(f".{out.name}.{os.getpid()}.new")
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    folder.mkdir()
     try:
+        folder.mkdir()
         yield folder
         for path in (*folder.iterdir(), folder):
             _fsync(path)
@@ -412,10 +412,11 @@ def _filled(out: Path, force: bool) -> Iterator[Path]:
             ) from error
         raise
     finally:
-        if old.exists() and not out.exists():
-            old.rename(out)
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        with interrupt_later():  # Ctrl+C often comes twice
+            if old.exists() and not out.exists():
+                old.rename(out)
+            shutil.rmtree(folder, ignore_errors=True)
+            shutil.rmtree(old, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:

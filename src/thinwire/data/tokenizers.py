@@ -27,6 +27,7 @@ import regex
 
 from thinwire.console import warn
 from thinwire.errors import UserError
+from thinwire.files import parse_json
 
 if TYPE_CHECKING:
     import tokenizers
@@ -82,7 +83,7 @@ class Tokenizer(ABC):
     def parse(text: str, name: str) -> Tokenizer:
         """The same from the file's content; `name` is for messages."""
         try:
-            content = json.loads(text)
+            content = parse_json(text)
             kind = _kind(content)
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{name} is no tokenizer.json of HF tokenizers: {error!r}") from error

@@ -39,6 +39,7 @@ import numpy as np
 import torch
 from torch import Size, Tensor
 
+from thinwire.files import parse_json
 from thinwire.wire.codecs import Codec
 from thinwire.wire.frames import Frame, frame_bytes, pack, unpack
 from thinwire.wire.indices import decode_ids, encode_ids, encoded_bytes
@@ -385,10 +386,7 @@ def json_of(frame: Frame) -> dict[str, Any]:
     Raises:
         ValueError: it has none.
     """
-    try:
-        found = json.loads(text_of(frame))
-    except RecursionError:
-        raise ValueError("a message whose JSON is nested too deep") from None
+    found = parse_json(text_of(frame))
     if not isinstance(found, dict):
         raise ValueError("a message whose JSON is no object")
     return found

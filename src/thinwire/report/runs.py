@@ -15,7 +15,7 @@ from typing import Any
 
 from thinwire.config import read_toml
 from thinwire.errors import UserError
-from thinwire.runs.metrics import METRICS_FILE, read_metrics
+from thinwire.runs.metrics import read_metrics
 
 CONFIG_FILE = "config.toml"
 
@@ -115,10 +115,7 @@ def _read(path: Path, name: str) -> Run:
         raise UserError(f"{path} is not a run folder: there is no such folder")
     if not (path / CONFIG_FILE).is_file():
         raise UserError(f"{path} is not a run folder: it has no {CONFIG_FILE}")
-    try:
-        lines = read_metrics(path)
-    except (UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(f"{path / METRICS_FILE} is damaged: {error}") from None
+    lines = read_metrics(path)
     by_event: dict[str, list[Line]] = {}
     for line in lines:
         by_event.setdefault(str(line["event"]), []).append(_sound(line))

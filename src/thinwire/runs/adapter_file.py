@@ -6,7 +6,6 @@ step of the base it was trained on, with the checksum of that step's parameters.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -19,6 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from thinwire.errors import UserError
+from thinwire.files import read_json
 from thinwire.models.config import AdapterPlaces
 from thinwire.runs.checkpoints import CHECKSUMS, Checkpoint, Checkpoints
 from thinwire.runs.folder import RunFolder
@@ -99,7 +99,7 @@ class AdapterFile:
 
 def parameters_checksum(saved: Checkpoint) -> str:
     """Size and CRC-32 of a step's parameters, as they were saved."""
-    content = json.loads((saved.path / CHECKSUMS).read_text(encoding="utf-8"))
+    content = read_json(saved.path / CHECKSUMS)
     return str(content["files"][MODEL_FILE])
 
 

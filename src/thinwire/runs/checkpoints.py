@@ -28,12 +28,12 @@ from threading import Thread
 from typing import Any, Literal
 
 import torch
-from rich.text import Text
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from thinwire.console import console
+from thinwire.console import warn
 from thinwire.errors import UserError, may_not_read
+from thinwire.files import read_json
 
 # Up to here a copy of the tensors is cheaper than a pause of the training; above it memory counts.
 BACKGROUND_MAX_bytes = 64 << 20
@@ -288,8 +288,7 @@ class Checkpoints:
         yield from (step for step in reversed(steps) if step != best)
 
     def _warn(self, sentence: str) -> None:
-        # A Text, for a path may hold square brackets, which rich would interpret.
-        console.print(Text(f"Warning: in {self.run}, {sentence}", "yellow"), soft_wrap=True)
+        warn(f"in {self.run}, {sentence}")
 
     def _folder(self, step: int) -> Path:
         folder = self.run / f"step-{step}"
@@ -316,7 +315,10 @@ class Checkpoints:
                 raise _Damaged(f"{name} cannot be read ({error.strerror})") from None
             if found != expected:
                 raise _Damaged(f"{name} is {found}, saved was {expected}")
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
+        try:
+            state = read_json(folder / STATE)
+        except ValueError:
+            raise _Damaged(f"{STATE} is no JSON of ours") from None
         return Checkpoint(step, state, folder)
 
 
@@ -326,7 +328,7 @@ class _Damaged(Exception):
 
 def _manifest(folder: Path, step: int) -> dict[str, Any]:
     try:
-        manifest = json.loads((folder / CHECKSUMS).read_text(encoding="utf-8"))
+        manifest = read_json(folder / CHECKSUMS)
         if manifest["format"] == FORMAT and manifest["step"] == step and STATE in manifest["files"]:
             return {"best": bool(manifest["best"]), "files": dict(manifest["files"])}
     except PermissionError:

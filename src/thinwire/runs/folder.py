@@ -65,6 +65,7 @@ class RunFolder:
         Raises:
             UserError: there is one already.
         """
+        require_utf8(path)
         if (path / CONFIG_FILE).exists():
             raise UserError(
                 f"{path} already holds a run: go on with --resume, or name another --out"
@@ -197,6 +198,21 @@ def load_parameters(
             )
         with torch.no_grad():
             parameter.copy_(found[name])
+
+
+def require_utf8(path: Path) -> None:
+    """Refuse a new run folder whose model could never be loaded.
+
+    Raises:
+        UserError: its name is not UTF-8, and safetensors opens no other.
+    """
+    try:
+        str(path).encode("utf-8")
+    except UnicodeEncodeError:
+        raise UserError(
+            f"the name {os.fsencode(path)!r} is not UTF-8, so what is saved there could not be "
+            "loaded: give --out another name"
+        ) from None
 
 
 def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:

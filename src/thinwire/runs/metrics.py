@@ -7,11 +7,14 @@ with a later step was lost, and `read_metrics` leaves it out.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from thinwire.config import MetricsSettings
+from thinwire.errors import UserError
+from thinwire.files import parse_json
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -45,13 +48,24 @@ class MetricsWriter:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run that count; a line cut short by a crash is left out."""
+    """The lines of a run that count; a line cut short by a crash is left out.
+
+    Raises:
+        UserError: the file holds what thinwire does not write.
+    """
     file = run / METRICS_FILE
+    try:
+        return _counting(file.read_text(encoding="utf-8").splitlines() if file.exists() else [])
+    except (UnicodeDecodeError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{file} is damaged: {error}") from None
+
+
+def _counting(texts: Iterable[str]) -> list[dict[str, Any]]:
     lines: list[dict[str, Any]] = []
-    for text in file.read_text(encoding="utf-8").splitlines() if file.exists() else []:
+    for text in texts:
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            line = parse_json(text)
+        except ValueError:
             continue
         if line["event"] == "resume":
             lines = [
@@ -69,8 +83,6 @@ def _board(run: Path) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
-        from thinwire.errors import UserError
-
         raise UserError(
             "--metrics.tensorboard needs TensorBoard: pip install 'thinwire[tensorboard]'"
         ) from None

@@ -31,6 +31,7 @@ from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from thinwire.errors import UserError
 from thinwire.transport.collective import Collective, Lengths, Merge, Pending
+from thinwire.transport.descriptors import require_descriptors
 from thinwire.transport.timeouts import MEETING_SECONDS, ROLL_CALL_SECONDS
 
 T = TypeVar("T")
@@ -68,6 +69,8 @@ class C10d(Collective):
         self._timeout_seconds = timeout_seconds
         # What a group needs lies here: NCCL wants the GPU's memory, Gloo the host's.
         self.device = device if device.type == "cuda" else torch.device("cpu")
+        if self.device.type == "cpu":
+            require_descriptors(_num_descriptors(size))
         first = _Round()
         self._first, self._second = first, first if device.type == "cuda" else _Round()
         self._busy_time = _BusyTime(self)
@@ -265,6 +268,7 @@ class C10d(Collective):
 
 def loopback_group(size: int, timeout_seconds: float = 30.0) -> list[C10d]:
     """The members of a group within this process, each with threads of its own, over loopback."""
+    require_descriptors(size * _num_descriptors(size))
     store = HashStore()
 
     def member(rank: int) -> C10d:
@@ -272,6 +276,12 @@ def loopback_group(size: int, timeout_seconds: float = 30.0) -> list[C10d]:
 
     with ThreadPoolExecutor(size) as together:  # for they wait for each other
         return list(together.map(member, range(size)))
+
+
+def _num_descriptors(size: int) -> int:
+    """Those that Gloo opens for a worker: in each of two groups one a worker and 3 (measured), and
+    one while it takes a connection."""
+    return 2 * (size + 4)
 
 
 class _Round:

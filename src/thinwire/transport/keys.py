@@ -15,6 +15,7 @@ from pathlib import Path
 import zmq
 
 from thinwire.errors import UserError
+from thinwire.files import read_json
 
 Z85_LENGTH = 40
 
@@ -45,7 +46,7 @@ def read_key(file: Path) -> Key:
                 f"{file} has mode {mode:04o}, so others may read the key: chmod 0600 it (and make "
                 "a new one if others may have read it)"
             )
-        found = json.loads(file.read_text(encoding="utf-8"))
+        found = read_json(file)
         key = Key(found["public"].encode(), found["secret"].encode())
         if zmq.curve_public(key.secret) == key.public and len(key.public) == Z85_LENGTH:
             return key

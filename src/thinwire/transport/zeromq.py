@@ -23,6 +23,7 @@ from torch import Tensor
 from zmq.utils import z85
 
 from thinwire.errors import UserError
+from thinwire.transport.descriptors import require_descriptors
 from thinwire.transport.keys import Key
 from thinwire.transport.messages import Connection, Listener
 
@@ -32,6 +33,8 @@ LINGER_MILLISECONDS = 2_000
 HEARTBEAT_MILLISECONDS = 5_000
 HEARTBEAT_TIMEOUT_MILLISECONDS = 20_000
 PART_BYTES = 1 << 20
+# A context with a socket and its first connection opens fewer.
+CONTEXT_DESCRIPTORS = 24
 # Messages of the protocol besides rows and gradients; they are text of this size at most.
 SMALL_MESSAGE_BYTES = 1 << 20
 
@@ -57,7 +60,7 @@ class ZeroMQListener(Listener):
                 "is made if it does not exist); 127.0.0.1 can be listened on without"
             )
         _allow_many_connections()
-        self._context = zmq.Context()
+        self._context = _context()
         self._gate = _Gate(self._context, key) if key is not None else None
         self._socket = _socket(self._context, zmq.ROUTER, host)
         self._limit = max_bytes + SMALL_MESSAGE_BYTES if max_bytes >= 0 else None
@@ -128,7 +131,7 @@ class ZeroMQConnection(Connection):
                 f"{server} is on another machine, and a server there speaks only to workers that "
                 "have the run's key: copy its key file here, and name it with --key FILE"
             )
-        self._context = zmq.Context()
+        self._context = _context()
         self._socket = _socket(self._context, zmq.DEALER, host)
         if key is not None:
             self._socket.curve_serverkey = key.public
@@ -171,6 +174,11 @@ class _Gate:
         known = mechanism == b"CURVE" and credentials == [self._public]
         status = [b"200", b"OK"] if known else [b"400", b"another key"]
         self.socket.send_multipart([version, request, *status, b"", b""])
+
+
+def _context() -> zmq.Context[zmq.Socket[bytes]]:
+    require_descriptors(CONTEXT_DESCRIPTORS)
+    return zmq.Context()
 
 
 def _allow_many_connections() -> None:

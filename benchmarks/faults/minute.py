@@ -1,0 +1,42 @@
+"""Runs the campaigns against saving, bad input and strangers for about a minute each, as CI does.
+
+    python benchmarks/faults/minute.py [saving] [inputs] [strangers] [--seed 1]
+
+Without names: all three. Each is bounded by its own `--seconds`, not by a number of trials, so a
+slow machine tries less and fails no more for it. Exit status 1 if any of them failed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+CAMPAIGNS = {
+    "saving": ("--kills", "200", "--seconds", "60"),
+    "inputs": ("--seconds", "50"),  # and some for what is good to begin with
+    "strangers": ("--messages", "1500", "--seconds", "60"),
+}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help=", ".join(CAMPAIGNS))
+    parser.add_argument("--seed", default="1")
+    arguments = parser.parse_args()
+    if unknown := set(arguments.names) - set(CAMPAIGNS):
+        parser.error(f"{', '.join(sorted(unknown))}: there are {', '.join(CAMPAIGNS)}")
+    failed = []
+    for name in arguments.names or CAMPAIGNS:
+        print(f"{name}:", flush=True)
+        script = Path(__file__).with_name(f"{name}.py")
+        command = [sys.executable, str(script), *CAMPAIGNS[name], "--seed", arguments.seed]
+        if subprocess.run(command, check=False).returncode:
+            failed.append(name)
+    print(f"failed: {', '.join(failed) or 'none'}")
+    return bool(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
