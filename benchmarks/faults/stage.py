@@ -28,7 +28,7 @@ from schedule import Fault
 DISK_MB = 64
 RATE, SLOW_RATE = "1gbit", "20mbit"
 AGAIN_SECONDS = 0.5
-LEAVING_SECONDS = 120.0  # a worker that comes when all is over asks for 60
+LEAVING_SECONDS = 120.0
 CLOCK = Path(__file__).with_name("clock.c")
 Process = subprocess.Popen[bytes]
 
@@ -141,7 +141,7 @@ class Stage:
 
     def _start(self, member: Member, command: Sequence[str]) -> None:
         environment = {"GLOO_SOCKET_IFNAME": Cluster.interface(member.device)}
-        log = self.folder / f"{member.name.replace(' ', '-')}.log"
+        log = self._log(member)
         if self.cluster is None:
             with log.open("ab") as output:
                 member.process = subprocess.Popen(command, stdout=output, stderr=output)
@@ -158,6 +158,9 @@ class Stage:
         key = self.folder / "key"
         while not self.torchrun and self.exchange != "supervised" and not key.exists():
             time.sleep(0.05)
+
+    def _log(self, member: Member) -> Path:
+        return self.folder / f"{member.name.replace(' ', '-')}.log"
 
     def _clock(self, device: int) -> Path:
         return self.folder / f"clock-{device}"
@@ -201,14 +204,25 @@ class Stage:
         self.calm()
         deadline = time.monotonic() + LEAVING_SECONDS
         while time.monotonic() < deadline:
-            if all(m.process.poll() is not None for m in self.members):
+            left = [m for m in self.members if m.process.poll() is None]
+            if not left:
                 break
+            for member in left:
+                if self._comes_too_late(member):  # it would ask for a minute
+                    strike(member.process.pid, signal.SIGTERM)
             time.sleep(0.1)
         wrong = [f"{m.name} did not end" for m in self.members if m.process.poll() is None]
         if self.torchrun:
             statuses = [m.process.poll() for m in self.members]
             wrong += [f"torchrun ended with {statuses}"] if any(statuses) else []
         return wrong
+
+    def _comes_too_late(self, member: Member) -> bool:
+        """Whether a worker still looks for the servers that have gone."""
+        if not member.name.startswith("worker"):
+            return False
+        lines = self._log(member).read_text(errors="replace").split("\n")
+        return lines[-2:-1] != [] and lines[-2].startswith("Waiting for")
 
     # Faults
 

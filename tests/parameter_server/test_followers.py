@@ -231,6 +231,37 @@ def pair(
     yield Pair(toy_data, tmp_path / "run", config)
 
 
+class Clock:
+    """Each look at it takes a tenth of a second."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 0.1
+        return self.seconds
+
+
+def test_a_server_may_take_longer_to_start_than_to_answer(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("thinwire.parameter_server.followers.monotonic", clock)
+    monkeypatch.setattr("thinwire.parameter_server.followers.POLL_SECONDS", 0.0)
+    assert pair.config.exchange.timeout_seconds == 0.5
+    pair.listener.serve = lambda: clock.seconds > 50.0 and pair.serve()
+    pair.followers.gather_round(lambda: False)
+    assert pair.follower._ready
+
+
+def test_a_server_that_never_comes_is_named(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thinwire.parameter_server.followers.monotonic", Clock())
+    monkeypatch.setattr("thinwire.parameter_server.followers.POLL_SECONDS", 0.0)
+    pair.deaf = True
+    with pytest.raises(UserError, match=r"has not answered for 60 seconds: is it running"):
+        pair.followers.gather_round(lambda: False)
+
+
 def test_rows_that_nobody_has_written_are_not_given(pair: Pair) -> None:
     """Neither by a server that has just been started, nor to a run that it does not serve."""
     stranger = pair.listener.connection()
