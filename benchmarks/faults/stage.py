@@ -1,9 +1,9 @@
 """Where a run is played: machines, disk, clocks, and what a scheduler does about its processes.
 
 Devices are those of an emulated cluster (`lab/cluster.py`); the run folder is on a small tmpfs; the
-clock of every device can be set (`clock.c`), where there is a C compiler. A process that a
-scheduler looks after is started again when it ends with a status other than 0, with `--resume` if
-it is the first server. Without root only runs that stay on one machine can be played, with
+clock of every device can be set (`clock.c`), where there is a C compiler. A process that ends
+before the first server has ended with status 0 is started again, as a scheduler does; the first
+server with `--resume`. Without root only runs that stay on one machine can be played, with
 processes as their only victims.
 """
 
@@ -28,6 +28,8 @@ from schedule import Fault
 DISK_MB = 64
 RATE, SLOW_RATE = "1gbit", "20mbit"
 AGAIN_SECONDS = 0.5
+# One that has ended with status 0: the first server may be about to.
+WELL_SECONDS = 5.0
 LEAVING_SECONDS = 120.0
 CLOCK = Path(__file__).with_name("clock.c")
 Process = subprocess.Popen[bytes]
@@ -168,19 +170,19 @@ class Stage:
     # What a scheduler does
 
     def look_after(self) -> None:
-        """Start again what has ended otherwise than well; let faults end whose time is over."""
+        """Start again what has ended; let faults end whose time is over."""
         now = time.monotonic()
         for due, end in [u for u in self._undo if u[0] <= now]:
             self._undo.remove((due, end))
             end()
         for member in self.members:
             status = member.process.poll()
-            if status is None or status == 0 or self.torchrun:
+            if status is None or self.torchrun or self.over:
                 continue
             if not member.ended_at:
                 member.ended_at = now
                 member.statuses.append(status)
-            elif now - member.ended_at > AGAIN_SECONDS:
+            elif now - member.ended_at > (AGAIN_SECONDS if status else WELL_SECONDS):
                 member.ended_at = 0.0
                 # Nothing to resume where the first start was cut off before there was a run.
                 resumes = (self.run / "config.toml").exists()
