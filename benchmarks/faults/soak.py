@@ -12,7 +12,9 @@ faults strike at parts of the budget, so a slow machine changes only the time.
 
 A run must end by itself with status 0 and its budget spent; every loss, evaluation and number saved
 is finite; the newest step loads, and is evaluated to what the run says; a run that is started again
-continues from the newest step there was; no traceback is printed; and its final perplexity is, in
+continues from the newest step there was, which is two saves back at most where every save went
+well; an asynchronous fault loses a step of a worker at most, and what a server says it has dropped;
+no traceback is printed; and its final perplexity is, in
 the median over the seeds, within 1% of that of the undisturbed run of its seed. What fails is
 printed with its seed, and the exit status is then 1. After `--minutes` no fault strikes and no run
 starts any more; the last one still ends by itself. What was played to its end and found good is not
@@ -56,7 +58,15 @@ SAVES = 20  # of a run, at equal distances in tokens
 WITHIN = 1.01  # of the undisturbed perplexity
 HANG_SECONDS = 180.0  # without a new token
 LOOK_SECONDS = 0.05
-SMALL = {"run.threads": 1, "model.width": 32, "data.batch": 8, "loss.samples": 200}
+SMALL = {
+    "run.threads": 1,
+    "model.width": 32,
+    "data.batch": 8,
+    "data.length": 35,
+    "loss.samples": 200,
+}
+STEP_TOKENS = SMALL["data.batch"] * SMALL["data.length"]  # of one worker
+NOT_SAVED = ("nor saved", "disk is full")
 EXCHANGES = {
     "sync": {"exchange": "sync"},
     "periodic": {"exchange": "periodic", "exchange.local_steps": 4},
@@ -183,12 +193,13 @@ def played(
             run["struck"] = struck = []
             run["cut"] = play(stage, watched, faults, struck, deadline)
             failed += stage.leave()
-            run |= judge(stage.run, data, watched)
+            run |= watched.lost | judge(stage.run, data, watched)
+            failed += broken_promises(run, folder)
         except Failed as error:
             failed.append(str(error))
         run["statuses"] = {m.name: dict(Counter(m.statuses)) for m in stage.members if m.statuses}
         failed += watched.failed + tracebacks(folder)
-    run |= {"seconds": round(time.monotonic() - began, 1), **watched.lost}
+    run |= watched.lost | {"seconds": round(time.monotonic() - began, 1)}
     run["failed"] = [f"--exchange {exchange} --seed {seed}: {failure}" for failure in failed]
     if not (failed and arguments.keep):
         shutil.rmtree(folder)
@@ -317,6 +328,21 @@ def judge(run: Path, data: Path, watched: Watched) -> dict[str, Any]:
         "dropped_pushes": lines[-1].get("dropped_pushes", 0),
         "tokens_read": round(saved.state["epochs"] * len(Corpus.open(data).ids("train"))),
     }
+
+
+def broken_promises(run: Mapping[str, Any], folder: Path) -> list[str]:
+    """What a run lost beyond what docs/checkpoints.md says."""
+    broken = []
+    logs = "".join(log.read_text(errors="replace") for log in folder.glob("*.log"))
+    interval = run["budget"] // SAVES
+    if run["most_redone"] > 2 * interval and not any(s in logs for s in NOT_SAVED):
+        broken.append(f"{run['most_redone']} tokens were redone at once: a save every {interval}")
+    # Text that was read, and taught nothing. Epochs are rounded to whole steps.
+    unused = run["tokens_read"] - run["tokens"]
+    steps = 2 + run["dropped_pushes"] + len(run["struck"])
+    if unused > steps * STEP_TOKENS:
+        broken.append(f"{unused} tokens were read in vain: more than {steps} steps")
+    return broken
 
 
 def tracebacks(folder: Path) -> list[str]:
