@@ -102,7 +102,7 @@ class Stage:
     # Starting
 
     def _torchrun(self) -> list[Member]:
-        train = ["-m", "thinwire", "train", str(self.data), "--out", str(self.run)]
+        train = thinwire("train", self.data, "--out", self.run, *self.settings)
         agents = []
         for device in range(2):
             options = {
@@ -117,8 +117,10 @@ class Stage:
                 "local-addr": Cluster.address(device),
             }
             flags = [f"--{name}={value}" for name, value in options.items()]
-            command = [sys.executable, "-m", "torch.distributed.run", *flags, *train]
-            agents.append(Member(f"agent {device}", device, [*command, *self.settings]))
+            # Its workers' clocks jump. Its own do not: it would give up the other machine.
+            clock = [f"{name}={value}" for name, value in self._moved_clock(device).items()]
+            command = [sys.executable, "-m", "torch.distributed.run", *flags, "--no-python"]
+            agents.append(Member(f"agent {device}", device, [*command, "env", *clock, *train]))
         return agents
 
     def _async(self) -> list[Member]:
@@ -148,11 +150,8 @@ class Stage:
             with log.open("ab") as output:
                 member.process = subprocess.Popen(command, stdout=output, stderr=output)
             return
-        clock = self._clock(member.device)
-        if self.shim is not None:
-            if not clock.exists():
-                set_clock(clock, 0)
-            environment |= {"LD_PRELOAD": str(self.shim), "SOAK_CLOCK": str(clock)}
+        if not self.torchrun:
+            environment |= self._moved_clock(member.device)
         member.process = self.cluster.start(member.device, command, environment, log)
 
     def _wait_for_key(self) -> None:
@@ -163,6 +162,15 @@ class Stage:
 
     def _log(self, member: Member) -> Path:
         return self.folder / f"{member.name.replace(' ', '-')}.log"
+
+    def _moved_clock(self, device: int) -> dict[str, str]:
+        """The environment of processes whose clock can be set; empty where none can be."""
+        if self.shim is None:
+            return {}
+        clock = self._clock(device)
+        if not clock.exists():
+            set_clock(clock, 0)
+        return {"LD_PRELOAD": str(self.shim), "SOAK_CLOCK": str(clock)}
 
     def _clock(self, device: int) -> Path:
         return self.folder / f"clock-{device}"
