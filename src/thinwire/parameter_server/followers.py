@@ -69,7 +69,8 @@ class Followers:
         run_id: the run's name.
         settings: all settings of the run, as JSON has them.
         warn: says a sentence to people.
-        meeting_seconds: the least time that the others have to come.
+        meeting_seconds: the least time that the others have to answer, for they may have been
+            started again, and starting takes longer than answering.
     """
 
     def __init__(
@@ -92,8 +93,7 @@ class Followers:
             "settings": settings,
         }
         self._warn = warn
-        self._timeout_seconds = job.config.exchange.timeout_seconds
-        self._meeting_seconds = max(self._timeout_seconds, meeting_seconds)
+        self._meeting_seconds = max(job.config.exchange.timeout_seconds, meeting_seconds)
         self._ready = [False] * len(connections)
         self._was_ready = [False] * len(connections)
         self._heard = [monotonic()] * len(connections)
@@ -252,11 +252,12 @@ class Followers:
 
     def _complain_of_silence(self) -> None:
         for index, connection in enumerate(self.connections):
-            silent = monotonic() - self._heard[index] > self._timeout_seconds
+            # It may be starting again.
+            silent = monotonic() - self._heard[index] > self._meeting_seconds
             if index not in self._slices and silent:
                 raise UserError(
                     f"the server {connection.server} has not answered for "
-                    f"{self._timeout_seconds:g} seconds, so step {self.job.step} is neither "
+                    f"{self._meeting_seconds:g} seconds, so step {self.job.step} is neither "
                     "evaluated nor saved"
                 )
 
