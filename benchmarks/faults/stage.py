@@ -177,8 +177,8 @@ class Stage:
 
     # What a scheduler does
 
-    def look_after(self) -> None:
-        """Start again what has ended; let faults end whose time is over."""
+    def look_after(self, *, again: bool) -> None:
+        """Let faults end whose time is over and, if asked to, start again what has ended."""
         now = time.monotonic()
         for due, end in [u for u in self._undo if u[0] <= now]:
             self._undo.remove((due, end))
@@ -186,6 +186,8 @@ class Stage:
         for member in self.members:
             status = member.process.poll()
             if status is None or self.torchrun or self.over:
+                continue
+            if not again and member is not self.members[0]:
                 continue
             if not member.ended_at:
                 member.ended_at = now
