@@ -117,21 +117,19 @@ def main() -> int:
 def campaign(arguments: argparse.Namespace, deadline: float) -> list[dict[str, Any]]:
     """All runs that there is time for, and the record of them."""
     kept = Kept("soak", again=arguments.again)
-    keys = []
     for seed in range(1, 1 + arguments.seeds):
         for exchange in arguments.exchange:
             for is_struck in (False, True):
                 key = f"{exchange} {seed}{' struck' if is_struck else ''}"
                 if not is_good(kept.found.get(key), exchange, is_struck, arguments):
+                    if time.monotonic() >= deadline:
+                        continue
                     kept.found.pop(key, None)
-                if key not in kept.found and time.monotonic() >= deadline:
-                    continue
                 measure = partial(played, exchange, seed, is_struck, arguments, deadline)
                 kept.measure(key, measure)
                 print(line(kept.found[key]), flush=True)
-                keys.append(key)
     write(kept, arguments)
-    return [kept.found[key] for key in keys]
+    return list(kept.found.values())
 
 
 def num_faults(exchange: str, arguments: argparse.Namespace) -> int:
