@@ -1,9 +1,9 @@
 """Where a run is played: machines, disk, clocks, and what a scheduler does about its processes.
 
 Devices are those of an emulated cluster (`lab/cluster.py`); the run folder is on a small tmpfs; the
-clock of every device can be set (`clock.c`), where there is a C compiler. A process that a
-scheduler looks after is started again when it ends with a status other than 0, with `--resume` if
-it is the first server. Without root only runs that stay on one machine can be played, with
+clock of every device can be set (`clock.c`), where there is a C compiler. A process that ends
+before the first server has ended with status 0 is started again, as a scheduler does; the first
+server with `--resume`. Without root only runs that stay on one machine can be played, with
 processes as their only victims.
 """
 
@@ -28,7 +28,9 @@ from schedule import Fault
 DISK_MB = 64
 RATE, SLOW_RATE = "1gbit", "20mbit"
 AGAIN_SECONDS = 0.5
-LEAVING_SECONDS = 120.0  # a worker that comes when all is over asks for 60
+# One that has ended with status 0: the first server may be about to.
+WELL_SECONDS = 5.0
+LEAVING_SECONDS = 120.0
 CLOCK = Path(__file__).with_name("clock.c")
 Process = subprocess.Popen[bytes]
 
@@ -100,7 +102,7 @@ class Stage:
     # Starting
 
     def _torchrun(self) -> list[Member]:
-        train = ["-m", "thinwire", "train", str(self.data), "--out", str(self.run)]
+        train = thinwire("train", self.data, "--out", self.run, *self.settings)
         agents = []
         for device in range(2):
             options = {
@@ -115,8 +117,10 @@ class Stage:
                 "local-addr": Cluster.address(device),
             }
             flags = [f"--{name}={value}" for name, value in options.items()]
-            command = [sys.executable, "-m", "torch.distributed.run", *flags, *train]
-            agents.append(Member(f"agent {device}", device, [*command, *self.settings]))
+            # Its workers' clocks jump. Its own do not: it would give up the other machine.
+            clock = [f"{name}={value}" for name, value in self._moved_clock(device).items()]
+            command = [sys.executable, "-m", "torch.distributed.run", *flags, "--no-python"]
+            agents.append(Member(f"agent {device}", device, [*command, "env", *clock, *train]))
         return agents
 
     def _async(self) -> list[Member]:
@@ -141,16 +145,13 @@ class Stage:
 
     def _start(self, member: Member, command: Sequence[str]) -> None:
         environment = {"GLOO_SOCKET_IFNAME": Cluster.interface(member.device)}
-        log = self.folder / f"{member.name.replace(' ', '-')}.log"
+        log = self._log(member)
         if self.cluster is None:
             with log.open("ab") as output:
                 member.process = subprocess.Popen(command, stdout=output, stderr=output)
             return
-        clock = self._clock(member.device)
-        if self.shim is not None:
-            if not clock.exists():
-                set_clock(clock, 0)
-            environment |= {"LD_PRELOAD": str(self.shim), "SOAK_CLOCK": str(clock)}
+        if not self.torchrun:
+            environment |= self._moved_clock(member.device)
         member.process = self.cluster.start(member.device, command, environment, log)
 
     def _wait_for_key(self) -> None:
@@ -159,25 +160,39 @@ class Stage:
         while not self.torchrun and self.exchange != "supervised" and not key.exists():
             time.sleep(0.05)
 
+    def _log(self, member: Member) -> Path:
+        return self.folder / f"{member.name.replace(' ', '-')}.log"
+
+    def _moved_clock(self, device: int) -> dict[str, str]:
+        """The environment of processes whose clock can be set; empty where none can be."""
+        if self.shim is None:
+            return {}
+        clock = self._clock(device)
+        if not clock.exists():
+            set_clock(clock, 0)
+        return {"LD_PRELOAD": str(self.shim), "SOAK_CLOCK": str(clock)}
+
     def _clock(self, device: int) -> Path:
         return self.folder / f"clock-{device}"
 
     # What a scheduler does
 
-    def look_after(self) -> None:
-        """Start again what has ended otherwise than well; let faults end whose time is over."""
+    def look_after(self, *, again: bool) -> None:
+        """Let faults end whose time is over and, if asked to, start again what has ended."""
         now = time.monotonic()
         for due, end in [u for u in self._undo if u[0] <= now]:
             self._undo.remove((due, end))
             end()
         for member in self.members:
             status = member.process.poll()
-            if status is None or status == 0 or self.torchrun:
+            if status is None or self.torchrun or self.over:
+                continue
+            if not again and member is not self.members[0]:
                 continue
             if not member.ended_at:
                 member.ended_at = now
                 member.statuses.append(status)
-            elif now - member.ended_at > AGAIN_SECONDS:
+            elif now - member.ended_at > (AGAIN_SECONDS if status else WELL_SECONDS):
                 member.ended_at = 0.0
                 # Nothing to resume where the first start was cut off before there was a run.
                 resumes = (self.run / "config.toml").exists()
@@ -201,14 +216,25 @@ class Stage:
         self.calm()
         deadline = time.monotonic() + LEAVING_SECONDS
         while time.monotonic() < deadline:
-            if all(m.process.poll() is not None for m in self.members):
+            left = [m for m in self.members if m.process.poll() is None]
+            if not left:
                 break
+            for member in left:
+                if self._comes_too_late(member):  # it would ask for a minute
+                    strike(member.process.pid, signal.SIGTERM)
             time.sleep(0.1)
         wrong = [f"{m.name} did not end" for m in self.members if m.process.poll() is None]
         if self.torchrun:
             statuses = [m.process.poll() for m in self.members]
             wrong += [f"torchrun ended with {statuses}"] if any(statuses) else []
         return wrong
+
+    def _comes_too_late(self, member: Member) -> bool:
+        """Whether a worker still looks for the servers that have gone."""
+        if not member.name.startswith("worker"):
+            return False
+        lines = self._log(member).read_text(errors="replace").split("\n")
+        return lines[-2:-1] != [] and lines[-2].startswith("Waiting for")
 
     # Faults
 

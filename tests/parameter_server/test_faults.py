@@ -5,11 +5,14 @@ D width, M servers.
 
 from __future__ import annotations
 
+from itertools import count
+
 import pytest
 import torch
 from torch import Tensor
 
 from thinwire.errors import UserError
+from thinwire.parameter_server import connections as connections_module
 from thinwire.parameter_server.accumulation import GradientBuffer
 from thinwire.parameter_server.connections import Lost, Stopped
 from thinwire.parameter_server.protocol import Kind, say, say_json
@@ -176,13 +179,32 @@ def test_who_cannot_join_is_told_why(about: dict[str, str], sentence: str) -> No
     assert not world.servers[0].sessions
 
 
-def test_a_server_that_does_not_answer_is_named() -> None:
+def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = count(0.0, 0.5)
+    monkeypatch.setattr(connections_module, "LIFE_SECONDS", 0.0)
+    monkeypatch.setattr(connections_module, "monotonic", lambda: next(seconds))
     world = World()
     world.stewards[0].ready = False
     with pytest.raises(
-        UserError, match=r"the server in this process has not answered new for 0\.3"
+        UserError, match="the server in this process has not answered new for 60 seconds"
     ):
         world.worker("new")
+    assert 60.0 < next(seconds) < 62.0
+
+
+def test_a_server_may_take_longer_to_start_than_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = count(0.0, 0.5)
+    monkeypatch.setattr(connections_module, "LIFE_SECONDS", 0.0)
+    world = World()
+
+    def monotonic() -> float:
+        now = next(seconds)
+        world.stewards[0].ready = now > 50.0
+        return now
+
+    monkeypatch.setattr(connections_module, "monotonic", monotonic)
+    world.worker("new")
+    assert next(seconds) > 50.0 and len(world.servers[0].sessions) == 1
 
 
 def test_servers_in_any_order_and_only_those_of_one_run() -> None:

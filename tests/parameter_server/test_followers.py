@@ -231,6 +231,37 @@ def pair(
     yield Pair(toy_data, tmp_path / "run", config)
 
 
+class Clock:
+    """Each look at it takes a tenth of a second."""
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def __call__(self) -> float:
+        self.seconds += 0.1
+        return self.seconds
+
+
+def test_a_server_may_take_longer_to_start_than_to_answer(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock = Clock()
+    monkeypatch.setattr("thinwire.parameter_server.followers.monotonic", clock)
+    monkeypatch.setattr("thinwire.parameter_server.followers.POLL_SECONDS", 0.0)
+    assert pair.config.exchange.timeout_seconds == 0.5
+    pair.listener.serve = lambda: clock.seconds > 50.0 and pair.serve()
+    pair.followers.gather_round(lambda: False)
+    assert pair.follower._ready
+
+
+def test_a_server_that_never_comes_is_named(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("thinwire.parameter_server.followers.monotonic", Clock())
+    monkeypatch.setattr("thinwire.parameter_server.followers.POLL_SECONDS", 0.0)
+    pair.deaf = True
+    with pytest.raises(UserError, match=r"has not answered for 60 seconds: is it running"):
+        pair.followers.gather_round(lambda: False)
+
+
 def test_rows_that_nobody_has_written_are_not_given(pair: Pair) -> None:
     """Neither by a server that has just been started, nor to a run that it does not serve."""
     stranger = pair.listener.connection()
@@ -280,11 +311,16 @@ def test_a_request_that_is_lost_is_made_again(pair: Pair) -> None:
         assert (tensor == 7.0).all()
 
 
-def test_collecting_from_a_silent_server_fails_and_changes_nothing(pair: Pair) -> None:
+def test_collecting_from_a_silent_server_fails_and_changes_nothing(
+    pair: Pair, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the time in which one that was killed could have been started again."""
     pair.followers.gather_round(lambda: False)
+    monkeypatch.setattr("thinwire.parameter_server.followers.monotonic", Clock())
+    monkeypatch.setattr("thinwire.parameter_server.followers.POLL_SECONDS", 0.0)
     before = {n: p.detach().clone() for n, p in pair.job.tables.items()}
     pair.deaf = True
-    with pytest.raises(UserError, match=r"has not answered for 0\.5 seconds, so step 0"):
+    with pytest.raises(UserError, match="has not answered for 60 seconds, so step 0"):
         pair.followers.collect(optimizers=True)
     assert all(torch.equal(p, before[n]) for n, p in pair.job.tables.items())
 

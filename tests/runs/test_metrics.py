@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,46 @@ def test_a_line_cut_short_by_a_crash_takes_no_other_with_it(cut: int, tmp_path: 
     assert [line["step"] for line in read_metrics(tmp_path)] == kept
     write(tmp_path, *train(3))
     assert [line["step"] for line in read_metrics(tmp_path)] == [*kept, 3]
+
+
+class Disk:
+    """A file on a disk with so many bytes left."""
+
+    def __init__(self, free: int) -> None:
+        self.free, self.content = free, b""
+
+    def write(self, data: bytes) -> int:
+        taken = data[: self.free]
+        if data and not taken:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.content += taken
+        self.free -= len(taken)
+        return len(taken)
+
+    def close(self) -> None:
+        pass
+
+
+@pytest.mark.parametrize("free", [0, 1, 34, 35, 36, 80])
+def test_lines_wait_where_the_disk_is_full(
+    free: int, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    writer, disk = MetricsWriter(tmp_path), Disk(free)
+    writer._file.close()
+    writer._file = disk  # type: ignore[assignment]
+    for step in (1, 2, 3):
+        writer.write("train", step=step)  # 29 bytes
+    said = capsys.readouterr().err
+    assert said.count("Warning: ") == 1
+    assert "and lines wait: No space left on device" in " ".join(said.split())
+    disk.free = 10_000
+    writer.write("train", step=4)
+    steps = [json.loads(line)["step"] for line in disk.content.splitlines()]
+    assert steps == [1, 2, 3, 4]
+    disk.free = 0
+    writer.write("train", step=5)
+    writer.close()  # that ends no run either
+    assert "lines wait" in " ".join(capsys.readouterr().err.split())
 
 
 def test_what_a_resume_undid_does_not_count(tmp_path: Path) -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -15,6 +17,7 @@ from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
+from thinwire.runs import checkpoints as checkpoints_module
 from thinwire.runs import clock as clock_module
 from thinwire.runs import precision as precision_module
 from thinwire.runs.checkpoints import Checkpoints
@@ -357,6 +360,30 @@ def test_an_interrupt_of_any_worker_ends_all_after_the_same_step(
     (end,) = lines(tmp_path / "run", "end")
     assert (end["reason"], end["step"]) == ("interrupted", 6)
     assert Checkpoints(tmp_path / "run").newest == 6
+
+
+def test_none_has_ended_well_where_the_last_save_fails(
+    toy_data: Path,
+    tmp_path: Path,
+    tiny: Settings,
+    outcomes: Together,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is written in the background; whoever restarts workers needs all of them."""
+    save_tensors = checkpoints_module.save_tensors
+
+    def full(tensors: Any, file: Path) -> None:
+        if "step-3.tmp" in file.parts:
+            time.sleep(0.2)  # so that the others could leave
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_tensors(tensors, file)
+
+    monkeypatch.setattr(checkpoints_module, "save_tensors", full)
+    config = tiny(run={"tokens": 3 * STEP_TOKENS, "workers": 2})
+    work = lambda m: train(toy_data, tmp_path / "run", config, collective=m)  # noqa: E731
+    one, other = outcomes(2, work)
+    assert isinstance(one, UserError) and "The disk is full: step 3 needs" in str(one)
+    assert isinstance(other, UserError)
 
 
 def test_what_the_first_cannot_do_is_said_by_all(

@@ -26,6 +26,7 @@ from thinwire.parameter_server.protocol import (
 )
 from thinwire.parameter_server.sessions import LIFE_SECONDS
 from thinwire.transport.messages import Connection
+from thinwire.transport.timeouts import MEETING_SECONDS
 from thinwire.wire.frames import Frame
 
 INCARNATION_BITS = 48
@@ -63,8 +64,10 @@ class Servers:
         data: the data folder's fingerprint.
         version: of thinwire.
         name: what to call this worker in a sentence.
-        timeout_seconds: the longest wait for a server.
+        timeout_seconds: the longest wait for a server's answer.
         stopping: whether this worker was asked to stop.
+        meeting_seconds: the least time that a server has to let this worker join: it may have been
+            started again, and starting takes longer than answering.
     """
 
     def __init__(
@@ -76,9 +79,10 @@ class Servers:
         name: str,
         timeout_seconds: float,
         stopping: Callable[[], bool] = lambda: False,
+        meeting_seconds: float = MEETING_SECONDS,
     ) -> None:
         self.connections = list(connections)
-        self.timeout_seconds = timeout_seconds
+        self.timeout_seconds, self._meeting_seconds = timeout_seconds, meeting_seconds
         self.incarnation = 0
         self._hello = {"protocol": PROTOCOL, "thinwire": version, "data": data, "name": name}
         self._stopping = stopping
@@ -103,7 +107,8 @@ class Servers:
         return Welcome(first["run"], first["place"], position, first["settings"])
 
     def _joined(self, connection: Connection, hello: Tensor) -> dict[str, Any]:
-        said_hello, deadline = float("-inf"), monotonic() + self.timeout_seconds
+        patience_seconds = max(self.timeout_seconds, self._meeting_seconds)
+        said_hello, deadline = float("-inf"), monotonic() + patience_seconds
         while monotonic() < deadline:
             if monotonic() - said_hello >= LIFE_SECONDS:
                 said_hello = monotonic()
@@ -118,7 +123,7 @@ class Servers:
                 return json_of(frame)
         raise UserError(
             f"the server {connection.server} has not answered {self._hello['name']} for "
-            f"{self.timeout_seconds:g} seconds: is it running, and has it the same key?"
+            f"{patience_seconds:g} seconds: is it running, and has it the same key?"
         )
 
     def _order(self, found: Sequence[Mapping[str, Any]]) -> list[int]:

@@ -55,6 +55,7 @@ from thinwire.parameter_server.sharding import (
 )
 from thinwire.runs.run import Run
 from thinwire.transport.messages import Connection
+from thinwire.transport.timeouts import MEETING_SECONDS
 from thinwire.wire.frames import Frame
 
 
@@ -68,6 +69,8 @@ class Followers:
         run_id: the run's name.
         settings: all settings of the run, as JSON has them.
         warn: says a sentence to people.
+        meeting_seconds: the least time that the others have to answer, for they may have been
+            started again, and starting takes longer than answering.
     """
 
     def __init__(
@@ -78,6 +81,7 @@ class Followers:
         run_id: str,
         settings: Mapping[str, Any],
         warn: Callable[[str], None],
+        meeting_seconds: float = MEETING_SECONDS,
     ) -> None:
         self.connections, self.job, self.shard = connections, job, shard
         self._lead = {
@@ -89,7 +93,7 @@ class Followers:
             "settings": settings,
         }
         self._warn = warn
-        self._timeout_seconds = job.config.exchange.timeout_seconds
+        self._meeting_seconds = max(job.config.exchange.timeout_seconds, meeting_seconds)
         self._ready = [False] * len(connections)
         self._was_ready = [False] * len(connections)
         self._heard = [monotonic()] * len(connections)
@@ -104,6 +108,8 @@ class Followers:
 
     def gather_round(self, stopping: Callable[[], bool]) -> None:
         """Wait until all are ready; first load this server's own rows.
+
+        They may still be starting, which takes longer than to answer.
 
         Raises:
             UserError: one refuses, or does not answer in time; or there is nothing to serve, as the
@@ -123,10 +129,10 @@ class Followers:
         for connection, ready, heard in zip(
             self.connections, self._ready, self._heard, strict=True
         ):
-            if not ready and monotonic() - heard > self._timeout_seconds:
+            if not ready and monotonic() - heard > self._meeting_seconds:
                 raise UserError(
                     f"the server {connection.server} has not answered for "
-                    f"{self._timeout_seconds:g} seconds: is it running, and has it the same key?"
+                    f"{self._meeting_seconds:g} seconds: is it running, and has it the same key?"
                 )
 
     def look_after(self, timeout_seconds: float = 0.0) -> None:
@@ -246,11 +252,12 @@ class Followers:
 
     def _complain_of_silence(self) -> None:
         for index, connection in enumerate(self.connections):
-            silent = monotonic() - self._heard[index] > self._timeout_seconds
+            # It may be starting again.
+            silent = monotonic() - self._heard[index] > self._meeting_seconds
             if index not in self._slices and silent:
                 raise UserError(
                     f"the server {connection.server} has not answered for "
-                    f"{self._timeout_seconds:g} seconds, so step {self.job.step} is neither "
+                    f"{self._meeting_seconds:g} seconds, so step {self.job.step} is neither "
                     "evaluated nor saved"
                 )
 

@@ -2,18 +2,22 @@
 
 A resumed run appends a `resume` line that names the step it went on from; what stands before it
 with a later step was lost, and `read_metrics` leaves it out.
+
+What cannot be written, as on a full disk, ends no run: it waits in memory until it can be.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable
+from contextlib import suppress
 from math import isfinite
 from pathlib import Path
 from typing import Any
 
 from thinwire.config import MetricsSettings
-from thinwire.errors import UserError
+from thinwire.console import warn
+from thinwire.errors import UserError, reason_of
 from thinwire.files import parse_json
 
 METRICS_FILE = "metrics.jsonl"
@@ -24,25 +28,39 @@ class MetricsWriter:
 
     def __init__(self, run: Path, *, tensorboard: bool = False) -> None:
         self._board: Any = _board(run) if tensorboard else None
-        file = run / METRICS_FILE
-        cut_short = file.exists() and not file.read_bytes().endswith(b"\n")
-        self._file = file.open("a", encoding="utf-8")
-        if cut_short:  # by a crash: the line is lost, but the next one is not
-            self._file.write("\n")
+        self._path = run / METRICS_FILE
+        cut_short = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
+        # What waits to be written; after a crash, the end of the line that it has cut short.
+        self._waiting = b"\n" if cut_short else b""
+        self._warned = False
+        self._file = self._path.open("ab", buffering=0)
 
     def write(self, event: str, **values: Any) -> None:
-        """One line; flushed, so that readers see it at once. What is no number becomes null."""
+        """One line, which readers see at once. What is no number becomes null."""
         line = {"event": event} | {name: _finite(value) for name, value in values.items()}
-        self._file.write(json.dumps(line, allow_nan=False) + "\n")
-        self._file.flush()
+        self._waiting += json.dumps(line, allow_nan=False).encode() + b"\n"
+        self._flush()
         if self._board is not None and "step" in values:
             for name, value in values.items():
                 if isinstance(value, int | float) and name != "step":
                     self._board.add_scalar(f"{event}/{name}", value, values["step"])
 
+    def _flush(self) -> None:
+        try:
+            while self._waiting:
+                self._waiting = self._waiting[self._file.write(self._waiting) :]
+        except OSError as error:
+            if not self._warned:
+                warn(f"{self._path} cannot be written, and lines wait: {reason_of(error)}")
+            self._warned = True
+        else:
+            self._warned = False
+
     def close(self) -> None:
-        """Close the files."""
-        self._file.close()
+        """Close the files; what still cannot be written is lost."""
+        self._flush()
+        with suppress(OSError):
+            self._file.close()
         if self._board is not None:
             self._board.close()
 

@@ -181,8 +181,10 @@ class Trainer:
         if not job.evaluated and not agreed.stop:
             self._evaluate()
         self.save()
-        if job.checkpoints is not None:
-            job.checkpoints.wait()
+        # All leave together: whoever restarts them can do so only while none has ended well.
+        with self._barrier():
+            if job.checkpoints is not None:
+                job.checkpoints.wait()
         job.stop_asked = agreed.stop
         job.end()
 
