@@ -49,6 +49,7 @@ VERBS = {
     "score": Verb("thinwire.cli.score:score", "Print the log-probability of each line of a text."),
     "generate": Verb("thinwire.cli.generate:generate", "Write text that continues a prompt."),
     "adapt": Verb("thinwire.cli.adapt:adapt", "Adapt a trained model to new text."),
+    "export": Verb("thinwire.cli.export:export", "Write a trained model in another format."),
     "plan": Verb("thinwire.cli.plan:plan", "Forecast bytes and speed of each exchange, here."),
     "report": Verb(
         "thinwire.cli.report:report", "Draw the curves and tables of one or several runs."
