@@ -54,7 +54,7 @@ def test_step_0_is_the_old_model_and_the_best_is_kept(
     account = adapted("out", lr=1e-30, row_lr=1e-30, tokens=100)
     assert account.new.after == account.new.before and account.old.after == account.old.before
     best = thinwire.load(tmp_path / "out")
-    assert best.step == 0
+    assert best.loaded_step == 0
     text = "The cat sees the dog."
     assert best.score(text) == thinwire.load(toy_run).score(text)
 
@@ -81,7 +81,7 @@ def test_new_words(adapted: Adapt, tmp_path: Path, toy_run: Path) -> None:
     rows = [t["embedding.weight"] for t in (
         load_file(tmp_path / "out" / f"step-{Checkpoints(tmp_path / 'out').newest}"
                   / "model.safetensors"),
-        load_file(toy_run / f"step-{old.step}" / "model.safetensors"),
+        load_file(toy_run / f"step-{old.loaded_step}" / "model.safetensors"),
     )]  # fmt: skip
     V = old.model.vocab_size
     moved = (rows[0][:V] - rows[1]).norm(dim=1)

@@ -36,7 +36,7 @@ def test_a_split(toy_run: Path, toy_data: Path, split: str, capsys) -> None:
         log2(found["ppl"]) * meta.tokens / meta.characters
     )
     assert (found["run"], found["data"], found["split"]) == (str(toy_run), str(toy_data), split)
-    assert found["step"] == thinwire.load(toy_run).step
+    assert found["step"] == thinwire.load(toy_run).loaded_step
 
 
 def test_for_people(toy_run: Path, toy_data: Path, capsys) -> None:
@@ -72,13 +72,13 @@ def test_what_is_no_number_is_null(toy_run: Path, stdin: Stdin, capsys) -> None:
 
     inf, nan = float("inf"), float("nan")
     measured = Measured(Evaluation(inf, nan, 3, 3, 1e9), "x", None, 12)
-    found = json.loads(_json(toy_run, model.step, measured))
+    found = json.loads(_json(toy_run, model.loaded_step, measured))
     assert found["ppl"] is None and found["ppl_known"] is None
 
 
 def test_another_step(toy_run: Path, tmp_path: Path, capsys) -> None:
     run = Path(shutil.copytree(toy_run, tmp_path / "run"))
-    step = thinwire.load(run).step
+    step = thinwire.load(run).loaded_step
     assert evaluated(capsys, run, "--step", step)["step"] == step
 
 

@@ -27,6 +27,8 @@ NEEDED: dict[str, list[str]] = {
     "eval": ["run"],
     "score": ["run"],
     "generate": ["run"],
+    "next": ["run"],
+    "rescore": ["run", "nbest.txt", "--out", "x"],
     "plan": ["data"],
     "report": ["run"],
     "completion": ["bash"],

@@ -92,3 +92,36 @@ def test_who_asks_line_by_line_is_answered(toy_run: Path) -> None:
     assert [float(answer[0]) for answer in answers] == pytest.approx(
         [score.logprob for score in expected], rel=1e-5
     )
+
+
+def test_a_file_that_is_taken_up(toy_run: Path, tmp_path: Path, capsys) -> None:
+    text, out = tmp_path / "lines.txt", tmp_path / "scores"
+    text.write_text("\n".join(LINES * 3) + "\n")
+    command = ["score", str(toy_run), str(text), "--out", str(out)]
+    assert main(command) == 0
+    captured = capsys.readouterr()
+    assert captured.out == "" and "9 lines, " in captured.err
+    assert "natural log-probability" in captured.err
+    whole = out.read_text()
+    out.write_text(whole[: len(whole) // 2])
+    assert main(command) == 0
+    assert f"9 lines ({whole[: len(whole) // 2].count(chr(10))} were" in capsys.readouterr().err
+    assert out.read_text() == whole
+    text.write_text("Other lines.\n" * 9)
+    assert main(command) == 2
+    assert "name another file, or remove it" in " ".join(capsys.readouterr().err.split())
+
+
+def test_carried_scores_have_the_total_of_eval(toy_run: Path, tmp_path: Path, capsys) -> None:
+    text = tmp_path / "lines.txt"
+    text.write_text("\n".join(LINES * 300) + "\n")
+    assert main(["eval", str(toy_run), "--text", str(text), "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)
+    command = ["score", str(toy_run), str(text), "--context", "text", "--json", "--base", "10"]
+    assert main(command) == 0
+    rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert sum(row["num_tokens"] for row in rows) == measured["tokens_scored"]
+    mean = -sum(row["log10prob"] for row in rows) / measured["tokens_scored"]
+    assert 10**mean == pytest.approx(measured["ppl"], rel=1e-6)
+    assert main([*command, "--out", str(tmp_path / "scores")]) == 0
+    assert len((tmp_path / "scores").read_text().splitlines()) == len(rows)

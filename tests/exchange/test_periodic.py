@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
@@ -60,20 +60,24 @@ def test_a_row_of_one_worker_moves_all_the_way_and_others_by_the_mean(
 
 @pytest.mark.parametrize("codec", ["fp32", "bf16", "int8", "int4"])
 @pytest.mark.parametrize(
-    ("size", "interval"), [(2, (1, 1)), (3, (4, 1)), (2, (4, 4)), (3, (7, 3))], ids=str
+    ("size", "interval"),
+    [(2, (1, 1, 0, 0)), (3, (4, 1, 8, 1)), (2, (4, 4, 0, 0)), (3, (7, 3, 14, 1))],
+    ids=str,
 )
 def test_settling_makes_all_copies_equal(
     codec: str,
     size: int,
-    interval: tuple[int, int],
+    interval: tuple[int, int, int, int],
     toy_data: Path,
     tiny: Settings,
     trained: Any,
     together: Together,
 ) -> None:
     """To the bit: `trained` flushes, and compares hashes of all parameters."""
-    local_steps, fragments = interval
-    config = tiny(**settings(codec=codec, local_steps=local_steps, fragments=fragments))
+    local_steps, fragments, row_steps, overlap_steps = interval
+    exchange = {"local_steps": local_steps, "fragments": fragments}
+    exchange |= {"row_steps": row_steps, "overlap_steps": overlap_steps}
+    config = tiny(**settings(codec=codec, **exchange))
     for steps in (1, 9):
         found = together(size, partial(trained, toy_data, config, steps))
         assert found[0].trainer.exchange.record()["bytes_sent"] > 0
@@ -212,6 +216,43 @@ def test_local_progress_is_kept_when_catching_up(small: Any, together: Together)
     one, other = together(2, work)
     assert one == pytest.approx([1.0, 1.5 + 10, 1.5 + 15, 1.5 + 15])
     assert other == pytest.approx([2.0, 1.5 + 20, 1.5 + 15, 1.5 + 15])
+
+
+def steps_of_a_row(
+    small: Any, member: Collective, scales: Sequence[float], **exchange: int
+) -> list[list[float]]:
+    """How far row 1 of the embedding and row 1 of a block are from where they were, step by step.
+
+    Worker 0 moves both by a scale, worker 1 by twice as much.
+    """
+    mine = small(Periodic, member, **exchange)
+    row, block = mine.tables["embedding"].detach(), mine.blocks["block"].detach()
+    before, seen = (float(row[1, 0]), float(block[1, 0])), []
+    for scale in scales:
+        mine.step(mine.touched([1], [], []), scale=scale * (1 + member.rank))
+        seen.append([before[0] - float(row[1, 0]), before[1] - float(block[1, 0])])
+    return seen
+
+
+def test_what_was_sent_is_applied_so_many_steps_later(small: Any, together: Together) -> None:
+    """And at the next turn, where that is sooner."""
+    scales = [1.0, 0.0, 0.0, 0.0, 0.0, 0.0]
+    for overlap, applied_after in ((1, 4), (2, 5), (0, 6), (9, 6)):
+        turns = {"local_steps": 3, "fragments": 1, "overlap_steps": overlap}
+        one, other = together(2, lambda m, turns=turns: steps_of_a_row(small, m, scales, **turns))
+        for seen, alone in ((one, 1.0), (other, 2.0)):
+            waiting = [alone] * (applied_after - 1)
+            assert [row for row, _ in seen] == waiting + [1.5] * (6 - len(waiting))
+
+
+def test_rows_may_be_exchanged_less_often_than_blocks(small: Any, together: Together) -> None:
+    """Blocks go after steps 2, 4, 6 and 8; row 1, the second of two fragments, after 4 and 8."""
+    scales = [1.0, *[0.0] * 9]
+    turns = {"local_steps": 2, "fragments": 1, "row_steps": 4, "overlap_steps": 1}
+    one, other = together(2, lambda member: steps_of_a_row(small, member, scales, **turns))
+    for seen, alone in ((one, 1.0), (other, 2.0)):
+        assert [block for _, block in seen] == [alone] * 2 + [1.5] * 8
+        assert [row for row, _ in seen] == [alone] * 4 + [1.5] * 6
 
 
 def test_rows_changed_after_they_were_sent_are_sent_again(small: Any, together: Together) -> None:

@@ -35,7 +35,7 @@ def run(trained, tmp_path: Path) -> Path:
 )
 def test_all_parameters_are_those_saved(trained, settings: dict) -> None:
     loaded = trained(**settings)
-    saved = Checkpoints(loaded.run.path).load(loaded.step).open("model")
+    saved = Checkpoints(loaded.run.path).load(loaded.loaded_step).open("model")
     found = {**loaded.model.tables(), **loaded.model.blocks()}
     assert saved.keys() == found.keys()
     assert all(torch.equal(saved[name], found[name]) for name in saved)
@@ -61,8 +61,8 @@ def test_the_best_step_unless_another_is_asked_for(run: Path) -> None:
     checkpoints.save(step + 1, tensors, {}, best=True)
     checkpoints.save(step + 2, tensors, {})
     checkpoints.wait()
-    assert thinwire.load(run).step == step + 1
-    assert thinwire.load(str(run), step=step + 2).step == step + 2
+    assert thinwire.load(run).loaded_step == step + 1
+    assert thinwire.load(str(run), step=step + 2).loaded_step == step + 2
     with pytest.raises(UserError, match=f"holds no step 7, only: .*{step + 2}"):
         thinwire.load(run, 7)
 

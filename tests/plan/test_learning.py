@@ -25,21 +25,25 @@ FORECAST = Forecast(
     memory_bytes=1.0,
     batch=64,
     local_steps=1,
+    fragments=1,
+    row_steps=1,
+    overlap_steps=0,
     learning=1.0,
 )
 
 
 def test_one_batch_shared_out_teaches_as_one_worker_does() -> None:
-    assert learning("sync", 4, 16, 1) == 1.0
-    assert learning("none", 1, 64, 1) == 1.0
-    assert learning("periodic", 4, 16, 4) == 1.0
+    assert learning("sync", 4, 16) == 1.0
+    assert learning("none", 1, 64) == 1.0
+    assert learning("periodic", 4, 16, 4, 4) == 1.0
 
 
 def test_larger_batches_and_more_local_steps_teach_less() -> None:
-    assert learning("sync", 4, 64, 1) == pytest.approx(0.25**0.27)
-    assert learning("periodic", 4, 64, 4) == pytest.approx(0.25**0.15)
-    assert learning("periodic", 4, 16, 16) == pytest.approx(0.25**0.07)
-    assert learning("periodic", 4, 8, 2) == 1.0
+    assert learning("sync", 4, 64) == pytest.approx(0.25**0.27)
+    assert learning("periodic", 4, 64, 4, 4) == pytest.approx(0.25**0.15)
+    assert learning("periodic", 4, 16, 16, 16) == pytest.approx(0.25**0.08)
+    assert learning("periodic", 4, 16, 4, 16) == pytest.approx(0.25**0.02)
+    assert learning("periodic", 4, 8, 2, 2) == 1.0
 
 
 def plan_of(*forecasts: Forecast) -> Plan:
@@ -68,14 +72,14 @@ def test_only_defaults_are_varied() -> None:
     default = RunConfig()
     assert _batches(default) == [16, 32]
     varied = [
-        (kind, config.data.batch, config.exchange.local_steps)
+        (kind, config.data.batch, config.exchange.local_steps, config.exchange.row_steps)
         for kind, config in _variations(default, (64, 16, 32))
     ]
-    assert ("periodic", 16, 16) in varied
-    assert ("sync", 16, 4) in varied
-    assert ("sync", 64, 4) not in varied, "the table has it"
-    assert ("periodic", 64, 4) not in varied
-    assert len(varied) == 2 + 8 + 2
+    assert ("periodic", 16, 4, 16) in varied
+    assert ("sync", 16, 4, 0) in varied
+    assert ("sync", 64, 4, 0) not in varied, "the table has it"
+    assert ("periodic", 64, 4, 4) not in varied
+    assert len(varied) == 2 + 11 + 2
     given = replace(
         default,
         data=replace(default.data, batch=48),
@@ -87,10 +91,15 @@ def test_only_defaults_are_varied() -> None:
 
 def test_flags_make_train_take_what_was_forecast() -> None:
     assert FORECAST.flags == {"exchange": "sync", "codec": "fp32", "data.batch": 64}
-    periodic = replace(FORECAST, exchange="periodic", codec="int4", batch=16, local_steps=8)
+    periodic = replace(
+        FORECAST, exchange="periodic", codec="int4", batch=16, local_steps=8, row_steps=32
+    )
     assert periodic.flags == {
         "exchange": "periodic",
         "codec": "int4",
         "data.batch": 16,
         "exchange.local_steps": 8,
+        "exchange.fragments": 1,
+        "exchange.row_steps": 32,
+        "exchange.overlap_steps": 0,
     }

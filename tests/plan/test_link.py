@@ -121,20 +121,22 @@ def test_the_first_worker_chooses(
     def best(plan: Plan, workers: int, kinds: Sequence[str]) -> Any:
         asked.append(kinds)
         kind, codec = ways[current_thread().name]
-        return replace(plan.forecasts[0], exchange=kind, codec=codec, batch=8, local_steps=6)
+        return replace(
+            plan.forecasts[0], exchange=kind, codec=codec, batch=8, local_steps=2, row_steps=6
+        )
 
     monkeypatch.setattr(plan_module, "measure", lambda *_: MACHINE)
     monkeypatch.setattr(Plan, "best", best)
     taken = together(lambda team: chosen(toy_data, config_of(workers=2), team))
     assert [(c.exchange.kind, c.exchange.codec) for c in taken] == [("periodic", "int4")] * 2
-    assert [(c.data.batch, c.exchange.local_steps) for c in taken] == [(8, 6)] * 2
+    assert [(c.data.batch, c.exchange.row_steps) for c in taken] == [(8, 6)] * 2
     assert asked == [REPLICATED, REPLICATED]
     assert capsys.readouterr().err.splitlines() == [
         "Measuring this machine",
         "Measuring the link",
         "Counting what 2 workers would send",
         "Planned: --exchange periodic --codec int4 --data.batch 8 --exchange.local_steps ",
-        "6",
+        "2 --exchange.fragments 1 --exchange.row_steps 6 --exchange.overlap_steps 0",
     ]
 
 

@@ -285,6 +285,16 @@ def test_periodic_merges_beside_its_update() -> None:
     assert periodic_seconds(MACHINE, sent, "fp32", Link(1e9))[0] == pytest.approx(by_hand)
 
 
+def test_periodic_waits_for_what_overlaps_too_little() -> None:
+    """A turn every fourth step takes 0.2 s on the wire; two steps take 0.128 s."""
+    sent = Sent(early=5e4, late=0.0, down=0.0, dense=1.0, rows=0.0, turns=0.25)
+    link, machine = Link(1e6), replace(MACHINE, exchange_byte=dict.fromkeys(CODING, 0.0))
+    for overlap, waiting in ((0, 0.0), (2, (0.2 - 2 * 0.064) / 4), (1, (0.2 - 0.064) / 4)):
+        step, hidden = periodic_seconds(machine, sent, "fp32", link, overlap)
+        assert step == pytest.approx(0.064 + waiting)
+        assert hidden == pytest.approx(1.0 - waiting / 0.05)
+
+
 def test_periodic_is_as_slow_as_its_link() -> None:
     sent = Sent(early=1e6, late=0.0, down=1e6, dense=1.0, rows=0.0)
     assert periodic_seconds(MACHINE, sent, "fp32", Link(1e6))[0] == pytest.approx(1.0)

@@ -142,7 +142,7 @@ def _begin(
     parameters = {name: p.detach() for name, p in base.model.by_name().items()}
     optimizer: dict[str, Any] = {}
     with suppress(UserError):  # a step without its optimisers' state can be adapted all the same
-        optimizer = Checkpoints(run).load(base.step).open("optimizer")
+        optimizer = Checkpoints(run).load(base.loaded_step).open("optimizer")
     if len(words):
         assert tokenizer.unk_id is not None
         parameters = words.extend_parameters(parameters, tokenizer.unk_id)
@@ -151,8 +151,8 @@ def _begin(
         )
     about = {
         "base": str(run.absolute()),
-        "step": base.step,
-        "checksum": parameters_checksum(Checkpoints(run).load(base.step)),
+        "step": base.loaded_step,
+        "checksum": parameters_checksum(Checkpoints(run).load(base.loaded_step)),
         "method": options.method,
         "texts": [str(name) for name in texts],
         "mix": old.source if ratio else None,
@@ -224,7 +224,7 @@ def _refuse_layers(base: TrainedModel, out: Path) -> None:
 def _frozen_file(base: TrainedModel, run: Path) -> Path:
     if base.run.config.model.frozen:
         return Path(base.run.config.model.frozen)
-    return Checkpoints(run).load(base.step).path / MODEL_FILE
+    return Checkpoints(run).load(base.loaded_step).path / MODEL_FILE
 
 
 def _root(base: TrainedModel, run: Path) -> dict[str, Any]:

@@ -48,6 +48,8 @@ VERBS = {
     "eval": Verb("thinwire.cli.eval:evaluate", "Measure the exact perplexity of a trained model."),
     "score": Verb("thinwire.cli.score:score", "Print the log-probability of each line of a text."),
     "generate": Verb("thinwire.cli.generate:generate", "Write text that continues a prompt."),
+    "next": Verb("thinwire.cli.next:next_words", "Print the most probable next words."),
+    "rescore": Verb("thinwire.cli.rescore:rescore", "Score n-best lists, or rank them anew."),
     "adapt": Verb("thinwire.cli.adapt:adapt", "Adapt a trained model to new text."),
     "export": Verb("thinwire.cli.export:export", "Write a trained model in another format."),
     "plan": Verb("thinwire.cli.plan:plan", "Forecast bytes and speed of each exchange, here."),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -13,6 +14,8 @@ from thinwire.errors import UserError
 
 if TYPE_CHECKING:
     from thinwire.inference.evaluate import Measured
+    from thinwire.inference.load import TrainedModel
+    from thinwire.inference.neural_cache import NeuralCache
 
 
 def evaluate(
@@ -24,6 +27,10 @@ def evaluate(
     text: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="FILE")] = None,
     step: int | None = None,
     adapter: str | None = None,
+    average: int | None = None,
+    cache: int | None = None,
+    cache_theta: float | None = None,
+    cache_lambda: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -50,6 +57,14 @@ def evaluate(
         The step of the run to load. Default: the step with the best validation.
     adapter
         The name of adaptation layers made by `thinwire adapt --method layers` from this run.
+    average
+        Measure the mean of the parameters of this many newest checkpoints too, in rows of its own.
+    cache
+        Measure with a neural cache of this many positions too, in rows of its own.
+    cache_theta
+        How sharply the cache prefers similar hidden states. Default: 1.
+    cache_lambda
+        The part of the probability that the cache gives. Default: 0.05.
     as_json
         Print one JSON object and nothing else.
     device
@@ -65,15 +80,30 @@ def evaluate(
     if text is not None and (data is not None or split is not None):
         raise UserError("--text is a text of its own: leave out --data and --split")
 
+    from thinwire.cli.cache_flags import neural_cache
+
+    asked = neural_cache(cache, cache_theta, cache_lambda)
+
     from thinwire.inference.evaluate import evaluate_split, evaluate_text
     from thinwire.inference.load import load
 
+    def measure(model: TrainedModel, cache: NeuralCache | None) -> Measured:
+        if text is not None:
+            return evaluate_text(model, text, cache)
+        return evaluate_split(model, data, split or "valid", cache)
+
+    mean = None
+    if average is not None:
+        if text == "-":
+            raise UserError("standard input can be read once only: --average needs a file")
+        if adapter is not None:
+            raise UserError("--average is of the run's own steps: leave out --adapter")
+        mean = load(run, average=average, device=device, threads=threads)
     model = load(run, step, adapter=adapter, device=device, threads=threads)
-    if text is not None:
-        measured = evaluate_text(model, text)
-    else:
-        measured = evaluate_split(model, data, split or "valid")
-    print(_json(run, model.step, measured) if as_json else _lines(measured))
+    measured = measure(model, asked)
+    if mean is not None:
+        measured = replace(measured, averaged=measure(mean, None).evaluation)
+    print(_json(run, model.loaded_step, measured) if as_json else _lines(measured))
 
 
 def _json(run: Path, step: int, measured: Measured) -> str:
@@ -92,6 +122,14 @@ def _json(run: Path, step: int, measured: Measured) -> str:
         **where,
         "split": measured.split,
     }
+    if (cached := measured.cached) is not None:
+        record["cache_ppl"] = cached.ppl
+        record["cache_ppl_known"] = cached.ppl_known
+        record["cache_bits_per_character"] = cached.bits_per_character(measured.num_characters)
+    if (averaged := measured.averaged) is not None:
+        record["average_ppl"] = averaged.ppl
+        record["average_ppl_known"] = averaged.ppl_known
+        record["average_bits_per_character"] = averaged.bits_per_character(measured.num_characters)
     finite = {
         key: None if isinstance(value, float) and not isfinite(value) else value
         for key, value in record.items()
@@ -108,4 +146,10 @@ def _lines(measured: Measured) -> str:
         "tokens scored": f"{found.tokens_scored:,}",
         "  unknown": f"{found.tokens_unknown:,}",
     }
+    if (cached := measured.cached) is not None:
+        rows["with the cache"] = f"{cached.ppl:.2f}"
+        rows["  known words"] = f"{cached.ppl_known:.2f}"
+    if (averaged := measured.averaged) is not None:
+        rows["with the average"] = f"{averaged.ppl:.2f}"
+        rows["  its known words"] = f"{averaged.ppl_known:.2f}"
     return "\n".join(f"{name:18}{value:>14}" for name, value in rows.items())

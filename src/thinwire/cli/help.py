@@ -57,6 +57,7 @@ WITHOUT_EFFECT = {
     ),
     "serve": (
         *("exchange.kind", "exchange.delay", "exchange.local_steps", "exchange.fragments"),
+        *("exchange.row_steps", "exchange.overlap_steps"),
         *("exchange.outer_*", "exchange.check_replicas", "exchange.servers"),
     ),
 }

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
-from math import isfinite
+from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
+from math import isfinite, log
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from thinwire.errors import UserError
+
 if TYPE_CHECKING:
-    from thinwire.inference.score import Score
+    from thinwire.inference.load import TrainedModel
+    from thinwire.inference.score import LineLogprobs, Score
+    from thinwire.inference.score_rows import Rows, Totals
 
 
 def score(
@@ -18,8 +24,15 @@ def score(
     file: Annotated[str, Parameter(allow_leading_hyphen=True)] = "-",
     /,
     *,
+    out: Path | None = None,
+    context: Literal["line", "text"] = "line",
+    tokens: Annotated[bool, Parameter(negative="")] = False,
+    base: Literal["e", "10"] = "e",
     step: int | None = None,
     adapter: str | None = None,
+    cache: int | None = None,
+    cache_theta: float | None = None,
+    cache_lambda: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -29,7 +42,7 @@ def score(
     For each line of the text, one line is printed: its natural log-probability, its number of
     tokens and its number of unknown words, with tabs between them. Each line starts from a fresh
     state. Its end counts as a token, so an empty line has one token. Lines from a pipe are answered
-    as they arrive.
+    as they arrive. Memory does not grow with the number of lines.
 
     Parameters
     ----------
@@ -38,12 +51,30 @@ def score(
     file
         UTF-8 text with one sentence per line. Files that end in .gz, .xz or .zst are unpacked.
         Default: standard input.
+    out
+        File to write the scores to. If it holds the scores of the first lines already, because the
+        command was interrupted, they are checked against the text and the rest is added.
+    context
+        line: each line starts from a fresh state. text: the state carries over from line to line,
+        as in `thinwire eval`, with the same total; the whole text is read before the first score.
+    tokens
+        Add the log-probability of each token of the line.
+    base
+        Base of the logarithms. 10: a last column says log10, and JSON keys begin with log10.
     step
         The step of the run to load. Default: the step with the best validation.
     adapter
         The name of adaptation layers made by `thinwire adapt --method layers` from this run.
+    cache
+        Print a further number per line: its log-probability with a neural cache of this many
+        positions, which remembers the lines before it.
+    cache_theta
+        How sharply the cache prefers similar hidden states. Default: 1.
+    cache_lambda
+        The part of the probability that the cache gives. Default: 0.05.
     as_json
-        Print one JSON object per line, with the keys logprob, num_tokens and num_unknown.
+        Print one JSON object per line, with the keys logprob, num_tokens and num_unknown; with
+        --tokens also tokens and logprobs, with --cache also logprob_cache.
     device
         Where to compute. auto: CUDA if there is a GPU, else the CPU.
     threads
@@ -53,27 +84,119 @@ def score(
     --------
     thinwire score run sentences.txt
     echo "To be or not to be" | thinwire score run --json
+    thinwire score run corpus.txt.gz --out corpus.scores
     """
+    from thinwire.cli.cache_flags import neural_cache
+
+    asked = neural_cache(cache, cache_theta, cache_lambda)
+
     from thinwire.data.sources import find_sources
     from thinwire.inference.load import load
+    from thinwire.inference.score import line_logprobs
+    from thinwire.inference.score_rows import Rows
     from thinwire.inference.text import read_lines
 
     sources = find_sources([file])
+    if out is not None and out.is_dir():
+        raise UserError(f"{out} is a folder: --out takes the name of a file")
     model = load(run, step, adapter=adapter, device=device, threads=threads)
-    show = _json if as_json else _columns
+    if asked is not None:
+        if out is not None or tokens or (context, base) != ("line", "e"):
+            raise UserError("--cache goes without --out, --context, --tokens and --base")
+        all_lines = chain.from_iterable(read_lines(sources, wait=False))
+        for plain, cached in model.score_lines_cached(all_lines, asked):
+            print((_json if as_json else _columns)(plain, cached))
+        return
+    rows = Rows(model.tokenizer, as_json, tokens, base == "10")
+    if out is not None:
+        _say(_to_file(model, sources, out, rows, context), base, out)
+        return
+    if context == "text":
+        for line in _carried(model, read_lines(sources)):
+            print(rows.row(line))
+        return
+    window = model.run.config.data.length
     for lines in read_lines(sources, wait=False):
-        for found in model.score_lines(lines):
-            print(show(found))
+        for line in line_logprobs(model.model, model.tokenizer, lines, window=window):
+            print(rows.row(line))
         print(end="", flush=True)
 
 
-def _columns(score: Score) -> str:
-    return f"{score.logprob:.6f}\t{score.num_tokens}\t{score.num_unknown}"
+def _to_file(
+    model: TrainedModel, sources: list[Path], out: Path, rows: Rows, context: str
+) -> Totals:
+    """Score with a bar, over the bytes read where each line is on its own."""
+    from thinwire.console import progress_bar
+    from thinwire.data.sources import total_bytes
+    from thinwire.inference.score import line_logprobs
+    from thinwire.inference.score_rows import write_carried_rows, write_rows
+    from thinwire.inference.text import read_lines
+
+    with progress_bar() as progress:
+        if context == "text":
+            task = progress.add_task("tokens", total=None)
+            lines = _carried(
+                model,
+                read_lines(sources),
+                lambda done, total: progress.update(task, completed=done, total=total),
+            )
+            return write_carried_rows(out, rows, lines)
+        task = progress.add_task("bytes", total=total_bytes(sources))
+        blocks = read_lines(sources, advance=lambda number: progress.advance(task, number))
+        window = model.run.config.data.length
+        return write_rows(
+            out,
+            rows,
+            chain.from_iterable(blocks),
+            lambda some: line_logprobs(model.model, model.tokenizer, some, window=window),
+        )
 
 
-def _json(score: Score) -> str:
-    """A log-probability that is not a finite number is null."""
-    logprob = score.logprob if isfinite(score.logprob) else None
-    return json.dumps(
-        {"logprob": logprob, "num_tokens": score.num_tokens, "num_unknown": score.num_unknown}
+def _carried(
+    model: TrainedModel,
+    blocks: Iterable[list[str]],
+    advance: Callable[[int, int], object] = lambda done, total: None,
+) -> Iterator[LineLogprobs]:
+    from thinwire.inference.score import line_logprobs, text_logprobs
+
+    window = model.run.config.data.length
+    if model.run.config.data.context == "line":
+        lines = chain.from_iterable(blocks)
+        return line_logprobs(model.model, model.tokenizer, lines, window=window)
+    return text_logprobs(model.model, model.tokenizer, blocks, window=window, advance=advance)
+
+
+def _say(totals: Totals, base: str, out: Path) -> None:
+    """What the file holds, on standard error."""
+    from rich.text import Text
+
+    from thinwire.console import console
+
+    total = totals.logprob / (log(10) if base == "10" else 1.0)
+    kind = "log10-probability" if base == "10" else "natural log-probability"
+    before = f" ({totals.num_taken_up:,} were there before)" if totals.num_taken_up else ""
+    sentence = (
+        f"{out}: {totals.num_lines:,} lines{before}, {totals.num_tokens:,} tokens, "
+        f"{totals.num_unknown:,} unknown, {kind} {total:,.4f}"
     )
+    console.print(Text(sentence), soft_wrap=True)
+
+
+def _columns(score: Score, cached: Score) -> str:
+    numbers = score.num_tokens, score.num_unknown
+    return "\t".join(map(str, (f"{score.logprob:.6f}", *numbers, f"{cached.logprob:.6f}")))
+
+
+def _json(score: Score, cached: Score) -> str:
+    """A log-probability that is not a finite number is null."""
+    record = {
+        "logprob": _finite(score.logprob),
+        "num_tokens": score.num_tokens,
+        "num_unknown": score.num_unknown,
+        "logprob_cache": _finite(cached.logprob),
+    }
+    return json.dumps(record)
+
+
+def _finite(number: float) -> float | None:
+    return number if isfinite(number) else None

@@ -8,6 +8,7 @@ from typing import Annotated, Literal, get_args
 from cyclopts import Parameter
 
 from thinwire.errors import UserError
+from thinwire.exchange.turns import Turns
 
 ExchangeKind = Literal["sync", "async", "periodic", "auto"]
 Select = Literal["rows", "everything"]
@@ -42,10 +43,17 @@ class ExchangeConfig:
     applied late. 1: the exchange overlaps with the arithmetic of the next step. 0: the results are
     those of one worker."""
     local_steps: int = 4
-    """periodic: number of steps between two exchanges of the same row or block."""
+    """periodic: number of steps between two exchanges of the same row of a block."""
+    row_steps: int = 0
+    """periodic: number of steps between two exchanges of the same row of a table, a multiple of
+    local_steps. Rows change less between two exchanges than blocks do, and are most of what is
+    sent. 0: local_steps."""
     fragments: int = 4
     """periodic: number of parts of the model that are exchanged in turn, evenly spread over the
     interval, so that the link is always in use."""
+    overlap_steps: int = 0
+    """periodic: number of local steps during which what was sent travels, before it is applied;
+    fewer cost quality less, and a slow link more waiting. 0: until the next turn."""
     outer_lr: float = 1.0
     """periodic: learning rate of the outer step."""
     outer_momentum: float = 0.0
@@ -94,6 +102,11 @@ class ExchangeConfig:
                 f"exchange.fragments is {self.fragments}, but no more than exchange.local_steps "
                 f"({self.local_steps}) can be spread over them"
             )
+        if self.row_steps % self.local_steps:
+            raise UserError(
+                f"exchange.row_steps is {self.row_steps}, and must be a multiple of "
+                f"exchange.local_steps ({self.local_steps})"
+            )
         if not self.outer_lr > 0:
             raise UserError(f"exchange.outer_lr is {self.outer_lr}, and must be above 0")
         if not 0 < self.timeout_seconds <= LONGEST_TIMEOUT_SECONDS:
@@ -105,9 +118,14 @@ class ExchangeConfig:
             raise UserError(
                 f"exchange.outer_momentum is {self.outer_momentum}, but it must lie in [0, 1)"
             )
-        for name in ("delay", "staleness_bound", "accumulate"):
+        for name in ("delay", "staleness_bound", "accumulate", "row_steps", "overlap_steps"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 0 or more")
+
+    @property
+    def turns(self) -> Turns:
+        """Whose turn it is in a periodic exchange, and when."""
+        return Turns(self.fragments, self.local_steps, self.row_steps or self.local_steps)
 
     def flushes(self, workers: int) -> bool:
         """Whether an evaluation or a save changes the numbers, as `Exchange.settle` has to bring in

@@ -2,16 +2,18 @@
 
 Each worker updates its own copy as if it were alone. The values that all last agreed on are the
 anchor. Rows of tables and of blocks are cut in fragments, by their number, which take turns over an
-interval of `local_steps` steps, so that the link is used evenly. A fragment's turn:
+interval of `local_steps` steps, those of tables over one of `row_steps` (`turns.py`), so that the
+link is used evenly. A turn:
 
 1. **Send.** Each worker takes note of the tables' rows that have changed since they were last sent,
    and of the blocks', and sends how far they are from the anchor. The local steps go on meanwhile.
-2. **Outer step**, when the next fragment's turn comes. The workers' steps on a row become one as
-   `accumulators.py` says, where rows are Adagrad's with one number a row. Where another optimiser
-   normalises, the workers' steps on a row or a block come to their sum divided by sqrt(W): a worker
-   divides its steps by the deviation of a gradient of its own text, which is so much larger than
-   that of all text. Without normalising it is the mean, for a row over the workers that changed it.
-   The outcome is applied to the anchor as a gradient, by SGD with Nesterov momentum.
+2. **Outer step**, when the next turn comes, or `overlap_steps` steps later. The workers' steps
+   on a row become one as `adagrad_merge.py` says, where rows are Adagrad's with one number a
+   row. Where another optimiser normalises, the workers' steps on a row or a block come to their
+   sum divided by sqrt(W): a worker divides its steps by the deviation of a gradient of its own
+   text, which is so much larger than that of all text. Without normalising it is the mean, for a
+   row over the workers that changed it. The outcome is applied to the anchor as a gradient, by
+   SGD with Nesterov momentum.
 3. **Catch up.** Each worker moves its copy by as much as the agreed value differs from the one it
    sent, which is the outer step in place of its own; what it has learnt since stays, to be sent the
    next time.
@@ -36,6 +38,7 @@ from thinwire.exchange.coded import CodedCollective, joined
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange, ExchangeState, nothing
 from thinwire.exchange.local import Local
+from thinwire.exchange.turns import Fragment, Turn
 from thinwire.exchange.worker_scale import merge, normalises, spread
 from thinwire.optim.decay import SUM as DECAY_SUM
 from thinwire.optim.decay import mark_paid_until
@@ -50,10 +53,11 @@ Group = tuple[str, ...]
 
 
 @dataclass(frozen=True)
-class _Turn:
-    """A fragment that is on its way: this worker's steps from the anchor, as they were then."""
+class _UnderWay:
+    """What is on its way: this worker's steps from the anchor, as they were then."""
 
-    fragment: int
+    step: int
+    turn: Turn
     ids: dict[Group, Tensor]
     steps: dict[str, Tensor]
     """Of rows of tables `[O, ...]` and of blocks `[B, ...]`."""
@@ -65,7 +69,7 @@ class _Turn:
 
 @dataclass(frozen=True)
 class _Part:
-    """What one worker has sent of a fragment's rows."""
+    """What one worker has sent of a turn's rows."""
 
     ids: dict[Group, Tensor]
     deltas: dict[str, Tensor]
@@ -89,6 +93,7 @@ class Periodic(Exchange):
         self.updater, self.collective, self.config = updater, collective, config
         self._coded = CodedCollective(collective, config.codec, seed)
         self._everything = config.select == "everything"
+        self._turns = config.turns
         self._parameters: dict[str, Tensor] = {
             name: p.detach() for name, p in {**updater.tables, **updater.blocks}.items()
         }
@@ -101,14 +106,14 @@ class Periodic(Exchange):
         self._anchor: dict[str, Tensor] = {}
         self._momentum: dict[str, Tensor] = {}
         self._changed: dict[Group, Tensor] = {}
-        self._turn: _Turn | None = None
+        self._under_way: _UnderWay | None = None
         self._step = 0
         self._flushed = True
         self._dense_bytes = 0.0
 
     def meets(self) -> bool:
-        """See `Exchange`: in steps that end with a fragment's turn."""
-        return self._fragment_after(self._step + 1) is not None
+        """See `Exchange`: in steps that end with a turn."""
+        return self._turns.after(self._step + 1) is not None
 
     def announce(self, touched: Touched) -> None:
         """Nobody needs to know."""
@@ -123,17 +128,18 @@ class Periodic(Exchange):
         rows: Mapping[str, Tensor],
         meanwhile: Callable[[], None] = nothing,
     ) -> float:
-        """Step alone; then let the fragment go whose turn it is, if any."""
+        """Step alone; then let go whose turn it is, if it is anybody's."""
         if not self._anchor:
             self._begin()
         norm = self.updater.push(touched, rows, meanwhile)
         self._mark(touched)
         self._step += 1
         self._flushed = False
-        fragment = self._fragment_after(self._step)
-        if fragment is not None:
+        turn = self._turns.after(self._step)
+        if turn is not None or self._has_travelled:
             self._agree()
-            self._send(fragment)
+        if turn is not None:
+            self._send(turn)
         return norm
 
     def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
@@ -145,12 +151,12 @@ class Periodic(Exchange):
         return self._coded.record(self._dense_bytes)
 
     def flush(self) -> None:
-        """Agree on every fragment, whoever's turn it is; then all copies are the anchor."""
+        """Agree on everything, whoever's turn it is; then all copies are the anchor."""
         if self._flushed:  # once more would only let the momentum run on
             return
         self._agree()
-        for fragment in range(self.config.fragments):
-            self._send(fragment)
+        for turn in self._turns.all():
+            self._send(turn)
             self._agree()
         for name, parameter in self._parameters.items():
             # Catching up comes this near, but for rounding.
@@ -179,7 +185,7 @@ class Periodic(Exchange):
     def load_state(self, step: int, state: ExchangeState) -> None:
         """See `Exchange`; every worker starts from the same values."""
         self._step, self._flushed = step, True
-        self._anchor, self._changed, self._turn = {}, {}, None
+        self._anchor, self._changed, self._under_way = {}, {}, None
         self._accumulators = None
         self._momentum = {
             name: value.to(self._parameters[name].device, copy=True)
@@ -196,11 +202,10 @@ class Periodic(Exchange):
         else:
             spread(rows, W)
 
-    def _fragment_after(self, step: int) -> int | None:
-        """The fragment whose turn comes after so many steps, if any."""
-        F, H = self.config.fragments, self.config.local_steps
-        turns = ((fragment + 1) * H // F % H for fragment in range(F))
-        return next((fragment for fragment, turn in enumerate(turns) if step % H == turn), None)
+    @property
+    def _has_travelled(self) -> bool:
+        overlap, under_way = self.config.overlap_steps, self._under_way
+        return bool(overlap) and under_way is not None and self._step >= under_way.step + overlap
 
     # 1. Send
 
@@ -218,9 +223,9 @@ class Periodic(Exchange):
             else:
                 self._changed[names].index_fill_(0, ids.cpu(), True)
 
-    def _send(self, fragment: int) -> None:
+    def _send(self, turn: Turn) -> None:
         self._coded.at_step(self._step)
-        ids = {group: self._own_ids(group, fragment) for group in self._changed}
+        ids = {group: turn.rows.ids_where(changed) for group, changed in self._changed.items()}
         steps: dict[str, Tensor] = {}
         deltas, grown = [], []
         decay_sums: dict[str, float] = {}
@@ -238,29 +243,27 @@ class Periodic(Exchange):
                 if self._accumulators is not None:
                     grown.append(self._accumulators.growth(name, at))
                 if self._everything:
-                    deltas.append(self._moved(name, self._all_ids(name, fragment)))
+                    deltas.append(self._moved(name, self._all_ids(name, turn.rows)))
                 else:
                     deltas.append(steps[name])
         values = [self._coded.encode(deltas), *map(self._exact.encode, grown)]
         message = joined([*map(encode_ids, ids.values()), *(value.cpu() for value in values)])
         gathering = self.collective.all_gather(message)
         blocks = {
-            name: self._moved(name, self._all_ids(name, fragment)) for name in self.updater.blocks
+            name: self._moved(name, self._all_ids(name, turn.blocks))
+            for name in self.updater.blocks
         }
         summing = self._coded.sum(list(blocks.values()))
-        self._turn = _Turn(fragment, ids, steps | blocks, decay_sums, gathering, summing)
+        self._under_way = _UnderWay(
+            self._step, turn, ids, steps | blocks, decay_sums, gathering, summing
+        )
         W, F = self.collective.size, self.config.fragments
         num_bytes = sum(4 * p.numel() for p in self._parameters.values())
         self._dense_bytes += 2 * (W - 1) / W * num_bytes / F
 
-    def _own_ids(self, group: Group, fragment: int) -> Tensor:
-        F = self.config.fragments
-        return self._changed[group][fragment::F].nonzero().squeeze(1) * F + fragment
-
-    def _all_ids(self, name: str, fragment: int) -> Tensor:
+    def _all_ids(self, name: str, fragment: Fragment) -> Tensor:
         parameter = self._parameters[name]
-        ids = torch.arange(len(parameter), device=parameter.device)
-        return ids[fragment :: self.config.fragments]
+        return fragment.ids(len(parameter), parameter.device)
 
     def _moved(self, name: str, ids_R: Tensor) -> Tensor:
         """How far these rows are from the anchor."""
@@ -271,27 +274,27 @@ class Periodic(Exchange):
 
     def _agree(self) -> None:
         """Finish the turn that is on its way, if any."""
-        turn, self._turn = self._turn, None
-        if turn is None:
+        under_way, self._under_way = self._under_way, None
+        if under_way is None:
             return
-        messages = self._coded.wait(turn.gathering)
-        summed = self._coded.wait(turn.summing)
-        parts = [self._read(message, turn) for message in messages]
-        for group, own_O in turn.ids.items():
+        messages = self._coded.wait(under_way.gathering)
+        summed = self._coded.wait(under_way.summing)
+        parts = [self._read(message, under_way) for message in messages]
+        for group, own_O in under_way.ids.items():
             ids_R = torch.cat([part.ids[group] for part in parts]).unique()
             for name in group:
                 at = ids_R.to(self._parameters[name].device)
                 merged_R = self._merged(group, name, at, parts)
                 self._take(name, at, self._outer_step(name, at, merged_R))
-                add(self._parameters[name], own_O.to(at.device), turn.steps[name])
-                if name in turn.decay_sums:
+                add(self._parameters[name], own_O.to(at.device), under_way.steps[name])
+                if name in under_way.decay_sums:
                     state = self.updater.row_optimizer.state[self.updater.tables[name]]
-                    mark_paid_until(state, at, turn.decay_sums[name])
+                    mark_paid_until(state, at, under_way.decay_sums[name])
         for name, delta_B in zip(self.updater.blocks, summed, strict=True):
-            parameter, at = self._parameters[name], self._all_ids(name, turn.fragment)
+            parameter, at = self._parameters[name], self._all_ids(name, under_way.turn.blocks)
             mean_B = delta_B.to(parameter.device) * self._block_rate
             self._take(name, at, self._outer_step(name, at, mean_B))
-            add(parameter, at, turn.steps[name])
+            add(parameter, at, under_way.steps[name])
 
     def _take(self, name: str, ids_R: Tensor, change_R: Tensor) -> None:
         """Change the anchor, and this copy alike."""
@@ -317,28 +320,29 @@ class Periodic(Exchange):
         visits_R = torch.cat(places).bincount(minlength=len(ids_R))
         return total_R.div_(column(visits_R, total_R))
 
-    def _read(self, message: Tensor, turn: _Turn) -> _Part:
+    def _read(self, message: Tensor, under_way: _UnderWay) -> _Part:
         """What a worker has sent, on the device of the tables."""
+        fragment = under_way.turn.rows
         ids: dict[Group, Tensor] = {}
-        for group in turn.ids:
+        for group in under_way.ids:
             size = ids_bytes(message)
             ids[group] = decode_ids(message[:size])
             message = message[size:]
-        names = [(group, name) for group in turn.ids for name in group]
+        names = [(group, name) for group in under_way.ids for name in group]
         lengths = [len(ids[group]) for group, _ in names]
         sizes = [self._exact.num_bytes((n,)) if self._accumulators else 0 for n in lengths]
         message, *piles = message.split([len(message) - sum(sizes), *sizes])
         shapes = []
         for (_, name), length in zip(names, lengths, strict=True):
             parameter = self._parameters[name]
-            whole = len(parameter[turn.fragment :: self.config.fragments])
+            whole = fragment.num_rows(len(parameter))
             num_rows = whole if self._everything else length
             shapes.append(Size((num_rows, *parameter.shape[1:])))
         deltas, grown = {}, {}
         decoded = self._coded.decode(message, shapes)
         for (group, name), values, pile in zip(names, decoded, piles, strict=True):
             device = self._parameters[name].device
-            place = (ids[group] - turn.fragment) // self.config.fragments
+            place = fragment.places(ids[group])
             deltas[name] = (values[place] if self._everything else values).to(device)
             if self._accumulators is not None:
                 grown[name] = self._exact.decode(pile, (len(ids[group]),)).to(device)

@@ -13,6 +13,7 @@ from thinwire.data.corpus import Corpus, file_digest, narrowest_dtype, unknown_s
 from thinwire.data.sources import find_sources
 from thinwire.errors import UserError
 from thinwire.inference.load import TrainedModel
+from thinwire.inference.neural_cache import NeuralCache
 from thinwire.inference.text import read_lines
 from thinwire.runs.evaluation import Evaluation, Ids
 
@@ -26,12 +27,16 @@ class Measured:
         source: the data folder, or the text.
         split: the split of the data folder; None for a text.
         num_characters: characters of the raw text, one line end a line included.
+        cached: the same text with a neural cache; None: not asked for.
+        averaged: the same text with the average of the last steps; None: not asked for.
     """
 
     evaluation: Evaluation
     source: str
     split: str | None
     num_characters: int
+    cached: Evaluation | None = None
+    averaged: Evaluation | None = None
 
     @property
     def bits_per_character(self) -> float:
@@ -39,7 +44,9 @@ class Measured:
         return self.evaluation.bits_per_character(self.num_characters)
 
 
-def evaluate_split(model: TrainedModel, data: Path | None, split: str) -> Measured:
+def evaluate_split(
+    model: TrainedModel, data: Path | None, split: str, cache: NeuralCache | None = None
+) -> Measured:
     """Evaluate on a split of `data`; None: the data folder that the model was trained on.
 
     Raises:
@@ -65,10 +72,11 @@ def evaluate_split(model: TrainedModel, data: Path | None, split: str) -> Measur
     if len(ids) == 0:
         raise UserError(f"the {split} split of {corpus.path} is empty")
     num_characters = corpus.meta.splits[split].characters
-    return Measured(_evaluate(model, ids), str(corpus.path), split, num_characters)
+    found = _evaluate(model, ids)
+    return Measured(found, str(corpus.path), split, num_characters, _cached(model, ids, cache))
 
 
-def evaluate_text(model: TrainedModel, text: str) -> Measured:
+def evaluate_text(model: TrainedModel, text: str, cache: NeuralCache | None = None) -> Measured:
     """Evaluate on a text: a file, `-` for standard input, a folder or a glob.
 
     Raises:
@@ -82,7 +90,9 @@ def evaluate_text(model: TrainedModel, text: str) -> Measured:
         ids.append(np.concatenate(model.tokenizer.encode_lines(lines)).astype(dtype))
     if not ids:
         raise UserError(f"there is nothing to evaluate: {text} is empty")
-    return Measured(_evaluate(model, np.concatenate(ids)), text, None, num_characters)
+    whole = np.concatenate(ids)
+    found = _evaluate(model, whole)
+    return Measured(found, text, None, num_characters, _cached(model, whole, cache))
 
 
 def _evaluate(model: TrainedModel, ids: Ids) -> Evaluation:
@@ -92,3 +102,11 @@ def _evaluate(model: TrainedModel, ids: Ids) -> Evaluation:
     if sentence := unknown_sentence("the text", found.tokens_unknown, found.tokens_scored):
         warn(sentence)
     return found
+
+
+def _cached(model: TrainedModel, ids: Ids, cache: NeuralCache | None) -> Evaluation | None:
+    if cache is None:
+        return None
+    with progress_bar() as progress:
+        task = progress.add_task("tokens, with the cache", total=len(ids))
+        return model.evaluate_cached(ids, cache, lambda n: progress.advance(task, n))

@@ -6,20 +6,38 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, overload
 
 import torch
+from torch import Tensor
 
 from thinwire.data.text import lines_of, one_line
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
+from thinwire.inference.candidates import (
+    Candidate,
+    logprobs_of,
+    most_probable,
+    num_rows_at_a_time,
+)
+from thinwire.inference.decoding import Decoder, Words, read_prompt, token_id
 from thinwire.inference.generate import Sampling, write
-from thinwire.inference.score import Score, score_lines
+from thinwire.inference.neural_cache import Histories, NeuralCache, cached_logprobs, mixed
+from thinwire.inference.score import Score, score_lines, score_lines_cached
 from thinwire.language_model import LanguageModel
+from thinwire.models.contract import State
 from thinwire.runs.adapter_file import AdapterFile
+from thinwire.runs.averaging import average_parameters
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.device import find_device
-from thinwire.runs.evaluation import Evaluation, Ids, evaluate
+from thinwire.runs.evaluation import (
+    Evaluation,
+    Ids,
+    Tally,
+    evaluate,
+    lines_in_order,
+    spans_of,
+)
 from thinwire.runs.folder import RunFolder
 
 
@@ -28,6 +46,7 @@ def load(
     step: int | None = None,
     *,
     adapter: str | None = None,
+    average: int | None = None,
     device: str = "auto",
     threads: int | None = None,
 ) -> TrainedModel:
@@ -38,6 +57,7 @@ def load(
         step: which of its steps; None: the one with the best validation.
         adapter: the name of adaptation layers beside it, made by `thinwire adapt --method layers`;
             they decide on the step.
+        average: instead of one step, the mean of the parameters of this many newest steps on disk.
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `mps`.
         threads: compute threads of this process from now on; None: as many as PyTorch uses.
 
@@ -52,7 +72,14 @@ def load(
         torch.set_num_threads(threads)
     where = find_device(device)
     tokenizer = Tokenizer.load(folder.tokenizer_file)
-    if adapter is not None:
+    if average is not None and (step is not None or adapter is not None):
+        raise UserError("an average is of the newest steps: name no step and no adapter with it")
+    if average is not None:
+        checkpoints = Checkpoints(folder.path)
+        steps, parameters = average_parameters(checkpoints, average)
+        saved = checkpoints.load(steps[-1])
+        model = folder.load_model(saved, parameters).to(where)
+    elif adapter is not None:
         if step is not None:
             raise UserError("an adapter goes with the step that it was trained on: name no step")
         layers = AdapterFile.open(folder.path, adapter)
@@ -80,13 +107,13 @@ class TrainedModel:
 
     Attributes:
         run: the run folder and its settings.
-        step: the step that was loaded.
+        loaded_step: the step that was loaded.
         tokenizer: text to ids and back.
         model: the network, ids to log-probabilities.
     """
 
     run: RunFolder
-    step: int
+    loaded_step: int
     tokenizer: Tokenizer
     model: LanguageModel
 
@@ -121,9 +148,148 @@ class TrainedModel:
     def _score_lines(self, lines: Iterable[str]) -> Iterator[Score]:
         return score_lines(self.model, self.tokenizer, lines, window=self.run.config.data.length)
 
+    def score_lines_cached(
+        self, lines: Iterable[str], cache: NeuralCache
+    ) -> Iterator[tuple[Score, Score]]:
+        """The score of each line, and the score with a neural cache of the lines before it.
+
+        States start afresh at each line, as in `score_lines`; the cache goes on over the lines.
+        """
+        return score_lines_cached(
+            self.model,
+            self.tokenizer,
+            map(one_line, lines),
+            cache,
+            window=self.run.config.data.length,
+        )
+
     def perplexity(self, text: str) -> float:
         """exp of the mean negative log-probability of the text's tokens, scored as by `score`."""
         return self.score(text).perplexity
+
+    @overload
+    def next(self, prompt: str, k: int = 10, *, words_only: bool = False) -> list[Candidate]: ...
+    @overload
+    def next(
+        self, prompt: list[str], k: int = 10, *, words_only: bool = False
+    ) -> list[list[Candidate]]: ...
+    def next(
+        self, prompt: str | list[str], k: int = 10, *, words_only: bool = False
+    ) -> list[Candidate] | list[list[Candidate]]:
+        """The k most probable next tokens, the most probable first, exact.
+
+        Every probability is normalised over the whole vocabulary. Of equally probable tokens the
+        one with the smaller id comes first.
+
+        Args:
+            prompt: what comes before, from the beginning of a line on; may have several lines. A
+                list of prompts gives a list for each; many at a time are fast, however many.
+            k: how many; at most the whole vocabulary.
+            words_only: leave out the unknown word and the end of the line.
+
+        Raises:
+            UserError: k is below 1, or a prompt holds what no text holds.
+        """
+        if k < 1:
+            raise UserError(f"the {k} most probable words were asked for, but it must be 1 or more")
+        ends = (self.tokenizer.eos_id, self.tokenizer.unk_id)
+        without = [id for id in ends if id is not None] if words_only else []
+        found = []
+        for hidden_nD in self._last_hidden([prompt] if isinstance(prompt, str) else prompt):
+            logprob_nK, ids_nK = most_probable(self.model, hidden_nD, k, without)
+            found += [
+                [Candidate(self.tokenizer.token(id), p, id) for p, id in zip(*row, strict=True)]
+                for row in zip(logprob_nK.tolist(), ids_nK.tolist(), strict=True)
+            ]
+        return found[0] if isinstance(prompt, str) else found
+
+    def logprobs(self, prompt: str | list[str], words: list[str] | list[int]) -> Tensor:
+        """The natural-log probability of each of these words as the next one, exact.
+
+        Args:
+            prompt: as for `next`.
+            words: words, each a single token, or token ids.
+
+        Returns:
+            `[K]` for K words; for a list of N prompts `[N, K]`. Memory does not grow with N times
+            the vocabulary.
+
+        Raises:
+            UserError: a word is not one token, or an id is not in the vocabulary.
+        """
+        ids_K = self._ids(words)
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        rows = [
+            logprobs_of(self.model, hidden, ids_K).cpu() for hidden in self._last_hidden(prompts)
+        ]
+        logprob_NK = torch.cat(rows) if rows else torch.zeros(0, len(ids_K))
+        return logprob_NK[0] if isinstance(prompt, str) else logprob_NK
+
+    def start(self, prompt: str | list[str] = "") -> State:
+        """The state of a decoder that has read a prompt; of several prompts, side by side.
+
+        A state is a tuple of tensors whose first dimension is the batch; none is changed later.
+        `thinwire.inference.decoding` has `select` and `stack` for beams. Without a prompt it is the
+        state at the beginning of a line.
+        """
+        return self._decoder.read(self._read([prompt] if isinstance(prompt, str) else prompt))
+
+    @overload
+    def step(self, state: State, word: str | int) -> tuple[State, float]: ...
+    @overload
+    def step(self, state: State, word: Words) -> tuple[State, Tensor]: ...
+    def step(self, state: State, word: str | int | Words) -> tuple[State, float | Tensor]:
+        """Read one more word: the state after it, and its natural-log probability, exact.
+
+        Over a line and its end (`model.tokenizer.eos_id`) these add up to the line's score.
+
+        Args:
+            state: of `start`, or of an earlier step; it stays as it is.
+            word: a word that is a single token, or a token id; for a batch a list or a tensor of
+                ids, one for each member.
+
+        Returns:
+            The new state, and a float, or `[B]` for a batch.
+
+        Raises:
+            UserError: a word is not one token, an id is not in the vocabulary, or there are more
+                or fewer words than the batch has members.
+        """
+        ids_B = self._ids_for(state, word)
+        after, logprob_B = self._decoder.step(state, ids_B)
+        return after, float(logprob_B) if isinstance(word, str | int) else logprob_B.cpu()
+
+    def advance(self, state: State, word: str | int | Words) -> State:
+        """`step` without the probability and its cost, where `distribution` has told it."""
+        return self._decoder.advance(state, self._ids_for(state, word))
+
+    def distribution(self, state: State) -> Tensor:
+        """The natural-log probability of every word as the next one, exact, `[B, V]`."""
+        return self._decoder.distribution(state)
+
+    @property
+    def _decoder(self) -> Decoder:
+        return Decoder(self.model, self.tokenizer.eos_id, self.run.config.data)
+
+    def _last_hidden(self, prompts: list[str]) -> Iterator[Tensor]:
+        """The hidden states after some prompts, a few prompts at a time."""
+        size = num_rows_at_a_time(self.model.vocab_size)
+        for first in range(0, len(prompts), size):
+            yield self._decoder.read(self._read(prompts[first : first + size]))[0]
+
+    def _read(self, prompts: list[str]) -> list[list[int]]:
+        return [read_prompt(self.tokenizer, prompt) for prompt in prompts]
+
+    def _ids_for(self, state: State, word: str | int | Words) -> Tensor:
+        words: Sequence[str | int] | Tensor = [word] if isinstance(word, str | int) else word
+        ids_B = self._ids(words.tolist() if isinstance(words, Tensor) else words)
+        if len(ids_B) != len(state[0]):
+            raise UserError(f"{len(ids_B)} words were given for a state of {len(state[0])}")
+        return ids_B
+
+    def _ids(self, words: Sequence[str | int]) -> Tensor:
+        ids = [token_id(self.tokenizer, word) for word in words]
+        return torch.tensor(ids, dtype=torch.int64, device=self.model.embedding.weight.device)
 
     def evaluate(
         self, ids: Ids, advance: Callable[[int], object] = lambda num_tokens: None
@@ -140,6 +306,33 @@ class TrainedModel:
             data=self.run.config.data,
             advance=advance,
         )
+
+    def evaluate_cached(
+        self,
+        ids: Ids,
+        cache: NeuralCache,
+        advance: Callable[[int], object] = lambda num_tokens: None,
+    ) -> Evaluation:
+        """The same with a neural cache, which remembers what the text itself has shown so far.
+
+        Each stream of the text has a cache of its own; of a model of single lines, one goes
+        through all lines.
+        """
+        data, eos_id = self.run.config.data, self.tokenizer.eos_id
+        spans = spans_of(ids, eos_id, data)
+        by_line = data.context == "line"
+        tally = Tally(self.tokenizer.unk_id, advance)
+        for logprob_N, cache_GN, targets_N, _ in cached_logprobs(
+            self.model,
+            ids,
+            lines_in_order(ids, eos_id) if by_line else spans,
+            Histories(cache.size, shared=by_line),
+            [cache.theta],
+            eos_id=eos_id,
+            window=data.length,
+        ):
+            tally.add(mixed(logprob_N, cache_GN[0], cache.weight), targets_N)
+        return tally.evaluation()
 
     def adapt(
         self,
@@ -193,7 +386,7 @@ class TrainedModel:
             out,
             options,
             mix_with=None if mix is None else str(mix),
-            step=self.step,
+            step=self.loaded_step,
         )
         return load(out, device=self.model.embedding.weight.device.type)
 

@@ -1,28 +1,44 @@
-"""The exact log-probability of lines of text, each on its own.
+"""The exact log-probability of lines of text, and of their tokens.
 
-Lines are scored in pools, inside a pool the shortest first, so that what is computed side by side
-has like lengths. No score depends on its neighbours, up to rounding.
+Lines on their own are scored in pools, inside a pool the shortest first, so that what is computed
+side by side has like lengths. They come out in the order of the text, after at most a pool. No
+score depends on its neighbours, up to rounding.
 
-L lines, N positions.
+Lines of a running text are scored as the text is evaluated: in up to 64 streams side by side. Ids
+and log-probabilities lie in files meanwhile, so memory does not depend on the text's length.
+
+L lines, N positions, T tokens of a line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 from math import exp
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from thinwire.data.corpus import narrowest_dtype
 from thinwire.data.tokenizers import Tokenizer
+from thinwire.inference.neural_cache import Histories, NeuralCache, cached_logprobs, mixed
 from thinwire.language_model import LanguageModel
-from thinwire.runs.evaluation import logprobs
+from thinwire.runs.evaluation import Ids, Span, logprobs, streams
 
 # A pool has lines enough to find like lengths in, and is small beside any model.
 POOL_LINES = 1 << 14
 POOL_CHARACTERS = 1 << 21
+# So many tokens of a running text are read back at a time.
+BLOCK_TOKENS = 1 << 18
+
+Logprobs = npt.NDArray[np.float64]
+# With a cache, lines stay in their order, and fewer of them are held.
+CACHE_LINES = 1 << 10
 
 
 @dataclass(frozen=True)
@@ -46,6 +62,24 @@ class Score:
         return exp(mean_nats) if mean_nats < 700 else float("inf")
 
 
+@dataclass(frozen=True)
+class LineLogprobs:
+    """A line with the natural-log probability of each of its tokens.
+
+    Attributes:
+        ids_T: its tokens, the end of the line included.
+        logprob_T: their log-probabilities.
+    """
+
+    ids_T: npt.NDArray[Any]
+    logprob_T: Logprobs
+
+    def score(self, unk_id: int | None) -> Score:
+        """The whole line's."""
+        num_unknown = 0 if unk_id is None else int((self.ids_T == unk_id).sum())
+        return Score(float(self.logprob_T.sum()), len(self.ids_T), num_unknown)
+
+
 def score_lines(
     model: LanguageModel, tokenizer: Tokenizer, lines: Iterable[str], *, window: int
 ) -> Iterator[Score]:
@@ -57,8 +91,56 @@ def score_lines(
         lines: text without line ends; an empty line has the score of its end.
         window: tokens that a body without a state sees at a time.
     """
+    for line in line_logprobs(model, tokenizer, lines, window=window):
+        yield line.score(tokenizer.unk_id)
+
+
+def line_logprobs(
+    model: LanguageModel, tokenizer: Tokenizer, lines: Iterable[str], *, window: int
+) -> Iterator[LineLogprobs]:
+    """The same with every token's log-probability."""
     for pool in _pools(lines):
         yield from _score_pool(model, tokenizer, pool, window)
+
+
+def text_logprobs(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    blocks: Iterable[list[str]],
+    *,
+    window: int,
+    advance: Callable[[int, int], object] = lambda done, total: None,
+) -> Iterator[LineLogprobs]:
+    """The same with the state carried over the lines, in streams as an evaluation has them.
+
+    The whole text is read and scored before the first line comes out.
+
+    Args:
+        model: a trained model.
+        tokenizer: its tokenizer.
+        blocks: the lines of the text, some at a time.
+        window: tokens that a body without a state sees at a time.
+        advance: hears of the tokens that have been scored, and of all there are.
+    """
+    dtype = narrowest_dtype(tokenizer.vocab_size)
+    with TemporaryDirectory(prefix="thinwire-score-") as folder:
+        ids_file = Path(folder) / "ids"
+        with ids_file.open("wb") as file:
+            for lines in blocks:
+                np.concatenate(tokenizer.encode_lines(lines)).astype(dtype).tofile(file)
+        if ids_file.stat().st_size == 0:
+            return
+        ids_N: Ids = np.memmap(ids_file, dtype, "r")
+        logprob_N: Logprobs = np.memmap(Path(folder) / "logprobs", np.float64, "w+", 0, ids_N.shape)
+        spans = streams(ids_N, tokenizer.eos_id)
+        for done in _fill(logprob_N, model, ids_N, spans, tokenizer.eos_id, window):
+            advance(done, len(ids_N))
+        begin = 0
+        for first in range(0, len(ids_N), BLOCK_TOKENS):
+            ends = np.flatnonzero(ids_N[first : first + BLOCK_TOKENS] == tokenizer.eos_id) + 1
+            for end in (first + ends).tolist():
+                yield LineLogprobs(np.array(ids_N[begin:end]), np.array(logprob_N[begin:end]))
+                begin = end
 
 
 def _pools(lines: Iterable[str]) -> Iterator[list[str]]:
@@ -76,17 +158,69 @@ def _pools(lines: Iterable[str]) -> Iterator[list[str]]:
 
 def _score_pool(
     model: LanguageModel, tokenizer: Tokenizer, lines: list[str], window: int
-) -> Iterator[Score]:
+) -> Iterator[LineLogprobs]:
     encoded = tokenizer.encode_lines(lines)
     shortest_first = sorted(range(len(lines)), key=lambda line: len(encoded[line]))
     spans = list(
         pairwise(np.cumsum([0, *(len(encoded[line]) for line in shortest_first)]).tolist())
     )
-    ids = np.concatenate([encoded[line] for line in shortest_first])
-    logprob_L = torch.zeros(len(lines), dtype=torch.float64)
-    for logprob_N, _, span_N in logprobs(model, ids, spans, eos_id=tokenizer.eos_id, window=window):
-        logprob_L.index_add_(0, span_N, logprob_N)
-    scores = dict(zip(shortest_first, logprob_L.tolist(), strict=True))
+    ids_N = np.concatenate([encoded[line] for line in shortest_first])
+    logprob_N = np.empty(len(ids_N))
+    for _ in _fill(logprob_N, model, ids_N, spans, tokenizer.eos_id, window):
+        pass
+    span_of = dict(zip(shortest_first, spans, strict=True))
     for line, ids_T in enumerate(encoded):
-        num_unknown = 0 if tokenizer.unk_id is None else int((ids_T == tokenizer.unk_id).sum())
-        yield Score(scores[line], len(ids_T), num_unknown)
+        yield LineLogprobs(ids_T, logprob_N[slice(*span_of[line])])
+
+
+def _fill(
+    logprob_N: Logprobs,
+    model: LanguageModel,
+    ids_N: Ids,
+    spans: list[Span],
+    eos_id: int,
+    window: int,
+) -> Iterator[int]:
+    """Put the log-probability of every token of the spans in its place; yields the tokens done."""
+    # Tokens of a span come in their order, and those of one chunk side by side.
+    next_of_span = np.array([begin for begin, _ in spans])
+    done = 0
+    for logprob_n, _, span_n in logprobs(model, ids_N, spans, eos_id=eos_id, window=window):
+        spans_S, first_S, number_S = np.unique(
+            span_n.numpy(), return_index=True, return_counts=True
+        )
+        place_n = np.arange(len(span_n)) + np.repeat(next_of_span[spans_S] - first_S, number_S)
+        logprob_N[place_n] = logprob_n.numpy()
+        next_of_span[spans_S] += number_S
+        done += len(span_n)
+        yield done
+
+
+def score_lines_cached(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    lines: Iterable[str],
+    cache: NeuralCache,
+    *,
+    window: int,
+) -> Iterator[tuple[Score, Score]]:
+    """The score of each line, plain and with a neural cache of all lines before, in their order."""
+    histories, lines = Histories(cache.size, shared=True), iter(lines)
+    while encoded := tokenizer.encode_lines(list(islice(lines, CACHE_LINES))):
+        spans = list(pairwise(np.cumsum([0, *map(len, encoded)]).tolist()))
+        plain_L = torch.zeros(len(encoded), dtype=torch.float64)
+        cached_L = torch.zeros(len(encoded), dtype=torch.float64)
+        for logprob_N, cache_GN, _, span_N in cached_logprobs(
+            model,
+            np.concatenate(encoded),
+            spans,
+            histories,
+            [cache.theta],
+            eos_id=tokenizer.eos_id,
+            window=window,
+        ):
+            plain_L.index_add_(0, span_N, logprob_N)
+            cached_L.index_add_(0, span_N, mixed(logprob_N, cache_GN[0], cache.weight))
+        for ids_T, plain, cached in zip(encoded, plain_L.tolist(), cached_L.tolist(), strict=True):
+            num_unknown = 0 if tokenizer.unk_id is None else int((ids_T == tokenizer.unk_id).sum())
+            yield Score(plain, len(ids_T), num_unknown), Score(cached, len(ids_T), num_unknown)

@@ -76,11 +76,12 @@ def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> Run
     if team is None or team.rank == 0:
         shown = " ".join(f"--{flag} {value}" for flag, value in flags.items())
         console.print(f"Planned: {shown}")
-    local_steps = flags.get("exchange.local_steps", config.exchange.local_steps)
+    exchange = {
+        name: flags.get(f"exchange.{name}", getattr(config.exchange, name))
+        for name in ("local_steps", "fragments", "row_steps", "overlap_steps")
+    }
     return replace(
         config,
         data=replace(config.data, batch=flags["data.batch"]),
-        exchange=replace(
-            config.exchange, kind=flags["exchange"], codec=flags["codec"], local_steps=local_steps
-        ),
+        exchange=replace(config.exchange, kind=flags["exchange"], codec=flags["codec"], **exchange),
     )

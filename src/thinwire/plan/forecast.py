@@ -7,9 +7,9 @@ where all workers send to one another, by the round.
 
 - **sync**: C + U + k + (early / r - B, if above 0) + late / r + the latency of its messages; with a
   delay late values have the next step's time, so that only what is longer than a step remains.
-- **periodic**: C + U + M + k, or up / r where that is more, for its turns travel meanwhile; M: what
-  two updates of all rows take that any worker has changed, for the outer step goes over the rows of
-  the anchor and of this copy.
+- **periodic**: C + U + M + k, or up / r where that is more, for its turns travel meanwhile, or
+  `overlap_steps` long; M: what two updates of all rows take that any worker has changed since their
+  last turn, for the outer step goes over the rows of the anchor and of this copy.
 - **async**: a worker computes for C + k, then its push goes up, is applied, and what the next step
   cannot do without, `awaited`, comes down; only the rows that were pulled ahead are hidden. The W
   workers queue for the links and the processors of M servers, which is a closed queueing network,
@@ -57,7 +57,13 @@ class Forecast:
     batch: int
     """Sequences a step of a worker."""
     local_steps: int
-    """Steps between two exchanges of the same row or block; 1 where every step exchanges."""
+    """Steps between two exchanges of the same row of a block; 1 where every step exchanges."""
+    fragments: int
+    """In which the blocks are exchanged (periodic)."""
+    row_steps: int
+    """Steps between two exchanges of the same row of a table; 1 where every step exchanges."""
+    overlap_steps: int
+    """For which what was sent travels; 0: until the next turn (periodic)."""
     learning: float
     """How much a token teaches, beside one of a single worker with the default batch."""
 
@@ -73,6 +79,9 @@ class Forecast:
         flags["data.batch"] = self.batch
         if self.exchange == "periodic":
             flags["exchange.local_steps"] = self.local_steps
+            flags["exchange.fragments"] = self.fragments
+            flags["exchange.row_steps"] = self.row_steps
+            flags["exchange.overlap_steps"] = self.overlap_steps
         return flags
 
     @property
@@ -108,7 +117,10 @@ def alone(machine: Machine, memory_bytes: float, batch: int) -> Forecast:
         memory_bytes=memory_bytes,
         batch=batch,
         local_steps=1,
-        learning=learning("none", 1, batch, 1),
+        fragments=1,
+        row_steps=1,
+        overlap_steps=0,
+        learning=learning("none", 1, batch),
     )
 
 
@@ -127,14 +139,18 @@ def sync_seconds(
     return step + shown, _hidden_share(shown, early + late)
 
 
-def periodic_seconds(machine: Machine, sent: Sent, codec: str, link: Link) -> tuple[float, float]:
+def periodic_seconds(
+    machine: Machine, sent: Sent, codec: str, link: Link, overlap_steps: int = 0
+) -> tuple[float, float]:
     """A step on average, and the part of the wire's time that is hidden."""
     merging = MERGING * sent.merged * machine.update_row
     spent = _exchanging(machine, sent, codec)
     computing = machine.step + merging + spent
     wire = sent.up / link.rate
-    step = max(computing, wire)
-    return step, _hidden_share(step - computing, wire)
+    shown = max(0.0, wire - computing)
+    if overlap_steps:
+        shown = max(shown, wire - sent.turns * overlap_steps * computing)
+    return computing + shown, _hidden_share(shown, wire)
 
 
 def async_seconds(

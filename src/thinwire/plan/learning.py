@@ -6,30 +6,36 @@ the same perplexity. What they cost was measured (`benchmarks/learning.py`: the 
 2.5 M tokens, the rates of the command line's defaults) and is put in powers:
 
     sync      (64 / B) ** 0.27
-    periodic  (64 / B) ** 0.15 * (4 / H) ** 0.07
+    periodic  (64 / B) ** 0.15 * (4 / H) ** 0.06 * (4 / R) ** 0.02
     async     as sync
 
-B sequences in all workers' batches together, H local steps. Longer runs lose less, for they have
-steps enough.
+B sequences in all workers' batches together; H steps between two exchanges of a block, R of a row.
+Longer runs lose less, for they have steps enough.
 """
 
 from __future__ import annotations
 
 from thinwire.data.config import DataConfig
 
-SYNC_BATCH, PERIODIC_BATCH, LOCAL_STEPS = 0.27, 0.15, 0.07
+SYNC_BATCH, PERIODIC_BATCH = 0.27, 0.15
+LOCAL_STEPS, ROW_STEPS, FREE_STEPS = 0.06, 0.02, 4
 
 
-def learning(exchange: str, workers: int, batch: int, local_steps: int) -> float:
+def learning(
+    exchange: str, workers: int, batch: int, local_steps: int = 1, row_steps: int = 1
+) -> float:
     """What a token teaches, beside one of a single worker with the default batch.
 
     Args:
         exchange: none, sync, periodic or async.
         workers: whose batches are in an update.
         batch: sequences a step of a worker.
-        local_steps: between two exchanges of the same row (periodic).
+        local_steps: between two exchanges of the same row of a block (periodic).
+        row_steps: between two exchanges of the same row of a table (periodic).
     """
     share = min(1.0, DataConfig().batch / (workers * batch))
     if exchange == "periodic":
-        return float(share**PERIODIC_BATCH * min(1.0, 4.0 / local_steps) ** LOCAL_STEPS)
+        drift = min(1.0, FREE_STEPS / local_steps) ** LOCAL_STEPS
+        drift *= min(1.0, FREE_STEPS / row_steps) ** ROW_STEPS
+        return float(share**PERIODIC_BATCH * drift)
     return float(share**SYNC_BATCH)

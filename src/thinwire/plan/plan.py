@@ -17,6 +17,7 @@ from thinwire.config import RunConfig
 from thinwire.data.config import DataConfig
 from thinwire.data.corpus import Corpus
 from thinwire.exchange.config import CodecName, ExchangeConfig
+from thinwire.exchange.turns import Turns
 from thinwire.language_model import LanguageModel
 from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.plan.forecast import (
@@ -43,7 +44,8 @@ KINDS = (*REPLICATED, "async")
 # fp32 before int4, unless another exchange learns faster by more than this.
 TIE = 0.05
 BATCHES = (16, 32, 64)
-LOCAL_STEPS = (4, 8, 16)
+# Of a periodic exchange: local_steps, fragments, row_steps, overlap_steps.
+TURNS = ((4, 4, 0, 0), (4, 1, 16, 1), (4, 1, 16, 2), (8, 1, 32, 0))
 
 
 @dataclass(frozen=True)
@@ -86,7 +88,7 @@ def make_plan(
         corpus: a data folder.
         config: model, loss, data, optimiser and exchange settings; `exchange.kind` and `codec` are
             what is varied and, where they stand at their defaults, `data.batch` and
-            `exchange.local_steps`.
+            `exchange.local_steps`, `fragments` and `row_steps`.
         link: between the workers; None: that of the team is measured; without one it is loopback.
         workers: numbers of workers to plan for.
         team: workers that plan together, each on its own machine: all call this at once, and the
@@ -142,15 +144,25 @@ def _batches(config: RunConfig) -> list[int]:
 
 def _variations(config: RunConfig, batches: Sequence[int]) -> Iterator[tuple[str, RunConfig]]:
     """Exchanges with settings that are worth a try besides the given ones."""
-    given, default = config.exchange, ExchangeConfig()
-    is_default = (given.local_steps, given.fragments) == (default.local_steps, default.fragments)
+    may_vary = _turns(config.exchange) == _turns(ExchangeConfig())
     for kind in KINDS:
         for batch in batches:
-            for H in LOCAL_STEPS if is_default and kind == "periodic" else (given.local_steps,):
-                if (batch, H) != (config.data.batch, given.local_steps):
-                    exchange = replace(given, local_steps=H)
-                    data = replace(config.data, batch=batch)
+            data = replace(config.data, batch=batch)
+            for turns in TURNS if may_vary and kind == "periodic" else (_turns(config.exchange),):
+                if (batch, turns) != (config.data.batch, _turns(config.exchange)):
+                    H, F, R, overlap = turns
+                    exchange = replace(
+                        config.exchange,
+                        local_steps=H,
+                        fragments=F,
+                        row_steps=R,
+                        overlap_steps=overlap,
+                    )
                     yield kind, replace(config, data=data, exchange=exchange)
+
+
+def _turns(exchange: ExchangeConfig) -> tuple[int, int, int, int]:
+    return exchange.local_steps, exchange.fragments, exchange.row_steps, exchange.overlap_steps
 
 
 def _slowest(team: Collective, machine: Machine) -> Machine:
@@ -194,13 +206,13 @@ def _forecast(
         step, hidden = sync_seconds(machine, sent, codec, link, exchange.delay)
     elif kind == "periodic":
         sent = counter.periodic(workers, codec, everything=everything)
-        step, hidden = periodic_seconds(machine, sent, codec, link)
+        step, hidden = periodic_seconds(machine, sent, codec, link, exchange.overlap_steps)
     else:
         sent = counter.asynchronous(workers, codec, everything=everything)
         step, hidden = async_seconds(machine, sent, codec, link, workers, exchange.servers)
     parameters = 4 * counter.num_parameters
     copies = {"sync": memory, "periodic": memory + parameters, "async": parameters}
-    local_steps = exchange.local_steps if kind == "periodic" else 1
+    turns = exchange.turns if kind == "periodic" else Turns(1, 1, 1)
     return Forecast(
         exchange=kind,
         codec=codec,
@@ -213,6 +225,9 @@ def _forecast(
         hidden_share=hidden,
         memory_bytes=copies[kind],
         batch=batch,
-        local_steps=local_steps,
-        learning=learning(kind, workers, batch, local_steps),
+        local_steps=turns.local_steps,
+        fragments=turns.fragments,
+        row_steps=turns.row_steps,
+        overlap_steps=exchange.overlap_steps if kind == "periodic" else 0,
+        learning=learning(kind, workers, batch, turns.local_steps, turns.row_steps),
     )

@@ -57,6 +57,7 @@ class Sent:
         awaited: of `down`, what a step cannot begin without (async).
         other_codecs: of `down`, what travels in other codecs than gradients do (async).
         rounds: in which all workers send each other something (sync, periodic).
+        turns: in which they are (periodic).
     """
 
     early: float
@@ -69,6 +70,7 @@ class Sent:
     merged: float = 0.0
     other_codecs: Mapping[str, float] = field(default_factory=dict)
     rounds: float = 0.0
+    turns: float = 0.0
 
     @property
     def up(self) -> float:
@@ -95,7 +97,7 @@ class Counter:
         self.tables, self.blocks = model.tables(), model.blocks()
         self.num_parameters = sum(p.numel() for p in (*self.tables.values(), *self.blocks.values()))
         self.block_shapes = [tuple(block.shape) for block in self.blocks.values()]
-        self._looked_at: dict[tuple[int, int, int], list[list[Touched]]] = {}
+        self._looked_at: dict[tuple[int, int, int, bool], list[list[Touched]]] = {}
 
     def sync(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of the synchronous exchange."""
@@ -128,39 +130,49 @@ class Counter:
     def periodic(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of the periodic exchange: its turns, spread over their interval."""
         exchange = self.config.exchange
-        H, F = exchange.local_steps, exchange.fragments
-        changed: dict[str, Tensor] = {
-            name: torch.zeros(len(table), dtype=torch.bool) for name, table in self.tables.items()
-        }
-        rows, merged = [], []
-        for touched_by in self._steps(num_workers, num_steps=H):
-            for name, ids in touched_by[0].rows.items():
-                changed[name][slice(None) if ids is None else ids] = True
-            rows.append(_num_rows(touched_by[0], self.tables))
-            merged.append(self._merged_rows(touched_by, num_workers))
+        turns, F = exchange.turns, exchange.fragments
+        H = turns.row_steps
+        steps = self._steps(num_workers, num_steps=H, draws_differ=True)
+        changed_by = [self._changed(of_worker) for of_worker in zip(*steps, strict=True)]
+        taken = [turn for step in range(1, H + 1) if (turn := turns.after(step)) is not None]
         sent = 0
-        for fragment in range(F):
+        for turn in taken:
             tables = []
-            for name, mask in changed.items():
-                ids = mask[fragment::F].nonzero().squeeze(1) * F + fragment
-                num_rows = len(range(fragment, len(mask), F))
+            for name, mask_V in changed_by[0].items():
+                ids, num_rows = turn.rows.ids_where(mask_V), turn.rows.num_rows(len(mask_V))
                 own = num_rows if everything else len(ids)
-                gap = F if everything else int(ids.diff().max()) if len(ids) > 1 else 0
+                gap = turn.rows.stride if everything else _largest_gap(ids)
                 shape = tuple(self.tables[name].shape[1:])
                 tables.append(TouchedTables([shape], num_rows, own, gap))
-            blocks = fragment_shapes(self.block_shapes, fragment, F)
             sent += periodic_bytes(
                 num_workers,
                 codec,
                 tables,
-                blocks,
+                fragment_shapes(self.block_shapes, turn.blocks.first, F),
                 everything=everything,
                 accumulators=self.config.optim.rows == "adagrad",
             )
-        up = (sent + F * total_bytes(num_workers, ACCOUNT_NUMBERS)) / H
-        dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters / H
-        rounds = F * (UNKNOWN_ROUNDS + SUM_ROUNDS + GATHER_ROUNDS) / H
-        return Sent(up, 0.0, up, dense, mean(rows), merged=mean(merged), rounds=rounds)
+        merged = self._merged_rows(
+            [
+                Touched({n: mask_V.nonzero().squeeze(1) for n, mask_V in by.items()})
+                for by in changed_by
+            ],
+            num_workers,
+        )
+        rows = mean(_num_rows(by_worker[0], self.tables) for by_worker in steps)
+        up = (sent + len(taken) * total_bytes(num_workers, ACCOUNT_NUMBERS)) / H
+        dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters / exchange.local_steps
+        rounds = len(taken) * (UNKNOWN_ROUNDS + SUM_ROUNDS + GATHER_ROUNDS) / H
+        num_turns = len(taken) / H
+        return Sent(up, 0.0, up, dense, rows, merged=merged / H, rounds=rounds, turns=num_turns)
+
+    def _changed(self, of_worker: Sequence[Touched]) -> dict[str, Tensor]:
+        """For each table, whether a worker's steps have changed a row, `[V]`."""
+        changed = {n: torch.zeros(len(t), dtype=torch.bool) for n, t in self.tables.items()}
+        for touched in of_worker:
+            for name, ids in touched.rows.items():
+                changed[name][slice(None) if ids is None else ids.cpu()] = True
+        return changed
 
     def asynchronous(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of one worker of the asynchronous exchange."""
@@ -221,10 +233,15 @@ class Counter:
         return mean(_num_rows(t[0], self.tables) for t in self._steps(1))
 
     def _steps(
-        self, num_workers: int, num_steps: int = STEPS, num_looked_at: int = WORKERS_LOOKED_AT
+        self,
+        num_workers: int,
+        num_steps: int = STEPS,
+        num_looked_at: int = WORKERS_LOOKED_AT,
+        *,
+        draws_differ: bool = False,
     ) -> list[list[Touched]]:
         """For each of some steps, what a few of the workers touch; read once."""
-        asked = num_workers, num_steps, num_looked_at
+        asked = num_workers, num_steps, num_looked_at, draws_differ
         if asked in self._looked_at:
             return self._looked_at[asked]
         config = self.config
@@ -241,7 +258,12 @@ class Counter:
         ]
         device = next(iter(self.tables.values())).device
         self._looked_at[asked] = [
-            [self.model.touch(next(reader).to(device), step).touched for reader in readers]
+            [
+                self.model.touch(
+                    next(reader).to(device), step * num_workers + worker if draws_differ else step
+                ).touched
+                for worker, reader in enumerate(readers)
+            ]
             for step in range(num_steps)
         ]
         return self._looked_at[asked]

@@ -31,12 +31,38 @@ from thinwire.models.contract import State
 NUM_STREAMS = 64
 MIN_STREAM_TOKENS = 256
 CHUNK_TOKENS = 64
+SEARCHED_TOKENS = 1 << 16
 # So many positions are computed at a time, whatever the streams' lengths.
 CHUNK_POSITIONS = NUM_STREAMS * CHUNK_TOKENS
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Span = tuple[int, int]
-Positions = tuple[Tensor, Tensor, Tensor]
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What of some spans is computed side by side.
+
+    Attributes:
+        inputs_ST: ids that the model read, padded at the end.
+        targets_ST: ids that follow them; `NO_TARGET` where none is scored.
+        before: the state before the inputs; None: afresh.
+        hidden_STD: hidden states.
+        spans_S: the index of the span that each row is of.
+    """
+
+    inputs_ST: Tensor
+    targets_ST: Tensor
+    before: State | None
+    hidden_STD: Tensor
+    spans_S: list[int]
+
+    def positions(self) -> tuple[Tensor, Tensor, Tensor]:
+        """hidden_ND, targets_N and span_N of the scored tokens; those of a span in text order."""
+        is_target_ST = self.targets_ST != NO_TARGET
+        span_ST = torch.tensor(self.spans_S, device=self.targets_ST.device)[:, None]
+        span_N = span_ST.expand_as(self.targets_ST)[is_target_ST]
+        return self.hidden_STD[is_target_ST], self.targets_ST[is_target_ST], span_N
 
 
 @dataclass(frozen=True)
@@ -87,36 +113,73 @@ def evaluate(
     Raises:
         UserError: a split without tokens.
     """
+    spans = spans_of(ids, eos_id, data, max_tokens)
+    tally = Tally(unk_id, advance)
+    for logprob_N, targets_N, _ in logprobs(model, ids, spans, eos_id=eos_id, window=data.length):
+        tally.add(logprob_N, targets_N)
+    return tally.evaluation()
+
+
+class Tally:
+    """Adds up log-probabilities.
+
+    Args:
+        unk_id: the unknown word, if the vocabulary has one.
+        advance: hears of the tokens scored, as they are.
+    """
+
+    def __init__(
+        self, unk_id: int | None, advance: Callable[[int], object] = lambda num_tokens: None
+    ) -> None:
+        self.unk_id, self.advance = unk_id, advance
+        self.nats = torch.zeros((), dtype=torch.float64)
+        self.nats_unknown = torch.zeros((), dtype=torch.float64)
+        self.scored = self.unknown = 0
+
+    def add(self, logprob_N: Tensor, targets_N: Tensor) -> None:
+        """Count some tokens: their natural-log probabilities (float64) and ids, on the CPU."""
+        self.nats -= logprob_N.sum()
+        self.scored += len(targets_N)
+        if self.unk_id is not None:
+            is_unknown_N = targets_N == self.unk_id
+            self.nats_unknown -= logprob_N[is_unknown_N].sum()
+            self.unknown += int(is_unknown_N.sum())
+        self.advance(len(targets_N))
+
+    def evaluation(self) -> Evaluation:
+        """What was found so far."""
+        nats, known = float(self.nats), self.scored - self.unknown
+        nats_known = float(self.nats - self.nats_unknown)
+        return Evaluation(
+            ppl=_exp(nats / self.scored),
+            ppl_known=_exp(nats_known / known) if known else float("nan"),
+            tokens_scored=self.scored,
+            tokens_unknown=self.unknown,
+            nats=nats,
+        )
+
+
+def spans_of(ids: Ids, eos_id: int, data: DataConfig, max_tokens: int = 0) -> list[Span]:
+    """What of a split is scored, each span from a fresh state; see `evaluate`.
+
+    Raises:
+        UserError: a split without tokens.
+    """
     if len(ids) == 0:
         raise UserError("there is nothing to evaluate: the text has no tokens")
     if data.context == "line":
-        spans = _lines(ids, eos_id, max_tokens)
-    else:
-        spans = _streams(ids, eos_id, max_tokens)
-    nats = torch.zeros((), dtype=torch.float64)
-    nats_unknown = torch.zeros((), dtype=torch.float64)
-    scored = unknown = 0
-    for logprob_N, targets_N, _ in logprobs(model, ids, spans, eos_id=eos_id, window=data.length):
-        nats -= logprob_N.sum()
-        scored += len(targets_N)
-        if unk_id is not None:
-            is_unknown_N = targets_N == unk_id
-            nats_unknown -= logprob_N[is_unknown_N].sum()
-            unknown += int(is_unknown_N.sum())
-        advance(len(targets_N))
-    known = scored - unknown
-    return Evaluation(
-        ppl=_exp(float(nats) / scored),
-        ppl_known=_exp(float(nats - nats_unknown) / known) if known else float("nan"),
-        tokens_scored=scored,
-        tokens_unknown=unknown,
-        nats=float(nats),
-    )
+        return _lines(ids, eos_id, max_tokens)
+    return streams(ids, eos_id, max_tokens)
+
+
+def lines_in_order(ids: Ids, eos_id: int) -> list[Span]:
+    """Every line of a text, in text order."""
+    return list(pairwise([0, *(int(end) for end in _line_ends(ids, eos_id))]))
 
 
 def logprobs(
     model: LanguageModel, ids: Ids, spans: list[Span], *, eos_id: int, window: int
-) -> Iterator[Positions]:
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The natural-log probability of every token of some spans, each started from end-of-line.
 
     The spans' order decides which of them are computed side by side: it should bring like lengths
@@ -133,20 +196,58 @@ def logprobs(
         logprob_N (float64), targets_N and span_N (the index of the span that each is in), on the
         CPU; together every token of every span once.
     """
-    chunks = _carried if model.body.carries_state else _windows
-    for hidden_ND, targets_N, span_N in chunks(model, ids, spans, eos_id, window):
+    for piece in walk(model, ids, spans, eos_id=eos_id, window=window):
+        hidden_ND, targets_N, span_N = piece.positions()
         logprob_N = model.output.logprob(hidden_ND, targets_N)
         yield logprob_N.cpu().to(torch.float64), targets_N.cpu(), span_N.cpu()
 
 
-def _streams(ids: Ids, eos_id: int, max_tokens: int) -> list[Span]:
+def walk(
+    model: LanguageModel,
+    ids: Ids,
+    spans: list[Span],
+    *,
+    eos_id: int,
+    window: int,
+    segment: int | None = None,
+) -> Iterator[Piece]:
+    """The hidden states of every token of some spans, as `logprobs` scores them.
+
+    Each piece is computed when it is asked for: the model may change between two of them.
+
+    Args:
+        model: a trained model.
+        ids: a text.
+        spans: (begin, end) of what is to be read, none empty.
+        eos_id: the end-of-line token.
+        window: tokens that a body without a state sees at a time.
+        segment: read the spans one after another, so many tokens a piece (where the body has no
+            state, at most half a window but for the first); None: side by side.
+    """
+    at_a_time = CHUNK_POSITIONS if segment is None else 1
+    if model.body.carries_state:
+        chunk = CHUNK_TOKENS if segment is None else segment
+        return _carried(model, ids, spans, eos_id, chunk, at_a_time)
+    stride = max(1, window // 2 if segment is None else min(segment, window // 2))
+    return _windows(model, ids, spans, eos_id, window, stride, at_a_time)
+
+
+def streams(ids: Ids, eos_id: int, max_tokens: int = 0) -> list[Span]:
     """64 streams, cut at line ends, as even as these allow; of each its beginning."""
     num_streams = max(1, min(NUM_STREAMS, len(ids) // MIN_STREAM_TOKENS))
-    ends = _line_ends(ids, eos_id)
-    even = np.arange(1, num_streams) * len(ids) // num_streams
-    cuts = sorted({0, len(ids), *(int(cut) for cut in ends[np.searchsorted(ends, even)])})
+    even = (np.arange(1, num_streams) * len(ids) // num_streams).tolist()
+    cuts = sorted({0, len(ids), *(_line_end(ids, eos_id, at) for at in even)})
     longest = -(-max_tokens // num_streams) or len(ids)
     return [(a, min(b, a + longest)) for a, b in pairwise(cuts)]
+
+
+def _line_end(ids: Ids, eos_id: int, at: int) -> int:
+    """The first line end at or after a place, looked for without a copy of the text."""
+    for first in range(at - 1, len(ids), SEARCHED_TOKENS):
+        found = np.flatnonzero(np.asarray(ids[first : first + SEARCHED_TOKENS]) == eos_id)
+        if len(found):
+            return first + int(found[0]) + 1
+    return len(ids)
 
 
 def _lines(ids: Ids, eos_id: int, max_tokens: int) -> list[Span]:
@@ -163,37 +264,43 @@ def _line_ends(ids: Ids, eos_id: int) -> npt.NDArray[np.int64]:
 
 
 def _carried(
-    model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, window: int
-) -> Iterator[Positions]:
-    """Spans side by side, `CHUNK_TOKENS` at a time, the state carried."""
-    for group in _groups([min(b - a, CHUNK_TOKENS) for a, b in spans]):
+    model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, chunk: int, at_a_time: int
+) -> Iterator[Piece]:
+    """Spans side by side, `chunk` tokens at a time, the state carried."""
+    for group in _groups([min(b - a, chunk) for a, b in spans], at_a_time):
         going = list(group)
         longest = max(spans[i][1] - spans[i][0] for i in group)
         state: State | None = None
-        for done in range(0, longest, CHUNK_TOKENS):
+        for done in range(0, longest, chunk):
             # A span that has ended leaves; those that go on keep their state.
             rows = [row for row, i in enumerate(going) if spans[i][0] + done < spans[i][1]]
             if state is not None and len(rows) < len(going):
                 state = tuple(s[rows] for s in state)
             going = [going[row] for row in rows]
             left = [(spans[i][0] + done, spans[i][1]) for i in going]
-            pieces = [(a, min(b, a + CHUNK_TOKENS)) for a, b in left]
+            pieces = [(a, min(b, a + chunk)) for a, b in left]
             inputs_ST, targets_ST = _cut(model, ids, pieces, eos_id, first=done == 0)
-            hidden_STD, state = model.hidden(inputs_ST, state)
-            yield _positions(hidden_STD, targets_ST, going)
+            before = state
+            hidden_STD, state = model.hidden(inputs_ST, before)
+            yield Piece(inputs_ST, targets_ST, before, hidden_STD, going)
 
 
 def _windows(
-    model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, window: int
-) -> Iterator[Positions]:
-    """Overlapping windows of the spans; each token is scored once."""
-    stride = max(1, window // 2)
+    model: LanguageModel,
+    ids: Ids,
+    spans: list[Span],
+    eos_id: int,
+    window: int,
+    stride: int,
+    at_a_time: int,
+) -> Iterator[Piece]:
+    """Windows of the spans, `stride` apart; each token is scored once."""
     windows = [
         (span, start, min(b, start + window), start + (0 if start == a else window - stride))
         for span, (a, b) in enumerate(spans)
         for start in range(a, max(a + 1, b - (window - stride)), stride)
     ]
-    for group in _groups([b - a for _, a, b, _ in windows]):
+    for group in _groups([b - a for _, a, b, _ in windows], at_a_time):
         some = windows[group.start : group.stop]
         inputs_ST, targets_ST = _cut(model, ids, [(a, b) for _, a, b, _ in some], eos_id)
         for row, (span, start, _, score_from) in enumerate(some):
@@ -201,25 +308,18 @@ def _windows(
             if start == spans[span][0]:
                 inputs_ST[row, 0] = eos_id
         hidden_STD, _ = model.hidden(inputs_ST, None)
-        yield _positions(hidden_STD, targets_ST, [span for span, *_ in some])
+        yield Piece(inputs_ST, targets_ST, None, hidden_STD, [span for span, *_ in some])
 
 
-def _groups(lengths: list[int]) -> Iterator[range]:
-    """Neighbours that, padded to the longest of them, fill `CHUNK_POSITIONS` at most."""
+def _groups(lengths: list[int], at_a_time: int) -> Iterator[range]:
+    """Neighbours that, padded to the longest of them, fill so many positions at most."""
     first = longest = 0
     for i, length in enumerate(lengths):
-        if i > first and max(longest, length) * (i + 1 - first) > CHUNK_POSITIONS:
+        if i > first and max(longest, length) * (i + 1 - first) > at_a_time:
             yield range(first, i)
             first, longest = i, 0
         longest = max(longest, length)
     yield range(first, len(lengths))
-
-
-def _positions(hidden_STD: Tensor, targets_ST: Tensor, spans_S: list[int]) -> Positions:
-    """The positions that have a target, and the span of each."""
-    is_target_ST = targets_ST != NO_TARGET
-    span_ST = torch.tensor(spans_S, device=targets_ST.device)[:, None].expand_as(targets_ST)
-    return hidden_STD[is_target_ST], targets_ST[is_target_ST], span_ST[is_target_ST]
 
 
 def _cut(

@@ -1,0 +1,188 @@
+"""The neural cache: words seen lately, found again by the hidden states that they followed.
+
+Grave, Joulin, Usunier 2017 (arXiv 1612.04426). At position t, with hidden state h_t, each of the
+last `size` positions i < t votes for the word w_i that followed it:
+
+    p_cache(w) = sum over i with w_i = w of v_i / sum over all i of v_i,  v_i = exp(theta h_t h_i)
+    p(w) = (1 - weight) p_model(w) + weight p_cache(w)
+
+Sums are taken in logarithms, so p adds up to one over the vocabulary. While nothing has been seen,
+p is p_model. Nothing is trained.
+
+Each stream of an evaluation remembers its own past. Where lines start afresh (`score`, and models
+of single lines), states do too, but the cache remembers the lines before, in text order.
+
+N positions, P past positions, D width, G values of theta.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from math import inf, isfinite, log
+
+import torch
+from torch import Tensor
+
+from thinwire.errors import UserError
+from thinwire.language_model import LanguageModel
+from thinwire.loss.precision import full_precision
+from thinwire.runs.evaluation import CHUNK_TOKENS, Ids, Span, walk
+
+# Of one history so many positions are looked up at a time, which bounds the memory.
+TILE_POSITIONS = 128
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralCache:
+    """How much is remembered, and how much it counts."""
+
+    size: int = 2000
+    """Positions that are remembered."""
+    theta: float = 1.0
+    """How sharply similar hidden states are preferred; 0: all alike."""
+    weight: float = 0.05
+    """The part of the probability that the cache gives (lambda in the paper)."""
+
+    def __post_init__(self) -> None:
+        if self.size < 1:
+            raise UserError(f"the cache's size is {self.size}, and must be 1 or more")
+        if not (self.theta >= 0 and isfinite(self.theta)):
+            raise UserError(f"the cache's theta is {self.theta:g}, and must be 0 or more")
+        if not 0 <= self.weight < 1:
+            raise UserError(
+                f"the cache's lambda is {self.weight:g}, and must be at least 0 and below 1"
+            )
+
+
+class History:
+    """The last positions of one stream: hidden states, and the word that followed each.
+
+    Args:
+        size: how many are kept.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.hidden_PD: Tensor | None = None
+        self.words_P: Tensor | None = None
+
+    def look_up(self, hidden_ND: Tensor, targets_N: Tensor, thetas: Sequence[float]) -> Tensor:
+        """ln p_cache(target), `[G, N]`, and remember these positions, which are in text order.
+
+        NaN where nothing had been seen; -inf where the target had not.
+        """
+        with full_precision(hidden_ND) as (hidden_ND,):
+            found = [
+                self._look_up(h_nD, y_n, thetas)
+                for h_nD, y_n in zip(
+                    hidden_ND.split(TILE_POSITIONS), targets_N.split(TILE_POSITIONS), strict=True
+                )
+            ]
+        return torch.cat(found, dim=1)
+
+    def _look_up(self, h_nD: Tensor, y_n: Tensor, thetas: Sequence[float]) -> Tensor:
+        if self.hidden_PD is None or self.words_P is None:
+            self.hidden_PD, self.words_P = h_nD[:0], y_n[:0]
+        P = len(self.words_P)
+        hidden_PD = torch.cat([self.hidden_PD, h_nD])
+        words_P = torch.cat([self.words_P, y_n])
+        similarity_nP = h_nD @ hidden_PD.t()
+        age_nP = P + torch.arange(len(y_n), device=y_n.device)[:, None]
+        age_nP = age_nP - torch.arange(len(words_P), device=y_n.device)
+        is_past_nP = (age_nP > 0) & (age_nP <= self.size)
+        is_match_nP = is_past_nP & (words_P == y_n[:, None])
+        found = []
+        for theta in thetas:
+            votes_nP = (theta * similarity_nP).masked_fill(~is_past_nP, -inf)
+            matches_nP = votes_nP.masked_fill(~is_match_nP, -inf)
+            # Both are -inf at the very first position, and their difference NaN.
+            found.append(matches_nP.logsumexp(1) - votes_nP.logsumexp(1))
+        self.hidden_PD, self.words_P = hidden_PD[-self.size :], words_P[-self.size :]
+        return torch.stack(found)
+
+
+class Histories:
+    """The histories of several streams, or one for all of them.
+
+    Args:
+        size: positions that each remembers.
+        shared: one for all.
+    """
+
+    def __init__(self, size: int, *, shared: bool) -> None:
+        self.size, self.shared = size, shared
+        self._of_span: dict[int, History] = {}
+
+    def look_up(
+        self, hidden_ND: Tensor, targets_N: Tensor, span_N: Tensor, thetas: Sequence[float]
+    ) -> Tensor:
+        """ln p_cache(target), `[G, N]`, as `History.look_up` has it.
+
+        A span that has no position among these is taken to be over, and forgotten.
+        """
+        of_N = torch.zeros_like(span_N) if self.shared else span_N
+        spans: list[int] = torch.unique(of_N).tolist()
+        self._of_span = {s: self._of_span.get(s) or History(self.size) for s in spans}
+        found_GN = hidden_ND.new_empty((len(thetas), len(targets_N)), dtype=torch.float32)
+        for span, history in self._of_span.items():
+            at_n = (of_N == span).nonzero().squeeze(1)
+            found = history.look_up(hidden_ND[at_n], targets_N[at_n], thetas)
+            found_GN[:, at_n] = found.to(found_GN.dtype)
+        return found_GN
+
+
+def mixed(logprob_N: Tensor, cache_N: Tensor, weight: float) -> Tensor:
+    """ln((1 - weight) p_model + weight p_cache), in fp64; p_model where nothing had been seen."""
+    if weight == 0:
+        return logprob_N
+    both_N = torch.logaddexp(log(1 - weight) + logprob_N, log(weight) + cache_N.double())
+    return torch.where(cache_N.isnan(), logprob_N, both_N)
+
+
+def cached_logprobs(
+    model: LanguageModel,
+    ids: Ids,
+    spans: list[Span],
+    histories: Histories,
+    thetas: Sequence[float],
+    *,
+    eos_id: int,
+    window: int,
+) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+    """What `logprobs` yields, with ln p_cache of each token after it.
+
+    Args:
+        model: a trained model.
+        ids: a text.
+        spans: what is to be scored; in text order where the histories are shared.
+        histories: what has been seen, which grows.
+        thetas: for each of them p_cache is found.
+        eos_id: the end-of-line token.
+        window: tokens that a body without a state sees at a time.
+
+    Yields:
+        logprob_N (fp64), cache_GN, targets_N and span_N, on the CPU.
+    """
+    runs = _in_text_order(spans) if histories.shared else [range(len(spans))]
+    for run in runs:
+        some = spans[run.start : run.stop]
+        for piece in walk(model, ids, some, eos_id=eos_id, window=window):
+            hidden_ND, targets_N, span_N = piece.positions()
+            cache_GN = histories.look_up(hidden_ND, targets_N, span_N, thetas)
+            logprob_N = model.output.logprob(hidden_ND, targets_N).cpu().to(torch.float64)
+            yield logprob_N, cache_GN.cpu(), targets_N.cpu(), span_N.cpu() + run.start
+
+
+def _in_text_order(spans: list[Span]) -> Iterator[range]:
+    """Neighbours that one piece each holds whole, so that `walk` keeps their order; long ones
+    alone."""
+    first = 0
+    for i, (a, b) in enumerate(spans):
+        if b - a > CHUNK_TOKENS:
+            if i > first:
+                yield range(first, i)
+            yield range(i, i + 1)
+            first = i + 1
+    if first < len(spans):
+        yield range(first, len(spans))
