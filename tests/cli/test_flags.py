@@ -35,6 +35,7 @@ NEEDED: dict[str, list[str]] = {
     "report": ["run"],
     "completion": ["bash"],
     "adapt": ["run", "book.txt", "--out", "x"],
+    "export": ["run", "--to", "words", "--out", "x"],
 }
 # Good values, of which the first that may stand alone is taken.
 GOOD = {int: ["7", "2", "0"], float: ["0.25", "1.5", "0.0"], str: ["a"], Path: ["b"]}

@@ -52,6 +52,7 @@ VERBS = {
     "next": Verb("thinwire.cli.next:next_words", "Print the most probable next words."),
     "rescore": Verb("thinwire.cli.rescore:rescore", "Score n-best lists, or rank them anew."),
     "adapt": Verb("thinwire.cli.adapt:adapt", "Adapt a trained model to new text."),
+    "export": Verb("thinwire.cli.export:export", "Write a trained model in another format."),
     "plan": Verb("thinwire.cli.plan:plan", "Forecast bytes and speed of each exchange, here."),
     "report": Verb(
         "thinwire.cli.report:report", "Draw the curves and tables of one or several runs."

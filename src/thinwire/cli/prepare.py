@@ -38,8 +38,9 @@ def prepare(
         The data folder to create.
     tokenizer
         word (words, numbers and single marks), space (what white space separates, for text that is
-        already tokenised), bpe (byte-level BPE, learnt from the text), bytes, or a file
-        tokenizer.json.
+        already tokenised), bpe (byte-level BPE, learnt from the text), bytes, or a file, whose ids
+        are kept: a tokenizer.json, a SentencePiece .model, or a table of symbols and ids such as
+        the tokens.txt of k2 and the words.txt of Kaldi.
     vocab_size
         Largest number of ids, `<unk>` and `</s>` included. word and space keep the most frequent
         words; bpe learns a vocabulary of this size (default: 16384).

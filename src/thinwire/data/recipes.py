@@ -10,12 +10,16 @@ from typing import Any
 
 from thinwire.console import console
 from thinwire.data.encoders import ByteEncoder, Encoder, FileEncoder, WordEncoder
+from thinwire.data.sentencepiece import read_sentencepiece
+from thinwire.data.symbols import read_symbols
 from thinwire.data.tokenizers import (
     EOS,
     UNK,
     Tokenizer,
     WordTokenizer,
     bytes_tokenizer,
+    ending_lines,
+    read_tokenizer,
     renumbered,
     to_json,
     word_tokenizer_json,
@@ -102,7 +106,8 @@ def find_recipe(
         return _byte_level("bpe", content, partial(FileEncoder, to_json(content)))
     if not Path(tokenizer).is_file():
         raise UserError(
-            f"{tokenizer!r} is no tokenizer: choose {', '.join(KINDS)} or a tokenizer.json file"
+            f"{tokenizer!r} is no tokenizer: choose {', '.join(KINDS)} or a tokenizer.json file, a "
+            "SentencePiece .model or a tokens.txt"
         )
     options.refuse(tokenizer, "vocab_size", "min_count", "vocab")
     return _given(Path(tokenizer), num_processes)
@@ -149,8 +154,8 @@ def _byte_level(kind: str, content: dict[str, Any], make_encoder: Callable[[], E
 
 
 def _given(path: Path, num_processes: int) -> Recipe:
-    tokenizer = Tokenizer.load(path)
-    text = path.read_text(encoding="utf-8")
+    text = _tokenizer_text(path)
+    tokenizer = Tokenizer.parse(text, str(path))
     tokens = [tokenizer.token(id) for id in range(tokenizer.vocab_size)]
     unk = None if tokenizer.unk_id is None else tokens[tokenizer.unk_id]
     return Recipe(
@@ -165,6 +170,17 @@ def _given(path: Path, num_processes: int) -> Recipe:
         unk=unk,
         eos=tokens[tokenizer.eos_id],
     )
+
+
+def _tokenizer_text(path: Path) -> str:
+    """The `tokenizer.json` that a file is, or that is made of it."""
+    with path.open("rb") as file:
+        start = file.read(64)
+    if start.startswith(b"\x0a") and path.suffix == ".model":
+        return ending_lines(read_sentencepiece(path), str(path))
+    if start.lstrip().startswith(b"{") or path.suffix == ".json":
+        return read_tokenizer(path)
+    return ending_lines(read_symbols(path), str(path))
 
 
 def _word_encoder(kind: str, num_processes: int) -> Callable[[], Encoder]:

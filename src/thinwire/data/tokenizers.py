@@ -26,6 +26,9 @@ import numpy.typing as npt
 import regex
 
 from thinwire.console import warn
+from thinwire.data import sentencepiece, symbols
+from thinwire.data.pieces import PieceEncoder
+from thinwire.data.symbols import SymbolEncoder
 from thinwire.errors import UserError
 from thinwire.files import parse_json
 
@@ -71,13 +74,7 @@ class Tokenizer(ABC):
     @staticmethod
     def load(path: Path | str) -> Tokenizer:
         """Read a `tokenizer.json`; UserError where it cannot serve."""
-        try:
-            text = Path(path).read_text(encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"{path} is no tokenizer.json of HF tokenizers: {error}") from error
-        return Tokenizer.parse(text, str(path))
+        return Tokenizer.parse(read_tokenizer(path), str(path))
 
     @staticmethod
     def parse(text: str, name: str) -> Tokenizer:
@@ -151,14 +148,22 @@ class HFTokenizer(Tokenizer):
         self.vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.unk_id = self._find_unknown(name, content)
         self.eos_id = self._find_end_of_line(name)
-        self._encoder = self._without_end_of_line(content)
+        self._exact = _exact_encoder(content)
+        self._encoder = self._hf if self._exact else self._without_end_of_line(content)
 
     def encode(self, text: str) -> list[int]:
         """The ids of one line, without its end-of-line."""
+        if self._exact is not None:
+            return self._never_ends(self._exact.encode([text])[0])
         return self._never_ends(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def encode_lines(self, lines: Iterable[str]) -> list[Ids]:
         """The ids of each line, `eos_id` after them."""
+        if self._exact is not None:
+            return [
+                np.array([*self._never_ends(ids), self.eos_id], dtype=np.uint32)
+                for ids in self._exact.encode(list(lines))
+            ]
         return [
             np.array([*self._never_ends(line.ids), self.eos_id], dtype=np.uint32)
             for line in self._encoder.encode_batch_fast(list(lines), add_special_tokens=False)
@@ -213,7 +218,8 @@ class HFTokenizer(Tokenizer):
 
     # What ends a text in the tokenizers people have, the likeliest first.
     _ENDS: Sequence[str] = (
-        EOS, "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "<EOS>", "[SEP]",
+        EOS, "<sos/eos>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "<EOS>",
+        "[SEP]",
     )  # fmt: skip
 
     def _find_end_of_line(self, name: str) -> int:
@@ -251,6 +257,32 @@ class HFTokenizer(Tokenizer):
                 "drop them"
             )
         return None
+
+
+def read_tokenizer(path: Path | str) -> str:
+    """The text of a `tokenizer.json`; UserError where it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"the tokenizer {path} cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no tokenizer.json of HF tokenizers: {error}") from error
+
+
+def _exact_encoder(content: dict[str, Any]) -> PieceEncoder | SymbolEncoder | None:
+    """What encodes a file that thinwire has made of another format, as that format's own code."""
+    if sentencepiece.KEY in content["model"]:
+        return PieceEncoder(content)
+    if symbols.KEY in content["model"]:
+        return SymbolEncoder(content)
+    return None
+
+
+def ending_lines(content: dict[str, Any], name: str) -> str:
+    """The `tokenizer.json` that puts its end-of-line token after a line."""
+    found = Tokenizer.parse(to_json(content), name)
+    end = _end_of_line(found.eos_id, found.token(found.eos_id))
+    return to_json(content | {"post_processor": end})
 
 
 def find_words(kind: str, text: str) -> list[str]:
@@ -426,15 +458,15 @@ def _kind(content: dict[str, Any]) -> str | None:
     return None
 
 
-def _end_of_line(eos_id: int) -> dict[str, Any]:
-    """The `post_processor` that puts `</s>` after a line."""
+def _end_of_line(eos_id: int, eos: str = EOS) -> dict[str, Any]:
+    """The `post_processor` that puts the end-of-line token after a line."""
     line = {"Sequence": {"id": "A", "type_id": 0}}
-    end = {"SpecialToken": {"id": EOS, "type_id": 0}}
+    end = {"SpecialToken": {"id": eos, "type_id": 0}}
     return {
         "type": "TemplateProcessing",
         "single": [line, end],
         "pair": [line, end, {"Sequence": {"id": "B", "type_id": 0}}, end],
-        "special_tokens": {EOS: {"id": EOS, "ids": [eos_id], "tokens": [EOS]}},
+        "special_tokens": {eos: {"id": eos, "ids": [eos_id], "tokens": [eos]}},
     }
 
 

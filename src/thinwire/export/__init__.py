@@ -1,0 +1,1 @@
+"""A trained model in other people's formats: one file a format."""

@@ -1,0 +1,52 @@
+"""The checkpoint of icefall's RNN language model (`rnn_lm/model.py`, class `RnnLmModel`).
+
+`epoch-1.pt` holds `{"model": state_dict}`, written by `torch.save` because that is what icefall
+reads. It holds tensors and their names, nothing else, so `torch.load(..., weights_only=True)` takes
+it. thinwire itself never reads such a file.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from thinwire.console import console, warn
+from thinwire.export.plain import lstm_weights, plain_tables
+from thinwire.export.words import write_symbols
+from thinwire.inference.load import TrainedModel
+
+FORM = "icefall's checkpoint"
+CHECKPOINT = "epoch-1.pt"
+SENTENCE_END = 1  # icefall's scripts: sos_id = eos_id = 1, blank 0
+
+
+def write_icefall(trained: TrainedModel, folder: Path) -> None:
+    """Write `epoch-1.pt` and `tokens.txt`.
+
+    Raises:
+        UserError: icefall's class cannot hold the model.
+    """
+    weights = lstm_weights(trained.model, FORM)
+    tables = plain_tables(trained.model, FORM)
+    state = {
+        "input_embedding.weight": tables.embedding_VE,
+        **{f"rnn.{name}": weight for name, weight in weights.items()},
+        "output_linear.weight": tables.weight_VD,
+        "output_linear.bias": tables.bias_V,
+    }
+    torch.save({"model": state}, folder / CHECKPOINT)
+    write_symbols(trained.tokenizer, folder / "tokens.txt")
+    vocab_size, embedding_width = tables.embedding_VE.shape
+    console.print(
+        f"RnnLmModel(vocab_size={vocab_size}, embedding_dim={embedding_width}, "
+        f"hidden_dim={tables.weight_VD.shape[1]}, num_layers={len(weights) // 4}, "
+        f"tie_weights={tables.is_tied})",
+        soft_wrap=True,
+    )
+    if trained.tokenizer.eos_id != SENTENCE_END:
+        warn(
+            f"this model's sentences begin and end with token {trained.tokenizer.eos_id}, and "
+            f"icefall's scripts use token {SENTENCE_END} unless told otherwise: prepare the text "
+            "with the recogniser's tokens, or tell them"
+        )

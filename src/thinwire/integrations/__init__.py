@@ -1,0 +1,1 @@
+"""A trained model behind other people's interfaces: one file a program, imported only when used."""
