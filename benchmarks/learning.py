@@ -97,7 +97,7 @@ def measure(data: Path, flags: Sequence[str], tokens: int, seed: int) -> dict[st
         subprocess.run(thinwire("train", data, "--out", run, *budget, *every, *flags), check=True)
         lines = read_metrics(run)
     return {
-        "ppl": [line for line in lines if line["event"] == "eval"][-1]["ppl"],
+        "ppl": [line for line in lines if line["event"] == "valid"][-1]["ppl"],
         "tokens": [line for line in lines if line["event"] == "train"][-1]["tokens"],
     }
 
