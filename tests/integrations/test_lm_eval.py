@@ -67,8 +67,3 @@ def test_written_text_stops(trained: Trained, lm_eval: Any) -> None:
     stop = whole.split()[1]
     (found,) = lm.generate_until([request("the cat", {"until": stop, "max_gen_toks": 8})])
     assert found == whole[: whole.index(stop)]
-
-
-def test_it_is_their_class(trained: Trained, lm_eval: Any) -> None:
-    api = pytest.importorskip("lm_eval.api.model")
-    assert isinstance(lm_eval.HarnessLM(trained()), api.LM)
