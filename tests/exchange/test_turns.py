@@ -54,8 +54,8 @@ def test_a_fragment_knows_its_rows() -> None:
 
 
 def test_rows_take_turns_over_whole_intervals_of_blocks() -> None:
-    assert ExchangeConfig(local_steps=6, row_steps=12).turns == Turns(4, 6, 12)
-    assert ExchangeConfig(local_steps=6).turns == Turns(4, 6, 6)
+    assert Turns.of(ExchangeConfig(local_steps=6, row_steps=12)) == Turns(4, 6, 12)
+    assert Turns.of(ExchangeConfig(local_steps=6)) == Turns(4, 6, 6)
     with pytest.raises(UserError, match="row_steps is 6, and must be a multiple"):
         ExchangeConfig(row_steps=6)
     with pytest.raises(UserError, match="row_steps is -4, and must be 0 or more"):

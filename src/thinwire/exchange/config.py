@@ -8,7 +8,6 @@ from typing import Annotated, Literal, get_args
 from cyclopts import Parameter
 
 from thinwire.errors import UserError
-from thinwire.exchange.turns import Turns
 
 ExchangeKind = Literal["sync", "async", "periodic", "auto"]
 Select = Literal["rows", "everything"]
@@ -121,11 +120,6 @@ class ExchangeConfig:
         for name in ("delay", "staleness_bound", "accumulate", "row_steps", "overlap_steps"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 0 or more")
-
-    @property
-    def turns(self) -> Turns:
-        """Whose turn it is in a periodic exchange, and when."""
-        return Turns(self.fragments, self.local_steps, self.row_steps or self.local_steps)
 
     def flushes(self, workers: int) -> bool:
         """Whether an evaluation or a save changes the numbers, as `Exchange.settle` has to bring in

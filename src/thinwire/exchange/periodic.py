@@ -38,7 +38,7 @@ from thinwire.exchange.coded import CodedCollective, joined
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange, ExchangeState, nothing
 from thinwire.exchange.local import Local
-from thinwire.exchange.turns import Fragment, Turn
+from thinwire.exchange.turns import Fragment, Turn, Turns
 from thinwire.exchange.worker_scale import merge, normalises, spread
 from thinwire.optim.decay import SUM as DECAY_SUM
 from thinwire.optim.decay import mark_paid_until
@@ -93,7 +93,7 @@ class Periodic(Exchange):
         self.updater, self.collective, self.config = updater, collective, config
         self._coded = CodedCollective(collective, config.codec, seed)
         self._everything = config.select == "everything"
-        self._turns = config.turns
+        self._turns = Turns.of(config)
         self._parameters: dict[str, Tensor] = {
             name: p.detach() for name, p in {**updater.tables, **updater.blocks}.items()
         }

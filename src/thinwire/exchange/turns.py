@@ -13,6 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from thinwire.exchange.config import ExchangeConfig
+
 
 @dataclass(frozen=True)
 class Fragment:
@@ -60,6 +62,12 @@ class Turns:
     fragments: int
     local_steps: int
     row_steps: int
+
+    @classmethod
+    def of(cls, exchange: ExchangeConfig) -> Turns:
+        """Those of these settings."""
+        H = exchange.local_steps
+        return cls(exchange.fragments, H, exchange.row_steps or H)
 
     def after(self, step: int) -> Turn | None:
         """The turn that comes after so many steps, if any."""

@@ -212,7 +212,7 @@ def _forecast(
         step, hidden = async_seconds(machine, sent, codec, link, workers, exchange.servers)
     parameters = 4 * counter.num_parameters
     copies = {"sync": memory, "periodic": memory + parameters, "async": parameters}
-    turns = exchange.turns if kind == "periodic" else Turns(1, 1, 1)
+    turns = Turns.of(exchange) if kind == "periodic" else Turns(1, 1, 1)
     return Forecast(
         exchange=kind,
         codec=codec,

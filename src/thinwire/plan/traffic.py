@@ -26,6 +26,7 @@ from thinwire.exchange.sizes import (
     sync_bytes,
     total_bytes,
 )
+from thinwire.exchange.turns import Turns
 from thinwire.exchange.unshared_rows import unshared_rows
 from thinwire.language_model import LanguageModel
 from thinwire.parameter_server.parameter_codec import ParameterCodec
@@ -130,7 +131,7 @@ class Counter:
     def periodic(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
         """A step of the periodic exchange: its turns, spread over their interval."""
         exchange = self.config.exchange
-        turns, F = exchange.turns, exchange.fragments
+        turns, F = Turns.of(exchange), exchange.fragments
         H = turns.row_steps
         steps = self._steps(num_workers, num_steps=H, draws_differ=True)
         changed_by = [self._changed(of_worker) for of_worker in zip(*steps, strict=True)]
