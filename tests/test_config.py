@@ -90,6 +90,9 @@ def build(made: Any, settings: dict[str, Any]) -> Any:
         settings["kind"] == "periodic" or settings["select"] == "everything"
     ):
         settings = settings | {"hidden_fraction": 1.0}  # all hidden blocks travel
+    if made is ExchangeConfig:
+        whole = settings["row_steps"] // settings["local_steps"] * settings["local_steps"]
+        settings = settings | {"row_steps": whole}
     return made(**settings)
 
 
