@@ -227,7 +227,7 @@ def _decompressed(stream: IO[bytes], source: Path) -> tuple[Any, _Damage]:
             import zstandard
         except ImportError:
             raise UserError(
-                f"{source} needs the package zstandard: pip install 'thinwire[zstd]'"
+                f"{source} needs the package zstandard: pip install zstandard"
             ) from None
         make_frame = zstandard.ZstdDecompressor().decompressobj
         return _Unzstd(stream, make_frame), (EOFError, zstandard.ZstdError)

@@ -57,6 +57,4 @@ def export(model: TrainedModel, to: Format, out: str | Path, *, int8: bool = Fal
 def _require(*packages: str) -> None:
     for package in packages:
         if find_spec(package) is None:
-            raise UserError(
-                f"this format needs the package {package}: pip install 'thinwire[export]'"
-            )
+            raise UserError(f"this format needs the package {package}: pip install {package}")

@@ -102,7 +102,7 @@ def _board(run: Path) -> Any:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise UserError(
-            "--metrics.tensorboard needs TensorBoard: pip install 'thinwire[tensorboard]'"
+            "--metrics.tensorboard needs TensorBoard: pip install tensorboard"
         ) from None
     return SummaryWriter(str(run / "tensorboard"))
 
