@@ -48,7 +48,7 @@ def test_a_missing_package_is_named(
     trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "find_spec", lambda name: None)
-    with pytest.raises(UserError, match=r"package onnx: pip install 'thinwire\[export\]'"):
+    with pytest.raises(UserError, match=r"package onnx: pip install onnx"):
         export(trained(), "onnx", tmp_path / "out")
 
 
