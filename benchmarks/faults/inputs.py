@@ -141,7 +141,9 @@ class Outcome:
 def warm_up() -> None:
     """Import all that a command imports: other users may be unable to read it."""
     for module in walk_packages(thinwire_package.__path__, "thinwire."):
-        if not module.name.endswith("__main__"):
+        if module.name.endswith("__main__"):
+            continue
+        with suppress(ImportError):  # adapters of packages that are not installed
             import_module(module.name)
     encodings = ("utf-8", "ascii", "latin-1", "idna", "utf-8-sig")
     for name in (*(f"encodings.{e.replace('-', '_')}" for e in encodings), *STANDARD):

@@ -59,7 +59,7 @@ def _stderr() -> IO[str]:
 
 
 # Names of files and words of a corpus are data: square brackets in them are no markup.
-console = Console(file=cast(IO[str], StandardError()), highlight=False, markup=False)
+console = Console(file=cast(IO[str], StandardError()), highlight=False, markup=False, emoji=False)
 
 
 def printable(text: str) -> str:
@@ -73,9 +73,14 @@ def printable(text: str) -> str:
     )
 
 
+def print_line(sentence: str, style: str = "") -> None:
+    """Tell people something, in one line that stays; names of theirs in it do no harm."""
+    console.print(printable(sentence), style=style, soft_wrap=True)
+
+
 def warn(sentence: str) -> None:
     """Say that something may not be as the user thinks."""
-    console.print(f"Warning: {printable(sentence)}", style="yellow", markup=False, soft_wrap=True)
+    print_line(f"Warning: {sentence}", "yellow")
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:

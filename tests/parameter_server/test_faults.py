@@ -14,7 +14,7 @@ from torch import Tensor
 from thinwire.errors import UserError
 from thinwire.parameter_server import connections as connections_module
 from thinwire.parameter_server.accumulation import GradientBuffer
-from thinwire.parameter_server.connections import Lost, Stopped
+from thinwire.parameter_server.connections import Failed, Lost, Stopped
 from thinwire.parameter_server.protocol import Kind, say, say_json
 from thinwire.parameter_server.sessions import Numbers
 from thinwire.transport.messages import Fate
@@ -367,3 +367,12 @@ def test_the_end_is_told_to_everyone() -> None:
         with pytest.raises(Stopped, match="its budget is spent"):
             action()
     assert world.taus == []
+
+
+@pytest.mark.parametrize("action", ["join", "fetch"])
+def test_workers_of_a_run_that_has_failed_fail(action: str) -> None:
+    world = World()
+    worker = world.worker()
+    world.servers[0].stop("no space left", failed=True)
+    with pytest.raises(Failed, match="the run has failed: no space left"):
+        worker.join() if action == "join" else worker.fetch(0)

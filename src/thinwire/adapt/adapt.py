@@ -34,7 +34,7 @@ from thinwire.adapt.old import find_old
 from thinwire.adapt.options import AdaptOptions
 from thinwire.adapt.text import Text, encode
 from thinwire.adapt.words import NewWords, require_words
-from thinwire.console import console
+from thinwire.console import print_line
 from thinwire.data.corpus import Corpus
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
@@ -256,17 +256,13 @@ def _leave_layers(out: Path, about: dict[str, Any]) -> None:
     try:
         path = layers.save(base, out.name)
     except OSError as error:
-        console.print(
+        print_line(
             f"The layers could not be put beside {base} ({error.strerror}); {out} has them.",
-            markup=False,
-            soft_wrap=True,
         )
         return
-    console.print(
+    print_line(
         f"The layers are in {path} ({path.stat().st_size / 1e6:.2f} MB) too: --adapter {out.name} "
         f"takes them with {base}.",
-        markup=False,
-        soft_wrap=True,
     )
 
 
@@ -292,4 +288,4 @@ def _say(text: Text, new_ids: Ids, ratio: float, source: str | None, words: NewW
     )
     if len(words):
         sentence += f"; {len(words):,} new words"
-    console.print(f"{sentence}.", markup=False, soft_wrap=True)
+    print_line(f"{sentence}.")

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import Parameter
 from rich.text import Text
 
-from thinwire.console import console
+from thinwire.console import console, print_line
 
 if TYPE_CHECKING:
     from thinwire.report.runs import Run
@@ -108,9 +108,9 @@ def _do(command: Sequence[str], made: Path | None = None) -> str:
     """Show a command and run it, unless what it makes is there; returns what it printed."""
     from thinwire.cli.app import run
 
-    console.print(Text(f"$ thinwire {shlex.join(command)}", "bold"), soft_wrap=True)
+    print_line(f"$ thinwire {shlex.join(command)}", "bold")
     if made is not None and made.exists():
-        console.print(Text(f"{made} is there already, so this is left out.", "dim"), soft_wrap=True)
+        print_line(f"{made} is there already, so this is left out.", "dim")
         return ""
     echo = _Echo()
     with redirect_stdout(echo):
@@ -152,7 +152,7 @@ def _sum_up(run: Run, evaluation: str, passage: str, page: str) -> None:
     console.print()
     console.print(Text("What came out", "bold cyan"))
     for name, value in rows.items():
-        console.print(Text(f"  {name:16} {value}"), soft_wrap=True)
+        print_line(f"  {name:16} {value}")
 
 
 def _suggest(data: Path, run: Run) -> None:
@@ -168,5 +168,5 @@ def _suggest(data: Path, run: Run) -> None:
     console.print()
     console.print(Text("What next", "bold cyan"))
     for purpose, command in commands.items():
-        line = Text.assemble(f"  {purpose}:\n", (f"  $ thinwire {shlex.join(command)}", "bold"))
-        console.print(line, soft_wrap=True)
+        print_line(f"  {purpose}:")
+        print_line(f"  $ thinwire {shlex.join(command)}", "bold")

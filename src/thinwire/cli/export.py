@@ -44,9 +44,9 @@ def export(
     thinwire export run --to onnx --out exported
     thinwire export run --to hf --out model
     """
-    from thinwire.console import console
+    from thinwire.console import print_line
     from thinwire.export.export import export as write
     from thinwire.inference.load import load
 
     write(load(run, step, adapter=adapter, device="cpu"), to, out, int8=int8)
-    console.print(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
+    print_line(f"{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")

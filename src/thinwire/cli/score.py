@@ -168,9 +168,8 @@ def _carried(
 
 def _say(totals: Totals, base: str, out: Path) -> None:
     """What the file holds, on standard error."""
-    from rich.text import Text
 
-    from thinwire.console import console
+    from thinwire.console import print_line
 
     total = totals.logprob / (log(10) if base == "10" else 1.0)
     kind = "log10-probability" if base == "10" else "natural log-probability"
@@ -179,7 +178,7 @@ def _say(totals: Totals, base: str, out: Path) -> None:
         f"{out}: {totals.num_lines:,} lines{before}, {totals.num_tokens:,} tokens, "
         f"{totals.num_unknown:,} unknown, {kind} {total:,.4f}"
     )
-    console.print(Text(sentence), soft_wrap=True)
+    print_line(sentence)
 
 
 def _columns(score: Score, cached: Score) -> str:

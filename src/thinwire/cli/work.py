@@ -19,8 +19,8 @@ def work(
 ) -> None:
     """Run one worker of an asynchronous run.
 
-    It trains until the run ends. All settings come from the servers. Ctrl+C leaves the run, and
-    other workers take over its part of the text.
+    It trains until the run ends, and ends with status 2 if the run has failed. All settings come
+    from the servers. Ctrl+C leaves the run, and other workers take over its part of the text.
 
     Parameters
     ----------

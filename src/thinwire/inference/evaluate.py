@@ -6,9 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.text import Text
 
-from thinwire.console import console, progress_bar, warn
+from thinwire.console import print_line, progress_bar, warn
 from thinwire.data.corpus import Corpus, file_digest, narrowest_dtype, unknown_sentence
 from thinwire.data.sources import find_sources
 from thinwire.errors import UserError
@@ -65,9 +64,9 @@ def evaluate_split(
             "ids mean other words: evaluate the text itself with --text"
         )
     if corpus.meta.fingerprint != run.fingerprint:
-        # A Text, for a path may hold square brackets, which rich would interpret.
-        note = f"{corpus.path} is not what {run.path} was trained on, but has its tokenizer"
-        console.print(Text(note, "yellow"), soft_wrap=True)
+        print_line(
+            f"{corpus.path} is not what {run.path} was trained on, but has its tokenizer", "yellow"
+        )
     ids = corpus.ids(split)
     if len(ids) == 0:
         raise UserError(f"the {split} split of {corpus.path} is empty")

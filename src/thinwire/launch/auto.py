@@ -12,7 +12,7 @@ from typing import Any
 from rich.text import Text
 
 from thinwire.config import RunConfig
-from thinwire.console import console
+from thinwire.console import console, print_line
 from thinwire.data.corpus import Corpus
 from thinwire.plan.forecast import Link
 from thinwire.plan.plan import KINDS, REPLICATED, Plan, make_plan
@@ -48,7 +48,7 @@ def planned(
             if status is not None:
                 status.update(Text(sentence))
             elif not team.rank:
-                console.print(sentence)
+                print_line(sentence)
 
         return make_plan(corpus, config, link, workers, team=team, told=told)
 
@@ -64,7 +64,7 @@ def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> Run
     """
     W = config.run.workers
     if W == 1:
-        console.print("Planned: nothing, for one worker has nobody to exchange with")
+        print_line("Planned: nothing, for one worker has nobody to exchange with")
         return replace(config, exchange=replace(config.exchange, kind="sync"))
     threads = config.run.threads or max(1, (os.cpu_count() or 1) // W)
     with_threads = replace(config, run=replace(config.run, threads=threads))
@@ -75,7 +75,7 @@ def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> Run
         flags = team.all_gather_json(flags)[0]
     if team is None or team.rank == 0:
         shown = " ".join(f"--{flag} {value}" for flag, value in flags.items())
-        console.print(f"Planned: {shown}")
+        print_line(f"Planned: {shown}")
     exchange = {
         name: flags.get(f"exchange.{name}", getattr(config.exchange, name))
         for name in ("local_steps", "fragments", "row_steps", "overlap_steps")

@@ -14,8 +14,9 @@ from time import sleep
 from typing import Any
 
 from thinwire.config import RunConfig
-from thinwire.console import console, printable, warn
+from thinwire.console import print_line, warn
 from thinwire.errors import UserError
+from thinwire.parameter_server.connections import Failed
 from thinwire.parameter_server.follower import serve_shard
 from thinwire.parameter_server.leader import serve
 from thinwire.parameter_server.worker import work
@@ -73,6 +74,8 @@ def work_on_loopback(data: str, name: str, threads: int, port_files: list[str]) 
         work(Path(data), _connections(port_files), name=name, threads=threads)
     except KeyboardInterrupt:  # the server says it, once for all
         raise SystemExit(INTERRUPTED) from None
+    except Failed:  # it says this, too, and its status is the run's
+        return
 
 
 def _connections(port_files: Sequence[str]) -> list[ZeroMQConnection]:
@@ -131,7 +134,7 @@ def start_server(
     if key_file is not None:
         key, made = read_or_make_key(key_file)
         if made:
-            _say(f"Wrote the key {key_file}; copy it to the workers.")
+            print_line(f"Wrote the key {key_file}; copy it to the workers.")
     listeners: list[ZeroMQListener] = []
 
     def listener(max_bytes: int) -> ZeroMQListener:
@@ -139,7 +142,7 @@ def start_server(
         return listeners[0]
 
     def ready() -> None:
-        _say(f"Serving at {listeners[0].address}")
+        print_line(f"Serving at {listeners[0].address}")
 
     if index > 0:
         serve_shard(data, config, index, count, listener=listener, ready=ready, warn=warn)
@@ -171,8 +174,8 @@ def start_worker(
     key = None if key_file is None else read_key(key_file)
     connections = [ZeroMQConnection(address, key) for address in servers.split(",")]
     name = f"worker {socket.gethostname()}:{os.getpid()}"
-    why = work(data, connections, name=name, threads=threads, device=device, told=_say)
-    _say(f"The run has ended: {why}.")
+    why = work(data, connections, name=name, threads=threads, device=device, told=print_line)
+    print_line(f"The run has ended: {why}.")
 
 
 def _shard(text: str) -> tuple[int, int]:
@@ -180,7 +183,3 @@ def _shard(text: str) -> tuple[int, int]:
     if not (slash and index.isdigit() and count.isdigit() and int(index) < int(count)):
         raise UserError(f"--shard is {text}, and must be I/N with I from 0 to N - 1")
     return int(index), int(count)
-
-
-def _say(sentence: str) -> None:
-    console.print(printable(sentence), markup=False, soft_wrap=True)

@@ -15,7 +15,7 @@ from torch._C._distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from thinwire.config import RunConfig
-from thinwire.console import console
+from thinwire.console import print_line
 from thinwire.errors import UserError, reason_of
 from thinwire.launch.attempt import agreed_attempt
 from thinwire.runs.device import find_device
@@ -49,10 +49,9 @@ class TorchrunMeeting:
         )
         self._alone = here == size
         if self.rank == 0 and not self._alone:
-            console.print(
+            print_line(
                 "The workers talk over the network, and PyTorch's collectives neither prove who "
                 "speaks nor encrypt: on a network that is not yours alone, use a tunnel.",
-                soft_wrap=True,
             )
 
     def team(self, purpose: str) -> AbstractContextManager[Collective]:

@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any
 
 from thinwire.config import RunConfig
-from thinwire.console import console
+from thinwire.console import print_line
 from thinwire.errors import UserError
 from thinwire.launch.children import GRACE_SECONDS, Children, how_it_ended
 from thinwire.runs.signals import handled, hang_up
@@ -172,10 +172,8 @@ class Supervisor:
             )
         if child.role == "server":
             child.job["resume"] = (self.out / "config.toml").exists()
-        console.print(
+        print_line(
             f"{child.name} {how_it_ended(status)}; it is started again.",
-            markup=False,
-            soft_wrap=True,
         )
         child.stopped_since = None
         self._start(child)

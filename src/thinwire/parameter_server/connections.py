@@ -17,6 +17,7 @@ from thinwire.parameter_server.protocol import (
     Kind,
     Position,
     WireAccount,
+    has_failed,
     incarnation_of,
     json_of,
     read_message,
@@ -36,6 +37,10 @@ POLL_SECONDS = 0.2
 
 class Stopped(Exception):
     """The run has ended; the message says why."""
+
+
+class Failed(UserError):
+    """The run has ended, and not as it should have; the servers say so as well."""
 
 
 class Lost(Exception):
@@ -95,6 +100,7 @@ class Servers:
         Raises:
             UserError: a server refuses, does not answer in time, or is not of the same run.
             Stopped: the run has ended.
+            Failed: it has failed.
         """
         self.incarnation = 1 + secrets.randbits(INCARNATION_BITS)
         hello = say_json(Kind.HELLO, self._hello | {"incarnation": self.incarnation})
@@ -162,6 +168,7 @@ class Servers:
         Raises:
             Lost: it is silent, or does not know this worker.
             Stopped: the run has ended.
+            Failed: it has failed.
             Interrupted: this worker has to stop.
         """
         began = perf_counter()
@@ -201,6 +208,8 @@ class Servers:
             if message is not None:
                 with suppress(ValueError):
                     kind, frame = read_message(message)
+                    if kind is Kind.STOP and has_failed(frame):
+                        raise Failed(f"the run has failed: {text_of(frame)}")
                     if kind is Kind.STOP:
                         raise Stopped(text_of(frame))
                     if kind in (Kind.WELCOME, Kind.REFUSED):

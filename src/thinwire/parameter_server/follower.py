@@ -185,7 +185,7 @@ class Follower(ServingLoop):
                     slices = say_json(Kind.SLICES, told, contents(held))
                 self.listener.send(client, slices)
             case Kind.END if content["run"] == self._run_id:
-                self.server.stop("the first server has ended it")
+                self.server.stop(content["why"], failed=content["failed"])
                 self.ended = True
             case _:
                 pass

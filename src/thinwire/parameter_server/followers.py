@@ -261,10 +261,11 @@ class Followers:
                     "evaluated nor saved"
                 )
 
-    def end(self) -> None:
-        """Tell them that the run has ended."""
+    def end(self, why: str, *, failed: bool = False) -> None:
+        """Tell them that the run has ended, for their workers to be told."""
+        told = {"run": self._lead["run"], "why": why, "failed": failed}
         for connection in self.connections:
-            connection.send(say_json(Kind.END, {"run": self._lead["run"]}))
+            connection.send(say_json(Kind.END, told))
 
     def close(self) -> None:
         """Hang up."""

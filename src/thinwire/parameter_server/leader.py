@@ -25,7 +25,7 @@ from torch import Tensor
 
 from thinwire import __version__
 from thinwire.config import RunConfig
-from thinwire.console import console, printable, warn
+from thinwire.console import print_line, warn
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.locks import one_writer
@@ -200,10 +200,11 @@ class Serving(ServingLoop):
                     self._begin(ready)
                 self._loop()
             except Exception as error:
-                self.server.stop(str(error) if isinstance(error, UserError) else "it has failed")
+                why = str(error) if isinstance(error, UserError) else type(error).__name__
+                self.server.stop(why, failed=True)
                 self.part()
                 if self.followers is not None:
-                    self.followers.end()
+                    self.followers.end(why, failed=True)
                 raise
         if job.stop_asked:
             raise KeyboardInterrupt
@@ -245,15 +246,16 @@ class Serving(ServingLoop):
         job = self.job
         asked = job.stop_asked
         with job.clock.paused():
+            why = "it was interrupted" if asked else self._why_over()
             if not self.server.stopped:
-                self.server.stop("it was interrupted" if asked else self._why_over())
+                self.server.stop(why)
             self.part()
             self._report()
             self.shard.flush()
             failures = self._last_actions(evaluate=not job.evaluated and not asked)
             self.see_off()
             if self.followers is not None:
-                self.followers.end()
+                self.followers.end(why)
         if failures:
             raise failures[0]
         job.stop_asked = asked
@@ -406,7 +408,7 @@ class Serving(ServingLoop):
             session.place = self.assignments.take()
         elif before is not session:
             session.place = before.place
-            _say(f"{session.name} has joined again.")
+            print_line(f"{session.name} has joined again.")
         return {
             "run": self.run_id,
             "shard": 0,
@@ -420,7 +422,7 @@ class Serving(ServingLoop):
         """See `Controller`."""
         self.assignments.free(session.place)
         if not self.server.stopped:
-            _say(f"{session.name} {why}.")
+            print_line(f"{session.name} {why}.")
 
     def expect(self, session: Session, push: Push) -> None:
         """See `Controller`."""
@@ -469,7 +471,3 @@ def _or_warn(action: Callable[[], None]) -> None:
         action()
     except UserError as error:
         warn(str(error))
-
-
-def _say(sentence: str) -> None:
-    console.print(printable(sentence), markup=False, soft_wrap=True)

@@ -44,7 +44,7 @@ from thinwire.wire.codecs import Codec
 from thinwire.wire.frames import Frame, frame_bytes, pack, unpack
 from thinwire.wire.indices import decode_ids, encode_ids, encoded_bytes
 
-PROTOCOL = 3
+PROTOCOL = 4
 ABSENT = -1
 LARGEST_WHOLE = 2.0**53
 
@@ -367,6 +367,15 @@ def read_message(data: Tensor) -> tuple[Kind, Frame]:
     """
     frame = unpack(data)
     return Kind(frame.kind), frame
+
+
+def has_failed(stop: Frame) -> bool:
+    """Whether a run that a STOP ends has failed.
+
+    Raises:
+        ValueError: it does not say.
+    """
+    return bool(_some(stop, 1)[0])
 
 
 def text_of(frame: Frame) -> str:

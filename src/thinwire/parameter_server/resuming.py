@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from thinwire.console import console
+from thinwire.console import print_line
 from thinwire.data.batches import Batches
 from thinwire.runs.metrics import read_metrics
 from thinwire.runs.run import Run
@@ -51,9 +51,7 @@ def say_what_is_lost(job: Run, saved: Mapping[str, Any]) -> None:
         return
     since = recorded[-1]["seconds"] - saved.get("seconds", 0.0)
     most = max(since, job.config.checkpoint.every_seconds)
-    console.print(
+    print_line(
         f"The run was cut off; what came after step {job.step} was saved is lost, {most:.0f} "
         "seconds of training at most.",
-        markup=False,
-        soft_wrap=True,
     )

@@ -425,9 +425,9 @@ class Server:
         """Whether a worker that has not left was heard a moment ago."""
         return any(self._lived - s.heard < NEAR_SECONDS for s in self.sessions.values())
 
-    def stop(self, why: str) -> None:
+    def stop(self, why: str, *, failed: bool = False) -> None:
         """The run has ended: whoever says anything from now on is told why."""
-        self._stopped = say(Kind.STOP, text=why)
+        self._stopped = say(Kind.STOP, failed, text=why)
         self._kept_back.clear()
         for session in self.sessions.values():
             self.listener.send(session.client, self._stopped)

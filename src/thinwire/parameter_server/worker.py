@@ -70,6 +70,7 @@ def work(
         told: hears whom this worker waits for, and that it has joined.
 
     Raises:
+        Failed: the run has failed.
         UserError: what the user can mend.
     """
     try:

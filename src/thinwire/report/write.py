@@ -6,9 +6,7 @@ from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 
-from rich.text import Text
-
-from thinwire.console import console
+from thinwire.console import print_line
 from thinwire.errors import UserError
 from thinwire.files import write_whole
 from thinwire.report import png
@@ -43,7 +41,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     picture = out.with_suffix(".png")
     try:
         png.draw(curves, picture)
-        console.print(Text(f"The curves as a picture: {picture}"), soft_wrap=True)
+        print_line(f"The curves as a picture: {picture}")
     except ImportError:
-        console.print("No picture was written: it needs matplotlib (pip install matplotlib)")
+        print_line("No picture was written: it needs matplotlib (pip install matplotlib)")
     return out

@@ -8,7 +8,7 @@ from types import TracebackType
 from rich.live import Live
 from rich.text import Text
 
-from thinwire.console import console, printable
+from thinwire.console import console, print_line
 
 CURVE_WIDTH = 24
 # Without a terminal, print this many lines, at equal parts of the budget.
@@ -78,7 +78,7 @@ class TrainingDisplay:
 
     def note(self, sentence: str) -> None:
         """Print a sentence that stays."""
-        console.print(printable(sentence), markup=False, soft_wrap=True)
+        print_line(sentence)
 
 
 def fitted(parts: Sequence[tuple[Text, int]], width: int) -> Text:
