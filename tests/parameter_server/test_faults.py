@@ -14,7 +14,7 @@ from torch import Tensor
 from thinwire.errors import UserError
 from thinwire.parameter_server import connections as connections_module
 from thinwire.parameter_server.accumulation import GradientBuffer
-from thinwire.parameter_server.connections import Failed, Lost, Stopped
+from thinwire.parameter_server.connections import Lost, Stopped
 from thinwire.parameter_server.protocol import Kind, say, say_json
 from thinwire.parameter_server.sessions import Numbers
 from thinwire.transport.messages import Fate
@@ -169,7 +169,7 @@ def test_pushes_of_named_rows_and_of_all_make_one_update() -> None:
     ("about", "sentence"),
     [
         ({"data": "e" * 32}, "fingerprint dddddddddddd, but that of new has eeeeeeeeeeee"),
-        ({"version": "2"}, r"the server runs thinwire 1 \(protocol 3\) and new runs 2"),
+        ({"version": "2"}, r"the server runs thinwire 1 \(protocol 4\) and new runs 2"),
     ],
 )
 def test_who_cannot_join_is_told_why(about: dict[str, str], sentence: str) -> None:
@@ -364,15 +364,17 @@ def test_the_end_is_told_to_everyone() -> None:
     world.servers[0].stop("its budget is spent")
     worker.push(0)
     for action in (lambda: worker.fetch(1), worker.join, lambda: world.worker("new")):
-        with pytest.raises(Stopped, match="its budget is spent"):
+        with pytest.raises(Stopped, match="its budget is spent") as caught:
             action()
+        assert not caught.value.failed
     assert world.taus == []
 
 
 @pytest.mark.parametrize("action", ["join", "fetch"])
-def test_workers_of_a_run_that_has_failed_fail(action: str) -> None:
+def test_workers_are_told_that_a_run_has_failed(action: str) -> None:
     world = World()
     worker = world.worker()
     world.servers[0].stop("no space left", failed=True)
-    with pytest.raises(Failed, match="the run has failed: no space left"):
+    with pytest.raises(Stopped, match="no space left") as caught:
         worker.join() if action == "join" else worker.fetch(0)
+    assert caught.value.failed

@@ -17,12 +17,12 @@ from torch import Tensor
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
 from thinwire.parameter_server.client import Client
-from thinwire.parameter_server.connections import Failed, Lost, Welcome
+from thinwire.parameter_server.connections import Lost, Welcome
 from thinwire.parameter_server.followers import Followers
 from thinwire.parameter_server.leader import Serving
 from thinwire.parameter_server.protocol import Position
 from thinwire.parameter_server.sessions import Server
-from thinwire.parameter_server.worker import Worker
+from thinwire.parameter_server.worker import Failed, Worker
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import read_metrics
 from thinwire.runs.run import Run

@@ -16,10 +16,9 @@ from typing import Any
 from thinwire.config import RunConfig
 from thinwire.console import print_line, warn
 from thinwire.errors import UserError
-from thinwire.parameter_server.connections import Failed
 from thinwire.parameter_server.follower import serve_shard
 from thinwire.parameter_server.leader import serve
-from thinwire.parameter_server.worker import work
+from thinwire.parameter_server.worker import Failed, work
 from thinwire.transport.keys import read_key, read_or_make_key
 from thinwire.transport.zeromq import ZeroMQConnection, ZeroMQListener, split_address
 

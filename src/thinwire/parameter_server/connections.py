@@ -38,9 +38,9 @@ POLL_SECONDS = 0.2
 class Stopped(Exception):
     """The run has ended; the message says why."""
 
-
-class Failed(UserError):
-    """The run has ended, and not as it should have; the servers say so as well."""
+    def __init__(self, why: str, *, failed: bool) -> None:
+        super().__init__(why)
+        self.failed = failed
 
 
 class Lost(Exception):
@@ -100,7 +100,6 @@ class Servers:
         Raises:
             UserError: a server refuses, does not answer in time, or is not of the same run.
             Stopped: the run has ended.
-            Failed: it has failed.
         """
         self.incarnation = 1 + secrets.randbits(INCARNATION_BITS)
         hello = say_json(Kind.HELLO, self._hello | {"incarnation": self.incarnation})
@@ -168,7 +167,6 @@ class Servers:
         Raises:
             Lost: it is silent, or does not know this worker.
             Stopped: the run has ended.
-            Failed: it has failed.
             Interrupted: this worker has to stop.
         """
         began = perf_counter()
@@ -208,10 +206,8 @@ class Servers:
             if message is not None:
                 with suppress(ValueError):
                     kind, frame = read_message(message)
-                    if kind is Kind.STOP and has_failed(frame):
-                        raise Failed(f"the run has failed: {text_of(frame)}")
                     if kind is Kind.STOP:
-                        raise Stopped(text_of(frame))
+                        raise Stopped(text_of(frame), failed=has_failed(frame))
                     if kind in (Kind.WELCOME, Kind.REFUSED):
                         return kind, frame
                     if incarnation_of(frame) == self.incarnation:

@@ -26,6 +26,7 @@ from thinwire import __version__
 from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
+from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel, Task
 from thinwire.models.contract import State
 from thinwire.models.noise import Noise
@@ -45,6 +46,10 @@ from thinwire.transport.messages import Connection
 
 # Until the servers have told it `exchange.timeout_seconds`.
 PATIENCE_SECONDS = 60.0
+
+
+class Failed(UserError):
+    """The run has ended, and not as it should have; its first server says so, too."""
 
 
 def work(
@@ -121,7 +126,11 @@ class Worker:
         self._joined: tuple[str, Client] | None = None
 
     def run(self) -> str:
-        """Work until the run ends; returns why it did."""
+        """Work until the run ends; returns why it did.
+
+        Raises:
+            Failed: the run has failed.
+        """
         with stop_on_signals(self):
             try:
                 while True:
@@ -134,6 +143,8 @@ class Worker:
             except Interrupted:
                 raise KeyboardInterrupt from None
             except Stopped as stopped:
+                if stopped.failed:
+                    raise Failed(f"the run has failed: {stopped}") from None
                 return str(stopped)
             finally:
                 self.servers.goodbye()
