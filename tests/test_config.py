@@ -22,6 +22,7 @@ from thinwire.config import (
     MetricsSettings,
     RunConfig,
     RunSettings,
+    in_words,
     toml_section,
     tomllib,
 )
@@ -275,3 +276,8 @@ def test_settings_nested_too_deep_are_a_sentence(tmp_path: Path) -> None:
     file.write_text("a = " + "[" * 100_000, encoding="utf-8")
     with pytest.raises(UserError, match="it is nested too deep"):
         RunConfig.read(file)
+
+
+def test_types_in_words() -> None:
+    assert in_words(Literal["a", "b"] | None) == "one of a, b"
+    assert in_words(list[Path]) == "a value"

@@ -1,8 +1,8 @@
-"""Runs the campaigns against saving, bad input and strangers for about a minute each, as CI does.
+"""Runs the campaigns against saving, bad input, strangers and killed processes for a minute each.
 
-    python benchmarks/faults/minute.py [saving] [inputs] [strangers] [--seed 1]
+    python benchmarks/faults/minute.py [saving] [inputs] [strangers] [soak] [--seed 1]
 
-Without names: all three. Each is bounded by its own `--seconds`, not by a number of trials, so a
+Without names: all four, as CI does. Each is bounded by its time, not by a number of trials, so a
 slow machine tries less and fails no more for it. Exit status 1 if any of them failed.
 """
 
@@ -17,6 +17,7 @@ CAMPAIGNS = {
     "saving": ("--kills", "200", "--seconds", "60"),
     "inputs": ("--seconds", "50"),  # and some for what is good to begin with
     "strangers": ("--messages", "1500", "--seconds", "60"),
+    "soak": ("--exchange", "supervised", "--faults", "3", "--tokens", "60000", "--minutes", "1"),
 }
 
 

@@ -247,7 +247,7 @@ def _typed(value: Any, hint: Any, where: str) -> Any:
 def in_words(hint: Any) -> str:
     """What a value of this type is: "a whole number", "one of text, line"."""
     kinds = _kinds(hint)
-    choices = [choice for kind in kinds for choice in get_args(kind)]
+    choices = [c for kind in kinds if get_origin(kind) is Literal for c in get_args(kind)]
     return f"one of {', '.join(choices)}" if choices else _TYPES.get(kinds[0], "a value")
 
 

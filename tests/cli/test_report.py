@@ -22,3 +22,11 @@ def test_a_folder_that_is_no_run(thinwire) -> None:
     done = thinwire("report", ".")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == "thinwire: . is not a run folder: it has no config.toml\n"
+
+
+def test_a_folder_in_brackets_is_a_name(thinwire, tmp_path: Path) -> None:
+    run = tmp_path / "[1]"
+    run.mkdir()
+    (run / "config.toml").write_text("[run]\nseed = 1\n")
+    done = thinwire("report", "[1]")
+    assert (done.returncode, done.stdout) == (0, "[1]/report.html\n")

@@ -18,7 +18,7 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, NamedTuple
 
-from cyclopts import App, CycloptsError
+from cyclopts import App, CycloptsError, Parameter
 
 from thinwire import __version__
 from thinwire.cli.help import VERBS as VERBS_PANEL
@@ -93,6 +93,8 @@ def build(tokens: Sequence[str] = ()) -> App:
         exit_on_error=False,
         print_error=False,
         suppress_keyboard_interrupt=False,
+        # A folder or a text may be called [notes].
+        default_parameter=Parameter(json_list=False, json_dict=False),
         config=(*(_settings(tokens) if verb in TAKE_SETTINGS else ()), refuse_odd_values),
     )
     for order, (name, (function, summary)) in enumerate(VERBS.items()):
