@@ -432,9 +432,9 @@ def _bad_names(trial: Trial, cwd: Path, bases: Path, rng: random.Random) -> None
     trial.tokens = [name if t == token else t for t in trial.tokens]
     if rng.random() < 0.3:  # and is broken, so that a sentence has to say its name
         trial.note += ", and empty"
-        if (cwd / name).is_file():
+        if os.path.isfile(cwd / name):  # not Path: a name may be too long to ask for
             (cwd / name).write_bytes(b"\xff\xfe")
-        elif (cwd / name).is_dir():
+        elif os.path.isdir(cwd / name):
             for file in (cwd / name).iterdir():
                 file.write_bytes(b"") if file.is_file() else None
 
