@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -56,6 +57,22 @@ def test_the_lock_of_a_killed_process_does_not_stand_in_the_way(tmp_path: Path) 
     assert not file.exists()
 
 
+def test_a_full_disk_leaves_no_lock_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    file = tmp_path / LOCK_FILE
+    with only_writer(file, "it") as alone:
+        assert alone
+        with (
+            pytest.raises(UserError, match="another process is writing it"),
+            only_writer(file, "it"),
+        ):
+            raise AssertionError("not reached")
+    assert not file.exists()
+
+
 def test_says_that_there_are_no_locks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -88,7 +105,7 @@ def test_an_interrupt_while_the_lock_is_taken_leaves_nothing(tmp_path: Path) -> 
 
 
 def _interrupted_at(line: int, run: Path) -> bool:
-    """Whether the n-th line of `_locked` is reached, at which Ctrl+C is pressed."""
+    """Whether the n-th line of taking the lock is reached, at which Ctrl+C is pressed."""
     seen = 0
 
     def local(frame: FrameType, event: str, argument: object) -> Any:
@@ -100,7 +117,8 @@ def _interrupted_at(line: int, run: Path) -> bool:
         return local
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
-        return local if frame.f_code is locks._locked.__code__ else None
+        taking = (locks._locked.__code__, locks._sign.__code__)
+        return local if frame.f_code in taking else None
 
     inside, before = False, sys.gettrace()
     sys.settrace(trace)

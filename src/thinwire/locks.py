@@ -117,8 +117,7 @@ def _locked(file: Path, what: str) -> int | None:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             if _is_same(descriptor, file):
-                os.truncate(descriptor, 0)
-                os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+                _sign(descriptor)
                 return descriptor
         except OSError as error:
             holder = os.pread(descriptor, 300, 0).decode(errors="replace") or "another process"
@@ -132,6 +131,13 @@ def _locked(file: Path, what: str) -> int | None:
                 return None
             raise
         os.close(descriptor)
+
+
+def _sign(descriptor: int) -> None:
+    """Write down who holds the lock. On a full disk it is held all the same."""
+    with suppress(OSError):
+        os.truncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
 
 
 def _is_same(descriptor: int, file: Path) -> bool:
