@@ -27,7 +27,7 @@ from thinwire.config import (
     tomllib,
 )
 from thinwire.errors import UserError
-from thinwire.exchange.config import ExchangeConfig
+from thinwire.exchange.config import KINDS_OF, ExchangeConfig
 
 # What the settings demand of their values, where that is more than their type.
 FRACTION = st.floats(0, 1, exclude_max=True)
@@ -138,6 +138,26 @@ def test_odd_strings_survive_a_file(content: dict[str, Any]) -> None:
 @pytest.mark.parametrize("text", ['"', "\\", "a\nb\tc\r\0\x7f", "[x]", "\u2028 ü 中 🦜", "'''"])
 def test_strings_that_need_escapes(text: str) -> None:
     assert tomllib.loads(toml_section("some", {"key": text})) == {"some": {"key": text}}
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings"),
+    [
+        ("sync", {"local_steps": 8}),
+        ("sync", {"servers": 2}),
+        ("async", {"delay": 1}),
+        ("async", {"outer_momentum": 0.9}),
+        ("async", {"check_replicas": True}),
+        ("periodic", {"accumulate": 2}),
+        ("periodic", {"hidden_kind": "largest"}),
+    ],
+)
+def test_an_exchange_refuses_what_another_has(kind: Any, settings: dict[str, Any]) -> None:
+    (name,) = settings
+    with pytest.raises(UserError, match=rf"exchange\.{name} is .* the exchange {kind} has no such"):
+        ExchangeConfig(kind=kind, **settings).require_own()
+    for other in (*KINDS_OF[name], "auto"):
+        ExchangeConfig(kind=other, **settings).require_own()
 
 
 @pytest.mark.parametrize(

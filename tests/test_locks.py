@@ -15,7 +15,7 @@ import pytest
 
 from thinwire import locks
 from thinwire.errors import UserError, require_posix
-from thinwire.locks import LOCK_FILE, interrupt_later, one_writer, only_writer
+from thinwire.locks import LOCK_FILE, one_writer, only_writer
 
 HOLD_AND_DIE = """
 import os, signal, sys
@@ -131,13 +131,3 @@ def _interrupted_at(line: int, run: Path) -> bool:
     finally:
         sys.settrace(before)
     return False
-
-
-def test_an_interrupt_comes_after_what_must_not_be_cut_short() -> None:
-    done = []
-    with pytest.raises(KeyboardInterrupt), interrupt_later():
-        for number in range(3):
-            signal.raise_signal(signal.SIGINT)
-            done.append(number)
-    assert done == [0, 1, 2]
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -12,6 +12,7 @@ from contextlib import suppress
 from typing import IO, cast
 
 from rich.console import Console
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -20,6 +21,8 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+
+from thinwire.interrupts import interrupt_later
 
 # Control characters, and marks that turn the direction of a line or break it.
 _ODD_CATEGORIES = ("Cc", "Zl", "Zp")
@@ -83,9 +86,24 @@ def warn(sentence: str) -> None:
     print_line(f"Warning: {sentence}", "yellow")
 
 
+class LiveLine(Live):
+    """What moves; Ctrl+C cannot leave it half ended, to be printed again below what follows."""
+
+    def stop(self) -> None:
+        """See `rich.live.Live`."""
+        with interrupt_later():
+            super().stop()
+
+
+class _Bar(Progress):
+    def stop(self) -> None:
+        with interrupt_later():
+            super().stop()
+
+
 def progress_bar(*columns: ProgressColumn) -> Progress:
     """A bar on standard error: description, bar, `columns` (default: m of n), time left."""
-    return Progress(
+    return _Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         *(columns or (MofNCompleteColumn(),)),

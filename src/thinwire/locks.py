@@ -18,15 +18,14 @@ from __future__ import annotations
 
 import errno
 import os
-import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from types import FrameType
 
 from thinwire.console import warn
 from thinwire.errors import UserError, require_posix
+from thinwire.interrupts import interrupt_later
 
 LOCK_FILE = "lock"
 _HELD = (errno.EAGAIN, errno.EWOULDBLOCK, errno.EACCES)
@@ -85,27 +84,6 @@ def one_writer(folder: Path) -> Iterator[None]:
         with suppress(OSError):  # it is not empty
             for path in made:
                 path.rmdir()
-
-
-@contextmanager
-def interrupt_later() -> Iterator[None]:
-    """Ctrl+C that comes while inside comes at the end."""
-    came: list[int] = []
-
-    def note(number: int, frame: FrameType | None) -> None:
-        came.append(number)
-
-    try:
-        before = signal.signal(signal.SIGINT, note)
-    except ValueError:  # not the main thread, which alone gets it
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-        if came:
-            signal.raise_signal(signal.SIGINT)
 
 
 def _locked(file: Path, what: str) -> int | None:

@@ -10,6 +10,7 @@ import pytest
 
 from thinwire.cli.app import main
 from thinwire.config import RunConfig
+from thinwire.exchange.config import ExchangeConfig
 from thinwire.runs.folder import CONFIG_FILE, RunFolder
 
 Capture = pytest.CaptureFixture[str]
@@ -201,6 +202,22 @@ def test_resume_takes_the_runs_own_settings(toy_data: Path, capsys: Capture) -> 
     assert (config.model.width, config.loss.samples, config.run.tokens) == (16, 20, 60)
     sentence = refused(capsys, toy_data, "--out", "run", "--resume", "--model.width", 32)
     assert "model.width was 16 in run and is now 32" in sentence
+
+
+def test_settings_of_another_exchange(toy_data: Path, capsys: Capture) -> None:
+    late = ("--exchange.delay", 1, "--workers", 2)
+    sentence = refused(capsys, toy_data, "--out", "run", "--exchange", "periodic", *late)
+    assert "exchange.delay is 1, and a run with the exchange periodic has no such" in sentence
+    # A run of two workers goes on with another exchange, without what only the first one had.
+    settings = ("--exchange", "periodic", "--exchange.local_steps", 8)
+    assert train(toy_data, "--out", "run", *SMALL, *settings, "--tokens", 30) == 0
+    assert train(toy_data, "--out", "run", "--resume", "--exchange", "sync", "--tokens", 60) == 0
+    exchange = RunFolder.open(Path("run")).config.exchange
+    assert (exchange.kind, exchange.local_steps) == ("sync", ExchangeConfig().local_steps)
+    more = ("--exchange.local_steps", 8, "--tokens", 90)
+    capsys.readouterr()
+    sentence = refused(capsys, toy_data, "--out", "run", "--resume", *more)
+    assert "exchange.local_steps is 8" in sentence and "periodic has it" in sentence
 
 
 @pytest.mark.parametrize("flag", ["--tokens", "--run.tokens"])

@@ -224,6 +224,15 @@ def test_refuses_what_is_no_tokenizer(text: str, tmp_path: Path) -> None:
         Tokenizer.load(path)
 
 
+@pytest.mark.parametrize("id", ["2", 2.5, 3, 0, None])
+def test_refuses_ids_that_do_not_count_up(id: object) -> None:
+    content = json.loads(word_tokenizer_json("space", ["<unk>", "</s>", "dog"]))
+    assert Tokenizer.parse(json.dumps(content), "a").vocab_size == 3
+    content["model"]["vocab"]["dog"] = id
+    with pytest.raises(UserError, match=r"a is no tokenizer\.json .* 0, 1, 2, \.\.\."):
+        Tokenizer.parse(json.dumps(content), "a")
+
+
 def test_letters_and_numbers_are_the_same_to_both_libraries() -> None:
     known = [
         chr(code)

@@ -135,8 +135,8 @@ def test_the_first_worker_chooses(
         "Measuring this machine",
         "Measuring the link",
         "Counting what 2 workers would send",
-        "Planned: --exchange periodic --codec int4 --data.batch 8 --exchange.local_steps ",
-        "2 --exchange.fragments 1 --exchange.row_steps 6 --exchange.overlap_steps 0",
+        "Planned: --exchange periodic --codec int4 --data.batch 8 --exchange.local_steps 2 "
+        "--exchange.fragments 1 --exchange.row_steps 6 --exchange.overlap_steps 0",
     ]
 
 

@@ -23,7 +23,7 @@ from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
-from thinwire.locks import interrupt_later
+from thinwire.interrupts import interrupt_later
 from thinwire.runs.folder import CONFIG_FILE, FROZEN_FILE, RunFolder, require_utf8
 from thinwire.runs.run import Run
 

@@ -54,7 +54,8 @@ from thinwire.data.spool import Piece, map_in_order, read_tokens, spool
 from thinwire.data.tokenizers import train_bpe
 from thinwire.data.vocabulary import Tally, Vocabulary
 from thinwire.errors import UserError
-from thinwire.locks import interrupt_later, only_writer
+from thinwire.interrupts import interrupt_later
+from thinwire.locks import only_writer
 
 DEFAULT_FRACTION = 0.01
 BPE_SAMPLE_BYTES = 1 << 26  # of a larger text every n-th block is learnt from

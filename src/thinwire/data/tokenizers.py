@@ -82,10 +82,10 @@ class Tokenizer(ABC):
         try:
             content = parse_json(text)
             kind = _kind(content)
+            if kind is not None:
+                return WordTokenizer(kind, content["model"]["vocab"])
         except (ValueError, KeyError, AttributeError, TypeError) as error:
             raise UserError(f"{name} is no tokenizer.json of HF tokenizers: {error!r}") from error
-        if kind is not None:
-            return WordTokenizer(kind, content["model"]["vocab"])
         return HFTokenizer(text, content, name)
 
     @abstractmethod
@@ -109,6 +109,8 @@ class WordTokenizer(Tokenizer):
     """Kinds `word` and `space`: a list of words; any other word is `<unk>`."""
 
     def __init__(self, kind: str, vocab: dict[str, int]) -> None:
+        if set(vocab.values()) != set(range(len(vocab))):
+            raise ValueError("ids of a vocabulary are 0, 1, 2, ...")
         self.kind = kind
         self._id_of = {word: id for word, id in vocab.items() if word != EOS}
         self.vocab_size = len(vocab)

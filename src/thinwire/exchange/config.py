@@ -13,6 +13,22 @@ ExchangeKind = Literal["sync", "async", "periodic", "auto"]
 Select = Literal["rows", "everything"]
 CodecName = Literal["fp32", "bf16", "int8", "int4"]
 HiddenKind = Literal["feedback", "largest", "unbiased"]
+# Settings that not every exchange has, and those that have them.
+KINDS_OF = {
+    "hidden_fraction": ("sync", "async"),
+    "hidden_kind": ("sync", "async"),
+    "delay": ("sync",),
+    "check_replicas": ("sync", "periodic"),
+    "local_steps": ("periodic",),
+    "row_steps": ("periodic",),
+    "fragments": ("periodic",),
+    "overlap_steps": ("periodic",),
+    "outer_lr": ("periodic",),
+    "outer_momentum": ("periodic",),
+    "servers": ("async",),
+    "staleness_bound": ("async",),
+    "accumulate": ("async",),
+}
 # Longer ones do not fit in what the transports count with.
 LONGEST_TIMEOUT_SECONDS = 1_000_000
 
@@ -62,7 +78,7 @@ class ExchangeConfig:
     check_replicas: Annotated[
         bool, Parameter(name=("--check-replicas", "--exchange.check_replicas"))
     ] = False
-    """sync: compare a hash of every worker's parameters at each evaluation."""
+    """sync and periodic: compare a hash of every worker's parameters at each evaluation."""
     servers: int = 1
     """async with --workers: number of servers on this machine. Each holds every n-th row."""
     staleness_bound: int = 0
@@ -120,6 +136,20 @@ class ExchangeConfig:
         for name in ("delay", "staleness_bound", "accumulate", "row_steps", "overlap_steps"):
             if not getattr(self, name) >= 0:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 0 or more")
+
+    def require_own(self) -> None:
+        """Refuse settings that this exchange does not have.
+
+        Raises:
+            UserError: one is not at its default, and would do nothing.
+        """
+        for name, kinds in KINDS_OF.items():
+            value, default = getattr(self, name), getattr(ExchangeConfig, name)
+            if self.kind not in (*kinds, "auto") and value != default:
+                raise UserError(
+                    f"exchange.{name} is {value}, and a run with the exchange {self.kind} has no "
+                    f"such setting: {' and '.join(kinds)} {'have' if len(kinds) > 1 else 'has'} it"
+                )
 
     def flushes(self, workers: int) -> bool:
         """Whether an evaluation or a save changes the numbers, as `Exchange.settle` has to bring in

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import sleep
 from typing import Any
@@ -122,6 +123,7 @@ def start_server(
     Raises:
         UserError: what the user can mend.
     """
+    replace(config.exchange, kind="async").require_own()
     index, count = _shard(shard)
     addresses = [address for address in servers.split(",") if address]
     if index == 0 and count > 1 and len(addresses) != count:

@@ -26,6 +26,7 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
     Raises:
         UserError: what the user can mend.
     """
+    config.exchange.require_own()
     if under_torchrun():
         if config.run.workers not in (1, team_size()):
             raise UserError(

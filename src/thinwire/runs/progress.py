@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from types import TracebackType
 
-from rich.live import Live
 from rich.text import Text
 
-from thinwire.console import console, print_line
+from thinwire.console import LiveLine, console, print_line
 
 CURVE_WIDTH = 24
 # Without a terminal, print this many lines, at equal parts of the budget.
@@ -23,7 +22,7 @@ class TrainingDisplay:
         self._losses: list[float] = []
         self._ppl: float | None = None
         self._part = 0
-        self._live = Live(console=console, refresh_per_second=2, transient=True)
+        self._live = LiveLine(console=console, refresh_per_second=2, transient=True)
 
     def __enter__(self) -> TrainingDisplay:
         if console.is_terminal:
