@@ -80,7 +80,7 @@ def test_settling_makes_all_copies_equal(
     config = tiny(**settings(codec=codec, **exchange))
     for steps in (1, 9):
         found = together(size, partial(trained, toy_data, config, steps))
-        assert found[0].trainer.exchange.record()["bytes_sent"] > 0
+        assert found[0].trainer.exchange.traffic().bytes_sent > 0
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from thinwire.config import RunConfig
+from thinwire.exchange.contract import Traffic
 from thinwire.exchange.sizes import TouchedTables, sync_bytes, total_bytes
 from thinwire.exchange.sync import Sync
 from thinwire.exchange.unshared_rows import unshared_rows
@@ -131,14 +132,14 @@ def test_bytes_equal_the_formula(
 
 
 def test_dense_bytes_are_those_of_an_all_reduce(small: Any, together: Together) -> None:
-    def work(member: Collective) -> dict[str, float]:
+    def work(member: Collective) -> Traffic:
         mine = small(Sync, member)
         for _ in range(4):
             mine.step(mine.touched([1], [2], []))
-        return mine.exchange.record()
+        return mine.exchange.traffic()
 
-    for record in together(3, work):
+    for traffic in together(3, work):
         numbers = 12 * 2 + 12 * 2 + 12 + 6 * 2 + 3
-        assert record["bytes_dense"] == pytest.approx(4 * 2 * 2 / 3 * 4 * numbers)
-        assert record["bytes_sent"] > 0 and record["bytes_received"] > 0
-        assert record["exchange_seconds"] > 0 and record["wire_seconds"] >= 0
+        assert traffic.bytes_dense == pytest.approx(4 * 2 * 2 / 3 * 4 * numbers)
+        assert traffic.bytes_sent > 0 and traffic.bytes_received > 0
+        assert traffic.exchange_seconds > 0 and traffic.wire_seconds >= 0

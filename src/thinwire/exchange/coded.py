@@ -17,6 +17,7 @@ from typing import TypeVar
 import torch
 from torch import Size, Tensor
 
+from thinwire.exchange.contract import Traffic
 from thinwire.seeds import derive
 from thinwire.transport.collective import Collective, Pending
 from thinwire.wire.codecs import Codec, Scaled, make_codec
@@ -101,15 +102,15 @@ class CodedCollective:
         lengths = [len(message)] * self.collective.size
         return _Numbers(self.collective.all_gather(message, lambda: lengths), self)
 
-    def record(self, dense_bytes: float) -> dict[str, float]:
-        """This worker's account of the wire so far; `dense_bytes` is what it would have sent."""
-        return {
-            "bytes_sent": self.collective.meter.sent,
-            "bytes_received": self.collective.meter.received,
-            "bytes_dense": dense_bytes,
-            "exchange_seconds": self.waited_seconds,
-            "wire_seconds": self.collective.busy_seconds,
-        }
+    def traffic(self, dense_bytes: float) -> Traffic:
+        """What this worker has sent so far; `dense_bytes` is what it would have sent."""
+        return Traffic(
+            bytes_sent=self.collective.meter.sent,
+            bytes_received=self.collective.meter.received,
+            bytes_dense=dense_bytes,
+            exchange_seconds=self.waited_seconds,
+            wire_seconds=self.collective.busy_seconds,
+        )
 
     def wait(self, pending: Pending[T]) -> T:
         """What is pending; the time it takes is counted."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -17,6 +18,29 @@ from thinwire.transport.collective import Pending
 
 def nothing() -> None:
     """What there is to do while the wire works, if there is nothing."""
+
+
+class Traffic(NamedTuple):
+    """What one worker has sent and waited for; the fields are those of `metrics.jsonl`."""
+
+    bytes_sent: float = 0.0
+    bytes_received: float = 0.0
+    bytes_dense: float = 0.0
+    """What it would have sent, had all parameters gone in fp32 by an all-reduce."""
+    exchange_seconds: float = 0.0
+    """In which it waited for the exchange."""
+    wire_seconds: float = 0.0
+    """In which something of its own was on the wire."""
+
+    def of_all(self, num_workers: int) -> dict[str, float]:
+        """Of the sum of all workers' traffic: bytes of all, seconds of the average worker."""
+        return {
+            "bytes_sent": round(self.bytes_sent),
+            "bytes_received": round(self.bytes_received),
+            "bytes_dense": round(self.bytes_dense),
+            "exchange_seconds": self.exchange_seconds / num_workers,
+            "wire_seconds": self.wire_seconds / num_workers,
+        }
 
 
 @dataclass(frozen=True)
@@ -81,8 +105,8 @@ class Exchange(ABC):
         """The sum of each number over all workers; every worker gets the same."""
 
     @abstractmethod
-    def record(self) -> dict[str, float]:
-        """This worker's account of the wire so far: bytes and seconds, named as in metrics."""
+    def traffic(self) -> Traffic | None:
+        """What this worker has sent so far; None: there is nobody to send to."""
 
     @abstractmethod
     def flush(self) -> None:

@@ -80,9 +80,8 @@ class Local(Exchange):
         """The numbers themselves."""
         return Done(list(numbers))
 
-    def record(self) -> dict[str, float]:
-        """Nothing: there is no wire."""
-        return {}
+    def traffic(self) -> None:
+        """None: there is nobody to send to."""
 
     def flush(self) -> None:
         """Pay the weight decay that untouched rows owe."""

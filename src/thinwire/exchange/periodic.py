@@ -36,7 +36,7 @@ from torch import Size, Tensor
 from thinwire.exchange.adagrad_merge import Accumulators
 from thinwire.exchange.coded import CodedCollective, joined
 from thinwire.exchange.config import ExchangeConfig
-from thinwire.exchange.contract import Exchange, ExchangeState, nothing
+from thinwire.exchange.contract import Exchange, ExchangeState, Traffic, nothing
 from thinwire.exchange.local import Local
 from thinwire.exchange.turns import Fragment, Turn, Turns
 from thinwire.exchange.worker_scale import merge, normalises, spread
@@ -146,9 +146,9 @@ class Periodic(Exchange):
         """See `Exchange`."""
         return self._coded.total(numbers)
 
-    def record(self) -> dict[str, float]:
+    def traffic(self) -> Traffic:
         """See `Exchange`."""
-        return self._coded.record(self._dense_bytes)
+        return self._coded.traffic(self._dense_bytes)
 
     def flush(self) -> None:
         """Agree on everything, whoever's turn it is; then all copies are the anchor."""

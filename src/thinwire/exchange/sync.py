@@ -32,7 +32,7 @@ from torch.utils.hooks import RemovableHandle
 
 from thinwire.exchange.coded import CodedCollective
 from thinwire.exchange.config import ExchangeConfig
-from thinwire.exchange.contract import Exchange, ExchangeState, nothing
+from thinwire.exchange.contract import Exchange, ExchangeState, Traffic, nothing
 from thinwire.exchange.hidden import HiddenBlocks, Selection
 from thinwire.exchange.local import Local
 from thinwire.exchange.unshared_rows import (
@@ -228,9 +228,9 @@ class Sync(Exchange):
         """See `Exchange`."""
         return self._coded.total(numbers)
 
-    def record(self) -> dict[str, float]:
+    def traffic(self) -> Traffic:
         """See `Exchange`."""
-        return self._coded.record(self._dense_bytes)
+        return self._coded.traffic(self._dense_bytes)
 
     def flush(self) -> None:
         """Apply what is under way; replicas are identical after every step."""

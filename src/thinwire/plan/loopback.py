@@ -14,8 +14,9 @@ from thinwire.exchange.local import Local
 from thinwire.exchange.sync import Sync
 from thinwire.optim.rowwise import RowSGD
 from thinwire.plan.timing import mean_seconds
-from thinwire.plan.traffic import ACCOUNT_NUMBERS, sync_rounds
+from thinwire.plan.traffic import sync_rounds
 from thinwire.touched import Touched
+from thinwire.train.agreement import STATEMENT_NUMBERS
 from thinwire.transport.c10d import C10d, loopback_group
 from thinwire.transport.keys import Key
 from thinwire.transport.zeromq import ZeroMQConnection, ZeroMQListener
@@ -114,7 +115,7 @@ def _exchange(
         for worker in (first, second):
             worker.exchange.fetch(worker.touched)
         first.give(second.give)
-        accounts = [w.exchange.total([0.0] * ACCOUNT_NUMBERS) for w in (first, second)]
+        accounts = [w.exchange.total([0.0] * STATEMENT_NUMBERS) for w in (first, second)]
         for account in accounts:
             account.wait()
 

@@ -32,12 +32,11 @@ from thinwire.language_model import LanguageModel
 from thinwire.parameter_server.parameter_codec import ParameterCodec
 from thinwire.parameter_server.protocol import pull_bytes, push_bytes, rows_bytes
 from thinwire.touched import Touched
+from thinwire.train.agreement import STATEMENT_NUMBERS
 from thinwire.wire.codecs import make_codec
 
 STEPS = 6
 WORKERS_LOOKED_AT = 3
-# The numbers that a step of `sync` and `periodic` adds up over all workers besides gradients.
-ACCOUNT_NUMBERS = 10
 # In how many rounds of messages something is summed, gathered, or gathered of unknown length
 # (`transport/c10d.py`).
 SUM_ROUNDS, GATHER_ROUNDS, UNKNOWN_ROUNDS = 2, 1, 2
@@ -119,7 +118,7 @@ class Counter:
             only_early = [t for t in tables if t.num_own is None or t.num_shared]
             only_late = [t for t in tables if t not in only_early]
             early.append(sync_bytes(num_workers, codec, only_early, [], everything=everything))
-            late.append(both - early[-1] + total_bytes(num_workers, ACCOUNT_NUMBERS))
+            late.append(both - early[-1] + total_bytes(num_workers, STATEMENT_NUMBERS))
             rows.append(self._merged_rows(touched_by, num_workers))
             gathers = [not everything and _has_own(part) for part in (only_early, only_late)]
             # The blocks are among the late sums.
@@ -161,7 +160,7 @@ class Counter:
             num_workers,
         )
         rows = mean(_num_rows(by_worker[0], self.tables) for by_worker in steps)
-        up = (sent + len(taken) * total_bytes(num_workers, ACCOUNT_NUMBERS)) / H
+        up = (sent + len(taken) * total_bytes(num_workers, STATEMENT_NUMBERS)) / H
         dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters / exchange.local_steps
         rounds = len(taken) * (UNKNOWN_ROUNDS + SUM_ROUNDS + GATHER_ROUNDS) / H
         num_turns = len(taken) / H

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from math import isfinite
 from pathlib import Path
 
@@ -28,6 +28,7 @@ from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.exchange.build import make_exchange
+from thinwire.exchange.contract import Traffic
 from thinwire.language_model import Task
 from thinwire.locks import one_writer
 from thinwire.models.contract import State
@@ -37,6 +38,7 @@ from thinwire.runs.folder import RunFolder, resumed_folder
 from thinwire.runs.precision import with_precision, with_precision_of_first
 from thinwire.runs.run import Run
 from thinwire.runs.signals import stop_on_signals
+from thinwire.train.agreement import Agreed, Statement
 from thinwire.train.barrier import Result, keep_alive_barrier
 from thinwire.train.replicas import (
     check_replicas,
@@ -101,19 +103,6 @@ def _train(
     finally:
         if trainer.checkpoints is not None:  # before another process may write
             trainer.checkpoints.finish()
-
-
-@dataclass(frozen=True)
-class Agreed:
-    """What all workers know after a step: the mean loss of the latest steps (so many as they had
-    not spoken of before), and what the first worker has decided."""
-
-    loss: float = 0.0
-    num_steps: int = 0
-    stop: bool = False
-    progress: float = 0.0
-    evaluate: bool = False
-    save: bool = False
 
 
 class Trainer:
@@ -235,30 +224,31 @@ class Trainer:
     def _tell(self) -> Pending[list[float]]:
         """Post this worker's share of the loss, its account of the wire and, if it is the first
         worker, what it decides: added up over all workers, everybody will know."""
-        job, decided = self.job, [0.0] * 3
-        if self.collective.rank == 0:
-            decided = [job.progress(), job.evaluation_due(), job.save_due()]
-        wire = self.exchange.record().values()
-        return self.exchange.total([sum(self._shares), job.stop_asked, *decided, *wire])
+        job, first = self.job, self.collective.rank == 0
+        said = Statement(
+            loss=sum(self._shares),
+            stop=job.stop_asked,
+            progress=job.progress() if first else 0.0,
+            evaluate=job.evaluation_due() if first else False,
+            save=job.save_due() if first else False,
+            traffic=self.exchange.traffic() or Traffic(),
+        )
+        return self.exchange.total(said.numbers())
 
     def _hear(self, told: Pending[list[float]] | None) -> Agreed:
         """What was told; where nothing was, what has been known."""
         if told is None:
             return self._agreed
-        loss, stop, progress, evaluate, save, *wire = told.wait()
-        names = self.exchange.record().keys()
-        W = self.collective.size
-        self.job.wire = {
-            # Bytes of all workers together; seconds of the average one.
-            name: self._wire_before.get(name, 0)
-            + (value / W if name.endswith("seconds") else round(value))
-            for name, value in zip(names, wire, strict=True)
-        }
+        said, W = Statement.read(told.wait()), self.collective.size
+        if self.exchange.traffic() is not None:
+            traffic = said.traffic.of_all(W).items()
+            self.job.wire = {name: self._wire_before.get(name, 0) + n for name, n in traffic}
         # Several workers stop together, after what they said; one alone need not wait so long.
-        stops = stop > 0 or (W == 1 and self.job.stop_asked)
+        stops = said.stop > 0 or (W == 1 and self.job.stop_asked)
         num_steps = len(self._shares)
         self._shares.clear()
-        return Agreed(loss / max(1, num_steps), num_steps, stops, progress, evaluate > 0, save > 0)
+        loss = said.loss / max(1, num_steps)
+        return Agreed(loss, num_steps, stops, said.progress, said.evaluate > 0, said.save > 0)
 
     def _evaluate(self) -> None:
         """The first worker measures, and all take note."""
@@ -300,7 +290,7 @@ class Trainer:
         same_streams = self.batches.load_state_dict(state["batches"])
         self.position = self.batches.state_dict()
         job.epochs = self.batches.epoch
-        self._wire_before = {name: state.get(name, 0) for name in self.exchange.record()}
+        self._wire_before = {name: state.get(name, 0) for name in Traffic._fields}
         streams, exchange = scattered_state(self.collective, carry, self.exchange.state())
         self.exchange.load_state(job.step, exchange)
         if same_streams and streams:
