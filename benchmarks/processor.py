@@ -50,10 +50,10 @@ from record import novels, spread, table, write
 from torch import Tensor
 
 from thinwire.cli import app
-from thinwire.exchange.local import Local
 from thinwire.exchange.periodic import Periodic
 from thinwire.exchange.sync import Sync
 from thinwire.language_model import LanguageModel
+from thinwire.optim.updater import Updater
 from thinwire.train.loop import Trainer
 
 TRAINING_SECONDS, QUICK_SECONDS = 30.0, 10.0
@@ -215,9 +215,9 @@ def work(folder: Path, arguments: Sequence[str]) -> None:
     parts: list[tuple[str, type, tuple[str, ...]]] = [
         (ARITHMETIC, LanguageModel, ("loss",)),
         (ARITHMETIC, Tensor, ("backward",)),
-        (UPDATE, Local, ("fetch", "push", "apply")),
-        (EXCHANGE, Sync, ("announce", "fetch", "push", "total", "_send")),
-        (EXCHANGE, Periodic, ("fetch", "push", "total")),
+        (UPDATE, Updater, ("rows", "apply")),
+        (EXCHANGE, Sync, ("announce", "fetch", "push", "update", "total", "_send")),
+        (EXCHANGE, Periodic, ("fetch", "push", "update", "total")),
         (EXCHANGE, Trainer, ("_tell", "_hear")),
         (BATCH, Trainer, ("_touch",)),
     ]

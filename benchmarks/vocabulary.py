@@ -69,7 +69,7 @@ def measure(size: int, seconds: float) -> dict:
     from thinwire.data.batches import Batches
     from thinwire.exchange.local import Local
     from thinwire.language_model import LanguageModel
-    from thinwire.optim.build import dense_optimizer, row_optimizer
+    from thinwire.optim.updater import Updater
     from thinwire.runs.checkpoints import Checkpoints
     from thinwire.runs.clock import Clock
     from thinwire.runs.device import set_up_device
@@ -84,13 +84,8 @@ def measure(size: int, seconds: float) -> dict:
     counts_V = torch.from_numpy(np.bincount(ids, minlength=size))
     model = LanguageModel(config.model, config.loss, counts_V, seed=1)
     tables, blocks = model.tables(), model.blocks()
-    exchange = Local(
-        tables,
-        blocks,
-        row_optimizer(tables.values(), config.optim),
-        dense_optimizer(blocks.values(), config.optim),
-        config.optim.clip,
-    )
+    updater = Updater.of(tables, blocks, config.optim)
+    exchange = Local(updater)
     batches = Batches(ids, config.data, seed=1, eos_id=0)
     clock, state, step, tokens = Clock(), None, 0, 0
     folder = Path(tempfile.mkdtemp())
@@ -105,14 +100,15 @@ def measure(size: int, seconds: float) -> dict:
         rows = exchange.fetch(task.touched)
         total, state = model.loss(task, rows, state, None)
         (total / batch.num_targets).backward()
-        exchange.push(task.touched, rows)
+        exchange.push(task.touched, rows, blocks)
+        exchange.update()
         step += 1
         tokens += batch.num_targets if step > warm_up else 0
     took = clock.seconds - begun
     Checkpoints(folder).save(step, {"model": {**tables, **blocks}}, {})
     shutil.rmtree(folder, ignore_errors=True)
     state_bytes = sum(p.nbytes for p in [*tables.values(), *blocks.values()])
-    for optimizer in (exchange.row_optimizer, exchange.dense_optimizer):
+    for optimizer in (updater.row_optimizer, updater.dense_optimizer):
         for entries in optimizer.state.values():
             state_bytes += sum(t.nbytes for t in entries.values() if isinstance(t, torch.Tensor))
     return {

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from thinwire.data.batches import Batch
@@ -32,6 +31,7 @@ from thinwire.models.lstm import LSTM
 from thinwire.models.noise import Noise
 from thinwire.models.transformer import Transformer
 from thinwire.seeds import torch_generator
+from thinwire.tensors import read_tensors
 from thinwire.touched import Touched
 
 EMBEDDING = "embedding.weight"
@@ -127,7 +127,7 @@ class LanguageModel(nn.Module):
     def _freeze(self, file: Path) -> None:
         """Read what is not trained; it collects no gradients."""
         try:
-            found = load_file(file)
+            found = read_tensors(file)
         except (OSError, SafetensorError) as error:
             raise UserError(f"the frozen parameters in {file} cannot be read ({error})") from None
         for name, parameter in self.frozen().items():

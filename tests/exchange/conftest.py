@@ -16,8 +16,8 @@ from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import Exchange
-from thinwire.exchange.local import Local
 from thinwire.optim.rowwise import RowSGD
+from thinwire.optim.updater import Updater
 from thinwire.parameter_server import connections as connections_module
 from thinwire.touched import Touched
 from thinwire.train.loop import Trainer
@@ -85,7 +85,7 @@ class Small:
 
     def __init__(
         self,
-        make: Callable[[Local, Collective, ExchangeConfig, int], Exchange],
+        make: Callable[[Updater, Collective, ExchangeConfig, int], Exchange],
         member: Collective,
         lr: float = 1.0,
         dense: type[torch.optim.Optimizer] = torch.optim.SGD,
@@ -103,7 +103,7 @@ class Small:
         }
         rows = RowSGD(self.tables.values(), lr=lr)
         blocks = dense(self.blocks.values(), lr=lr)  # type: ignore[call-arg]
-        self.updater = Local(self.tables, self.blocks, rows, blocks, clip=0.0)
+        self.updater = Updater(self.tables, self.blocks, rows, blocks, clip=0.0)
         self.member = member
         self.exchange = make(self.updater, member, ExchangeConfig(**settings), 1)
 
@@ -114,13 +114,17 @@ class Small:
         rows = {"embedding": embedding, "weight": ids, "bias": ids}
         return Touched(rows, {"weight": len(shared), "bias": len(shared)})
 
-    def step(self, touched: Touched, scale: float = 1.0, **push: Any) -> float:
+    def step(
+        self, touched: Touched, scale: float = 1.0, meanwhile: Callable[[], None] = lambda: None
+    ) -> float:
         """A step in which every touched number's gradient is `scale`."""
         rows = self.exchange.fetch(touched)
         total = sum(leaf.sum() for leaf in rows.values())
         total = total + sum(block.sum() for block in self.blocks.values())
         (total * scale).backward()
-        return self.exchange.push(touched, rows, **push)
+        self.exchange.push(touched, rows, self.blocks)
+        meanwhile()
+        return self.exchange.update()
 
     def parameters(self) -> dict[str, Tensor]:
         """All of them, as they are now."""

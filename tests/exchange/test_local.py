@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from thinwire.exchange.local import Local
 from thinwire.optim.rowwise import RowSGD
+from thinwire.optim.updater import Updater
 from thinwire.touched import Touched
 
 torch.set_num_threads(1)
@@ -21,19 +22,17 @@ class Parts:
         self.bias = nn.Parameter(torch.zeros(5))
         self.block = nn.Parameter(torch.zeros(3))
         tables, blocks = {"table": self.table, "bias": self.bias}, {"block": self.block}
-        self.exchange = Local(
-            tables,
-            blocks,
-            RowSGD(tables.values(), lr=1.0),
-            torch.optim.SGD(blocks.values(), lr=1.0),
-            clip,
-        )
+        rows = RowSGD(tables.values(), lr=1.0)
+        dense = torch.optim.SGD(blocks.values(), lr=1.0)
+        self.blocks = blocks
+        self.exchange = Local(Updater(tables, blocks, rows, dense, clip))
         self.touched = Touched({"table": torch.tensor([1, 4]), "bias": None})
 
     def step(self, scale: float = 1.0) -> float:
         rows = self.exchange.fetch(self.touched)
         (scale * (sum(leaf.sum() for leaf in rows.values()) + self.block.sum())).backward()
-        return self.exchange.push(self.touched, rows)
+        self.exchange.push(self.touched, rows, self.blocks)
+        return self.exchange.update()
 
     def everything(self) -> list[Tensor]:
         return [p.detach().clone() for p in (self.table, self.bias, self.block)]
@@ -90,5 +89,6 @@ def test_a_table_that_the_loss_left_out() -> None:
     parts = Parts()
     rows = parts.exchange.fetch(parts.touched)
     rows["table"].sum().backward()
-    parts.exchange.push(parts.touched, rows)
+    parts.exchange.push(parts.touched, rows, parts.blocks)
+    parts.exchange.update()
     assert not parts.bias.any()

@@ -290,7 +290,8 @@ def test_a_block_that_nobody_used_is_left_alone(small: Any, together: Together) 
         if member.rank == 1:
             total = total + mine.blocks["gain"].sum()
         total.backward()
-        mine.exchange.push(touched, rows)
+        mine.exchange.push(touched, rows, mine.blocks)
+        mine.exchange.update()
         return seen
 
     assert together(2, work) == [[False, True]] * 2
@@ -301,7 +302,8 @@ def test_a_table_that_the_loss_left_out(small: Any, together: Together) -> None:
         mine = small(Sync, member)
         rows = mine.exchange.fetch(touched := mine.touched([1], [2], [3]))
         rows["embedding"].sum().backward()
-        mine.exchange.push(touched, rows)
+        mine.exchange.push(touched, rows, mine.blocks)
+        mine.exchange.update()
         return mine.parameters()
 
     for found in together(2, work):
@@ -353,7 +355,8 @@ def test_output_rows_go_while_backward_goes_on(small: Any, together: Together) -
 
         hidden = Below.apply(rows["embedding"])
         (hidden @ rows["weight"].t() + rows["bias"]).sum().backward()
-        mine.exchange.push(touched, rows)
+        mine.exchange.push(touched, rows, mine.blocks)
+        mine.exchange.update()
         return early == [True]
 
     assert together(2, work) == [True, True]
@@ -367,7 +370,8 @@ def test_a_steps_rows_are_gone_after_it(small: Any, together: Together) -> None:
         touched = mine.touched([1], [2, 3], [])
         rows = mine.exchange.fetch(touched)
         sum(leaf.sum() for leaf in rows.values()).backward()
-        mine.exchange.push(touched, rows)
+        mine.exchange.push(touched, rows, mine.blocks)
+        mine.exchange.update()
         references = [weakref.ref(leaf) for leaf in rows.values()]
         del rows
         return [reference() is None for reference in references]

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.contract import ExchangeState
-from thinwire.exchange.local import Local
 from thinwire.exchange.periodic import Periodic
 from thinwire.exchange.sync import Sync
 from thinwire.exchange.worker_scale import merge, spread
 from thinwire.optim import OptimConfig, dense_optimizer, named_state, row_optimizer
 from thinwire.optim.config import DenseKind, RowKind
+from thinwire.optim.updater import Updater
 from thinwire.touched import Touched
 from thinwire.transport.collective import Collective
 
@@ -34,7 +34,7 @@ def test_with_an_initial_accumulator_a_step_is_the_synchronous_one(
     def work(member: Collective, make: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         table, block = nn.Parameter(torch.zeros(V, D)), nn.Parameter(torch.zeros(3, D))
         optim = OptimConfig(kind=blocks, rows=rows, initial_accumulator=1.0, lr=0.1, row_lr=0.1)
-        updater = Local(
+        updater = Updater(
             {"table": table},
             {"block": block},
             row_optimizer([table], optim),
@@ -50,7 +50,8 @@ def test_with_an_initial_accumulator_a_step_is_the_synchronous_one(
         fetched = exchange.fetch(touched)
         loss = (fetched["table"] * gradients[0]).sum() + (block * gradients[1]).sum()
         (loss / exchange.num_added).backward()
-        exchange.push(touched, fetched)
+        exchange.push(touched, fetched, {"block": block})
+        exchange.update()
         exchange.flush()
         exchange.merge_optimizers()
         state = named_state(updater.row_optimizer, {table: "table"})

@@ -19,6 +19,7 @@ from thinwire.exchange.config import ExchangeConfig
 from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.config import DenseKind, OptimConfig, RowKind
 from thinwire.optim.state import load_named_state, named_state
+from thinwire.optim.updater import Updater
 from thinwire.parameter_server.leader import Serving
 from thinwire.parameter_server.server_scale import at_one_worker, at_servers
 from thinwire.parameter_server.shard import Shard
@@ -158,7 +159,7 @@ def test_a_server_piles_up_what_one_worker_does(kind: DenseKind, k: int) -> None
     servers.load(at_servers(servers.state(), optim, W / k))
     table, block = servers.table, servers.block
     config = ExchangeConfig(kind="async", accumulate=k)
-    shard = Shard({"t": table}, {"b": block}, servers.rows, servers.dense, optim.rates, config)
+    shard = Shard(Updater({"t": table}, {"b": block}, servers.rows, servers.dense), config)
     generator = torch.Generator().manual_seed(5)
     for _ in range(20 if kind == "adagrad" else 1):
         gradients = torch.randn(W, D, generator=generator).sign() * torch.eye(W, D)

@@ -15,6 +15,7 @@ from thinwire.exchange.config import ExchangeConfig
 from thinwire.exchange.local import Local
 from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.config import OptimConfig
+from thinwire.optim.updater import Updater
 from thinwire.parameter_server.client import Client
 from thinwire.parameter_server.connections import Servers
 from thinwire.parameter_server.protocol import Position, Push
@@ -64,13 +65,14 @@ class Alone:
         self.tables, self.blocks = parameters()
         rows, dense = row_optimizer(self.tables.values(), optim), self.blocks.values()
         optimizer = dense_optimizer(dense, optim)
-        self.exchange = Local(self.tables, self.blocks, rows, optimizer, optim.clip)
+        self.exchange = Local(Updater(self.tables, self.blocks, rows, optimizer, optim.clip))
 
     def step(self, step: int, *, everything: bool = False) -> None:
         task = touched(step, everything=everything)
         rows = self.exchange.fetch(task)
         backward(rows, self.blocks, step)
-        self.exchange.push(task, rows)
+        self.exchange.push(task, rows, self.blocks)
+        self.exchange.update()
 
     def values(self) -> dict[str, Tensor]:
         return {n: p.detach().clone() for n, p in (*self.tables.items(), *self.blocks.items())}
@@ -133,9 +135,7 @@ class World:
         optim = self.optim
         if M > 1:
             return sliced_shard(tables, blocks, i, M, optim, self.config)
-        rows, dense = row_optimizer(tables.values(), optim), dense_optimizer(blocks.values(), optim)
-        rates = (optim.lr, optim.row_lr)
-        return Shard(tables, blocks, rows, dense, rates, self.config, optim.clip)
+        return Shard(Updater.of(tables, blocks, optim), self.config)
 
     def server(self, index: int) -> Server:
         """A server of this shard that knows nobody yet."""

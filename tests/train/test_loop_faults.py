@@ -54,10 +54,10 @@ def fail_at(step: int, monkeypatch: pytest.MonkeyPatch, what: str) -> None:
     else:
         push, pushes = Local.push, iter(range(10**9))
 
-        def poisoned(self: Local, touched: Any, rows: Any, meanwhile: Any) -> float:
+        def poisoned(self: Local, touched: Any, rows: Any, blocks: Any) -> None:
             if next(pushes) == step:
                 next(iter(rows.values())).grad.mul_(float("inf"))
-            return push(self, touched, rows, meanwhile)
+            push(self, touched, rows, blocks)
 
         monkeypatch.setattr(Local, "push", poisoned)
 

@@ -37,11 +37,11 @@ import os, signal, sys
 from thinwire.cli.app import main
 from thinwire.exchange.local import Local
 push, left = Local.push, [{CUT}]
-def stopped(self, touched, rows, meanwhile):
+def stopped(self, touched, rows, blocks):
     if not left[0]:
         os.kill(os.getpid(), getattr(signal, sys.argv[1]))
     left[0] -= 1
-    return push(self, touched, rows, meanwhile)
+    return push(self, touched, rows, blocks)
 Local.push = stopped
 sys.exit(main(sys.argv[2:]))
 """

@@ -7,14 +7,15 @@ from thinwire.exchange.contract import Exchange
 from thinwire.exchange.local import Local
 from thinwire.exchange.periodic import Periodic
 from thinwire.exchange.sync import Sync
+from thinwire.optim.updater import Updater
 from thinwire.transport.collective import Collective
 
 
 def make_exchange(
-    updater: Local, collective: Collective, config: ExchangeConfig, seed: int
+    updater: Updater, collective: Collective, config: ExchangeConfig, seed: int
 ) -> Exchange:
     """The exchange that `config.kind` names; one worker alone has none to make."""
     if collective.size == 1:
-        return updater
+        return Local(updater)
     make = Sync if config.kind == "sync" else Periodic
     return make(updater, collective, config, seed)

@@ -6,7 +6,7 @@ R rows touched.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -16,8 +16,12 @@ from thinwire.touched import Touched
 from thinwire.transport.collective import Pending
 
 
-def nothing() -> None:
-    """What there is to do while the wire works, if there is nothing."""
+def take_gradients(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of those leaves that have one; then they have none."""
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    for name in gradients:
+        leaves[name].grad = None
+    return gradients
 
 
 class Traffic(NamedTuple):
@@ -58,9 +62,9 @@ class ExchangeState:
 
 
 class Exchange(ABC):
-    """The contract of exchanges: a step calls `fetch`, then `push`.
+    """The contract of exchanges: a step calls `fetch`, then `push`, then `update`.
 
-    `announce` may be called for the next step while the present one is under way.
+    `announce` may be called for the next step between `push` and `update`.
     """
 
     num_added: int = 1
@@ -83,17 +87,19 @@ class Exchange(ABC):
 
     @abstractmethod
     def push(
-        self,
-        touched: Touched,
-        rows: Mapping[str, Tensor],
-        meanwhile: Callable[[], None] = nothing,
-    ) -> float:
-        """Give up the gradients of the fetched rows and of the blocks (in their `grad`).
+        self, touched: Touched, rows: Mapping[str, Tensor], blocks: Mapping[str, Tensor]
+    ) -> None:
+        """Let gradients go; they travel while the worker does something else.
 
         Args:
             touched: what was fetched.
-            rows: what `fetch` returned, with its gradients.
-            meanwhile: what to do while the wire works.
+            rows: what `fetch` returned, with gradients in `grad`.
+            blocks: the dense parameters, by name, with gradients in `grad`; afterwards without.
+        """
+
+    @abstractmethod
+    def update(self) -> float:
+        """Finish what `push` began: the merged gradients arrive and are applied.
 
         Returns:
             The global norm of the gradient that was applied. One that is not finite changes

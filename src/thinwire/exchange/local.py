@@ -1,18 +1,13 @@
-"""One worker on its own: fetching is a gather, pushing is the optimisers' step.
-
-R rows touched.
-"""
+"""One worker on its own: fetching is a gather, updating is the optimisers' step."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from thinwire.exchange.contract import Exchange, ExchangeState, nothing
-from thinwire.optim.clipping import clip_gradients
-from thinwire.optim.rows import RowOptimizer
+from thinwire.exchange.contract import Exchange, ExchangeState, take_gradients
+from thinwire.optim.updater import Updater
 from thinwire.touched import Touched
 from thinwire.transport.collective import Done, Pending
 
@@ -21,60 +16,31 @@ class Local(Exchange):
     """Applies gradients to the parameters at hand.
 
     Args:
-        tables: parameters that are updated row by row, by name.
-        blocks: dense parameters.
-        row_optimizer: updates the tables.
-        dense_optimizer: updates the blocks.
-        clip: largest global norm of a step's gradient; 0: none.
+        updater: holds them.
     """
 
-    def __init__(
-        self,
-        tables: Mapping[str, nn.Parameter],
-        blocks: Mapping[str, nn.Parameter],
-        row_optimizer: RowOptimizer,
-        dense_optimizer: torch.optim.Optimizer,
-        clip: float,
-    ) -> None:
-        self.tables, self.blocks = tables, blocks
-        self.row_optimizer, self.dense_optimizer = row_optimizer, dense_optimizer
-        self.clip = clip
+    def __init__(self, updater: Updater) -> None:
+        self.updater = updater
+        self._pushed: tuple[Touched, dict[str, Tensor], dict[str, Tensor]] | None = None
 
     def announce(self, touched: Touched) -> None:
         """Nobody needs to know."""
 
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
         """See `Exchange`."""
-        return {
-            name: self.row_optimizer.rows(self.tables[name], ids).requires_grad_()
-            for name, ids in touched.rows.items()
-        }
+        return self.updater.rows(touched)
 
     def push(
-        self,
-        touched: Touched,
-        rows: Mapping[str, Tensor],
-        meanwhile: Callable[[], None] = nothing,
-    ) -> float:
+        self, touched: Touched, rows: Mapping[str, Tensor], blocks: Mapping[str, Tensor]
+    ) -> None:
         """See `Exchange`."""
-        meanwhile()
-        gradients = {name: leaf.grad for name, leaf in rows.items() if leaf.grad is not None}
-        return self.apply(touched, gradients)
+        self._pushed = touched, take_gradients(rows), take_gradients(blocks)
 
-    def apply(self, touched: Touched, gradients: Mapping[str, Tensor]) -> float:
-        """Update touched rows by `gradients`, `[R, ...]`, and blocks by their `grad`.
-
-        Returns:
-            The gradient's global norm; where it is not finite, nothing was changed.
-        """
-        dense = [p.grad for p in self.blocks.values() if p.grad is not None]
-        norm = float(clip_gradients([*gradients.values(), *dense], self.clip))
-        if norm == norm and norm != float("inf"):
-            for name, gradient in gradients.items():
-                self.row_optimizer.update_rows(self.tables[name], touched.rows[name], gradient)
-            self.dense_optimizer.step()
-        self.dense_optimizer.zero_grad(set_to_none=True)
-        return norm
+    def update(self) -> float:
+        """See `Exchange`."""
+        pushed, self._pushed = self._pushed, None
+        assert pushed is not None, "push comes before update"
+        return self.updater.apply(*pushed)
 
     def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
         """The numbers themselves."""
@@ -85,7 +51,7 @@ class Local(Exchange):
 
     def flush(self) -> None:
         """Pay the weight decay that untouched rows owe."""
-        self.row_optimizer.flush()
+        self.updater.flush()
 
     def merge_optimizers(self) -> None:
         """Nothing to do: there is one worker."""

@@ -27,7 +27,7 @@ O rows of one worker that have changed, R rows that any worker changed, B rows o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -36,7 +36,7 @@ from torch import Size, Tensor
 from thinwire.exchange.adagrad_merge import Accumulators
 from thinwire.exchange.coded import CodedCollective, joined
 from thinwire.exchange.config import ExchangeConfig
-from thinwire.exchange.contract import Exchange, ExchangeState, Traffic, nothing
+from thinwire.exchange.contract import Exchange, ExchangeState, Traffic
 from thinwire.exchange.local import Local
 from thinwire.exchange.turns import Fragment, Turn, Turns
 from thinwire.exchange.worker_scale import merge, normalises, spread
@@ -44,6 +44,7 @@ from thinwire.optim.decay import SUM as DECAY_SUM
 from thinwire.optim.decay import mark_paid_until
 from thinwire.optim.rows import add, column, read, write
 from thinwire.optim.rowwise import RowAdagrad
+from thinwire.optim.updater import Updater
 from thinwire.touched import Touched
 from thinwire.transport.collective import Collective, Pending
 from thinwire.wire.codecs import make_codec
@@ -88,9 +89,10 @@ class Periodic(Exchange):
     """
 
     def __init__(
-        self, updater: Local, collective: Collective, config: ExchangeConfig, seed: int
+        self, updater: Updater, collective: Collective, config: ExchangeConfig, seed: int
     ) -> None:
         self.updater, self.collective, self.config = updater, collective, config
+        self._own = Local(updater)
         self._coded = CodedCollective(collective, config.codec, seed)
         self._everything = config.select == "everything"
         self._turns = Turns.of(config)
@@ -120,19 +122,20 @@ class Periodic(Exchange):
 
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
         """This worker's own rows."""
-        return self.updater.fetch(touched)
+        return self._own.fetch(touched)
 
     def push(
-        self,
-        touched: Touched,
-        rows: Mapping[str, Tensor],
-        meanwhile: Callable[[], None] = nothing,
-    ) -> float:
-        """Step alone; then let go whose turn it is, if it is anybody's."""
+        self, touched: Touched, rows: Mapping[str, Tensor], blocks: Mapping[str, Tensor]
+    ) -> None:
+        """Take note of this worker's own step."""
         if not self._anchor:
             self._begin()
-        norm = self.updater.push(touched, rows, meanwhile)
+        self._own.push(touched, rows, blocks)
         self._mark(touched)
+
+    def update(self) -> float:
+        """Step alone; then let go whose turn it is, if it is anybody's."""
+        norm = self._own.update()
         self._step += 1
         self._flushed = False
         turn = self._turns.after(self._step)

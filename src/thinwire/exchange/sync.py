@@ -32,9 +32,8 @@ from torch.utils.hooks import RemovableHandle
 
 from thinwire.exchange.coded import CodedCollective
 from thinwire.exchange.config import ExchangeConfig
-from thinwire.exchange.contract import Exchange, ExchangeState, Traffic, nothing
+from thinwire.exchange.contract import Exchange, ExchangeState, Traffic, take_gradients
 from thinwire.exchange.hidden import HiddenBlocks, Selection
-from thinwire.exchange.local import Local
 from thinwire.exchange.unshared_rows import (
     MergedRows,
     UnsharedRows,
@@ -42,6 +41,7 @@ from thinwire.exchange.unshared_rows import (
     announcement,
     unshared_rows,
 )
+from thinwire.optim.updater import Updater
 from thinwire.touched import Touched
 from thinwire.transport.collective import Collective, Pending
 
@@ -58,6 +58,9 @@ class _Announced(Pending[list[list[Tensor]]]):
             messages = self._messages.wait()
             self._ids_by_rank = [announced_ids(message, self._groups) for message in messages]
         return self._ids_by_rank
+
+
+NO_BLOCKS: Mapping[str, Tensor] = {}
 
 
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ class Sync(Exchange):
     """
 
     def __init__(
-        self, updater: Local, collective: Collective, config: ExchangeConfig, seed: int
+        self, updater: Updater, collective: Collective, config: ExchangeConfig, seed: int
     ) -> None:
         self.updater, self.collective = updater, collective
         self.num_added = collective.size
@@ -130,6 +133,7 @@ class Sync(Exchange):
         self._next: _Step | None = None
         self._step: _Step | None = None
         self._early: _Sent | None = None
+        self._pushed: _UnderWay | None = None
         self._late: deque[_UnderWay] = deque()
         self._hooks: list[RemovableHandle] = []
         self._dense_bytes = 0.0
@@ -148,7 +152,7 @@ class Sync(Exchange):
         assert step is not None
         self._step, self._early = step, None
         self._coded.at_step(self._step_number)
-        rows = self.updater.fetch(touched)
+        rows = self.updater.rows(touched)
         early = step.early()
         waiting = set(early)
 
@@ -166,11 +170,8 @@ class Sync(Exchange):
         return rows
 
     def push(
-        self,
-        touched: Touched,
-        rows: Mapping[str, Tensor],
-        meanwhile: Callable[[], None] = nothing,
-    ) -> float:
+        self, touched: Touched, rows: Mapping[str, Tensor], blocks: Mapping[str, Tensor]
+    ) -> None:
         """See `Exchange`."""
         step, selection = self._step, self._hidden.select(self._step_number)
         assert step is not None, "fetch comes before push"
@@ -178,14 +179,16 @@ class Sync(Exchange):
         while self._hooks:  # they hold the rows, and the rows hold them
             self._hooks.pop().remove()
         early = self._early or self._send(step, step.early(), rows)
-        late = self._send(step, step.late(), rows, selection)
-        for block in self.updater.blocks.values():
-            block.grad = None
+        late = self._send(step, step.late(), rows, selection, take_gradients(blocks))
+        self._pushed = _UnderWay(step, early)
         self._late.append(_UnderWay(step, late, selection))
         self._step_number += 1
         self._count_dense()
-        meanwhile()
-        due = [_UnderWay(step, early)]
+
+    def update(self) -> float:
+        """See `Exchange`."""
+        assert self._pushed is not None, "push comes before update"
+        due, self._pushed = [self._pushed], None
         if len(self._late) > self._delay:
             due.append(self._late.popleft())
         return self._apply(due)
@@ -194,15 +197,17 @@ class Sync(Exchange):
         """Merge gradients, and update; their norm."""
         merged: dict[str, Tensor] = {}
         merged_ids: dict[str, Tensor | None] = {}
+        blocks: dict[str, Tensor] = {}
         for part in parts:
-            self._merge(part, merged, merged_ids)
-        return self.updater.apply(Touched(merged_ids), merged)
+            self._merge(part, merged, merged_ids, blocks)
+        return self.updater.apply(Touched(merged_ids), merged, blocks)
 
     def _merge(
         self,
         part: _UnderWay,
         merged: dict[str, Tensor],
         merged_ids: dict[str, Tensor | None],
+        blocks: dict[str, Tensor],
     ) -> None:
         """Wait for one part, and add up what the workers have sent."""
         step, sent = part.step, part.sent
@@ -217,7 +222,7 @@ class Sync(Exchange):
         sums = [] if sent.summing is None else self._coded.wait(sent.summing)
         merged.update(zip(sent.names, sums, strict=False))
         if part.selection is not None:
-            self._take_blocks(sums[len(sent.names) :], part.selection)
+            blocks |= self._merged_blocks(sums[len(sent.names) :], part.selection)
         if self._everything:
             self._take_touched(sent.names, merged, merged_ids)
         elif sent.gathering is not None:
@@ -258,6 +263,7 @@ class Sync(Exchange):
         names: list[str],
         rows: Mapping[str, Tensor],
         selection: Selection | None = None,
+        blocks: Mapping[str, Tensor] = NO_BLOCKS,
     ) -> _Sent:
         """Let these tables' gradients go and, with a selection, those of the blocks."""
         gradients = {name: _gradient(rows[name]) for name in names}
@@ -266,7 +272,7 @@ class Sync(Exchange):
         else:
             summed = [step.shared(name, gradients[name]) for name in names]
         if selection is not None:
-            summed += self._block_gradients(selection)
+            summed += self._selected(selection, blocks)
         chosen = [i for i, group in enumerate(step.groups) if group.names[0] in names]
         gathering = None
         if chosen and not self._everything:
@@ -301,34 +307,38 @@ class Sync(Exchange):
             return gradient
         return torch.zeros_like(self.updater.tables[name]).detach().index_copy_(0, ids, gradient)
 
-    def _block_gradients(self, selection: Selection) -> list[Tensor]:
+    def _selected(self, selection: Selection, gradients: Mapping[str, Tensor]) -> list[Tensor]:
         """What travels of every block, and last a 1 for each that has a gradient."""
         blocks = self.updater.blocks
         device = next(iter(self.updater.tables.values())).device
-        present = [float(block.grad is not None) for block in blocks.values()]
+        present = [float(name in gradients) for name in blocks]
         travelling = [
-            self._hidden.compensate(name, _gradient(block), selection[name])
+            self._hidden.compensate(
+                name,
+                gradients[name] if name in gradients else torch.zeros_like(block).detach(),
+                selection[name],
+            )
             for name, block in blocks.items()
         ]
         return [*travelling, torch.tensor(present, device=device)]
 
     # Merging
 
-    def _take_blocks(self, sums: Sequence[Tensor], selection: Selection) -> None:
-        """Put the blocks' sums where the optimiser looks; a block that no worker used has none."""
+    def _merged_blocks(self, sums: Sequence[Tensor], selection: Selection) -> dict[str, Tensor]:
+        """The blocks' gradients; a block that no worker used has none."""
         *gradients, present = sums
+        merged = {}
         blocks = self.updater.blocks.items()
         for (name, block), found, visits in zip(blocks, gradients, present.tolist(), strict=True):
             ids = selection[name]
             self._hidden.observe(name, ids, found)
             found = found.to(block.device)
-            if not visits and ids is None:
-                block.grad = None
-            elif ids is None:
-                block.grad = found
-            else:
-                whole = torch.zeros_like(block)
-                block.grad = whole.index_copy_(0, ids.to(block.device), found)
+            if ids is not None:
+                whole = torch.zeros_like(block).detach()
+                merged[name] = whole.index_copy_(0, ids.to(block.device), found)
+            elif visits:
+                merged[name] = found
+        return merged
 
     def _take_touched(
         self,

@@ -177,16 +177,7 @@ class Serving(ServingLoop):
         exchange = config.exchange.for_workers(config.run.workers)
         if self.num_shards > 1:
             return sliced_shard(job.tables, job.blocks, 0, self.num_shards, config.optim, exchange)
-        updater, rates = job.updater, config.optim.rates
-        return Shard(
-            job.tables,
-            job.blocks,
-            updater.row_optimizer,
-            updater.dense_optimizer,
-            rates,
-            exchange,
-            config.optim.clip,
-        )
+        return Shard(job.updater, exchange)
 
     # The loop
 

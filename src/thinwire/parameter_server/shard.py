@@ -17,12 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from thinwire.exchange.config import ExchangeConfig
-from thinwire.optim.rows import RowOptimizer
+from thinwire.optim.updater import Updater
 from thinwire.parameter_server.accumulation import Gradient, GradientBuffer
 from thinwire.parameter_server.kept import Kept
 from thinwire.parameter_server.parameter_codec import ParameterCodec
 from thinwire.parameter_server.protocol import Pull, Push, Rows, decoded, packed_mask
 from thinwire.parameter_server.staleness import Staleness
+from thinwire.touched import Touched
 from thinwire.wire.codecs import make_codec
 
 # A worker has the pulls of two steps under way, two each, and more after a push that came too late.
@@ -59,29 +60,15 @@ class Shard:
     """Parameters, or every M-th row of them, with the optimisers that update them.
 
     Args:
-        tables: updated row by row, by name.
-        blocks: updated whole.
-        row_optimizer: of the tables.
-        dense_optimizer: of the blocks.
-        rates: learning rates of the dense optimiser and of the row optimiser.
+        updater: holds them; its `clip` is the norm to which workers clip a step's gradient.
         config: codec, bound of staleness, hidden fraction, and how many pushes make an update.
-        clip: the norm to which workers clip a step's gradient; 0: they do not.
     """
 
-    def __init__(
-        self,
-        tables: Mapping[str, nn.Parameter],
-        blocks: Mapping[str, nn.Parameter],
-        row_optimizer: RowOptimizer,
-        dense_optimizer: torch.optim.Optimizer,
-        rates: tuple[float, float],
-        config: ExchangeConfig,
-        clip: float = 0.0,
-    ) -> None:
-        self.tables, self.blocks = tables, blocks
-        self.parameters: dict[str, nn.Parameter] = {**tables, **blocks}
-        self.row_optimizer, self.dense_optimizer = row_optimizer, dense_optimizer
-        self.rates, self.config = rates, config
+    def __init__(self, updater: Updater, config: ExchangeConfig) -> None:
+        self.updater, self.config = updater, config
+        self.tables, self.blocks = updater.tables, updater.blocks
+        self.parameters: dict[str, nn.Parameter] = {**self.tables, **self.blocks}
+        self.row_optimizer, self.dense_optimizer = updater.row_optimizer, updater.dense_optimizer
         self.version = 0
         self.factor = 1.0
         """What learning rates are multiplied by; whoever steers the run sets it."""
@@ -90,9 +77,9 @@ class Shard:
         self._codec, self._parameter_codec = make_codec(config.codec), ParameterCodec(config.codec)
         self._buffer = GradientBuffer()
         self._largest_norm = LARGEST_NORM
-        if clip:
+        if updater.clip:
             # Rows of blocks that wait for their turn pile up gradients of several steps.
-            self._largest_norm = CLIP_MARGIN * clip / config.hidden_fraction
+            self._largest_norm = CLIP_MARGIN * updater.clip / config.hidden_fraction
 
     @property
     def num_rows(self) -> list[int]:
@@ -278,23 +265,21 @@ class Shard:
 
     def _update(self, gradients: Mapping[str, Gradient]) -> None:
         self.version += 1
-        for optimizer, rate in zip(
-            (self.dense_optimizer, self.row_optimizer), self.rates, strict=True
-        ):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * self.factor
+        self.updater.set_rates(self.factor)
+        touched: dict[str, Tensor | None] = {}
+        rows: dict[str, Tensor] = {}
+        blocks: dict[str, Tensor] = {}
         for name, (ids_R, values) in gradients.items():
             parameter = self.parameters[name]
             if name in self.tables:
-                ids = None if ids_R is None else ids_R.to(parameter.device)
-                self.row_optimizer.update_rows(parameter, ids, values)
+                touched[name] = None if ids_R is None else ids_R.to(parameter.device)
+                rows[name] = values
                 self._changed[name][slice(None) if ids_R is None else ids_R] = self.version
             else:
-                parameter.grad = _whole(parameter, ids_R, values)
+                blocks[name] = _whole(parameter, ids_R, values)
                 # Whole, for its optimiser also moves on what has no gradient.
                 self._changed[name].fill_(self.version)
-        self.dense_optimizer.step()
-        self.dense_optimizer.zero_grad(set_to_none=True)
+        self.updater.update(Touched(touched), rows, blocks)
 
 
 def _items(shard: Shard) -> list[tuple[str, nn.Parameter]]:

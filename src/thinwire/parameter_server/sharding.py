@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from thinwire.exchange.config import ExchangeConfig
-from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.config import OptimConfig
 from thinwire.optim.decay import PAID, SUM
 from thinwire.optim.state import NO_STATE, load_named_state, named_state
+from thinwire.optim.updater import Updater
 from thinwire.parameter_server.shard import Shard
 
 MODEL = "model/"
@@ -117,15 +117,7 @@ def sliced_shard(
     """The shard of server `index` of `count`, with copies of its rows and optimisers of its own."""
     own_tables = {n: nn.Parameter(t) for n, t in cut(_detached(tables), index, count).items()}
     own_blocks = {n: nn.Parameter(t) for n, t in cut(_detached(blocks), index, count).items()}
-    return Shard(
-        own_tables,
-        own_blocks,
-        row_optimizer(own_tables.values(), optim),
-        dense_optimizer(own_blocks.values(), optim),
-        optim.rates,
-        config,
-        optim.clip,
-    )
+    return Shard(Updater.of(own_tables, own_blocks, optim), config)
 
 
 def parameters_of(shard: Shard) -> dict[str, Tensor]:

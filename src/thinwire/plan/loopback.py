@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import get_args
 
 import torch
 from torch import Tensor, nn
 
 from thinwire.exchange.config import CodecName, ExchangeConfig
-from thinwire.exchange.contract import nothing
-from thinwire.exchange.local import Local
 from thinwire.exchange.sync import Sync
 from thinwire.optim.rowwise import RowSGD
+from thinwire.optim.updater import Updater
 from thinwire.plan.timing import mean_seconds
 from thinwire.plan.traffic import sync_rounds
 from thinwire.touched import Touched
@@ -66,7 +65,7 @@ def message_seconds(num_bytes: int) -> float:
         listener.close()
 
 
-class _Worker(Local):
+class _Worker(Updater):
     """One that has the same gradients at every step, and changes nothing."""
 
     def __init__(
@@ -82,25 +81,27 @@ class _Worker(Local):
         self.touched = Touched({"in": own, "out": both}, num_shared={"out": num_rows})
         noise = torch.Generator().manual_seed(1 + member.rank)
         self.block_gradient = torch.randn(block_shape, generator=noise)
-        self.rows = {}
+        self.leaves = {}
         for name, ids in (("in", own), ("out", both)):
-            self.rows[name] = torch.zeros(len(ids), WIDTH, requires_grad=True)
-            self.rows[name].grad = torch.randn(len(ids), WIDTH, generator=noise)
+            self.leaves[name] = torch.zeros(len(ids), WIDTH, requires_grad=True)
+            self.leaves[name].grad = torch.randn(len(ids), WIDTH, generator=noise)
         config = ExchangeConfig(codec=codec)
         self.exchange = Sync(self, member, config, seed=1)
 
-    def fetch(self, touched: Touched) -> dict[str, Tensor]:
+    def rows(self, touched: Touched) -> dict[str, Tensor]:
         """The rows that have gradients already."""
-        return self.rows
+        return self.leaves
 
-    def apply(self, touched: Touched, gradients: Mapping[str, Tensor]) -> float:
+    def apply(
+        self, touched: Touched, rows: Mapping[str, Tensor], blocks: Mapping[str, Tensor]
+    ) -> float:
         """Nothing: what is timed is how gradients come here."""
         return 0.0
 
-    def give(self, meanwhile: Callable[[], None] = nothing) -> None:
-        """Push, do what there is to do meanwhile, and take what the others have pushed."""
+    def push(self) -> None:
+        """Let the same gradients go again."""
         self.blocks["block"].grad = self.block_gradient
-        self.exchange.push(self.touched, self.rows, meanwhile)
+        self.exchange.push(self.touched, self.leaves, self.blocks)
 
 
 def _exchange(
@@ -114,7 +115,10 @@ def _exchange(
             worker.exchange.announce(worker.touched)
         for worker in (first, second):
             worker.exchange.fetch(worker.touched)
-        first.give(second.give)
+        first.push()
+        second.push()
+        second.exchange.update()
+        first.exchange.update()
         accounts = [w.exchange.total([0.0] * STATEMENT_NUMBERS) for w in (first, second)]
         for account in accounts:
             account.wait()

@@ -25,7 +25,7 @@ from thinwire.exchange.config import CodecName
 from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
 from thinwire.models.contract import State
-from thinwire.optim.build import dense_optimizer, row_optimizer
+from thinwire.optim.updater import Updater
 from thinwire.plan.loopback import exchange_seconds, message_seconds
 from thinwire.plan.timing import mean_seconds
 from thinwire.wire.codecs import make_codec
@@ -106,14 +106,7 @@ def measure_again(
 
 
 def _local(config: RunConfig, model: LanguageModel) -> Local:
-    tables, blocks = model.tables(), model.blocks()
-    return Local(
-        tables,
-        blocks,
-        row_optimizer(tables.values(), config.optim),
-        dense_optimizer(blocks.values(), config.optim),
-        config.optim.clip,
-    )
+    return Local(Updater.of(model.tables(), model.blocks(), config.optim))
 
 
 def _step(
@@ -123,7 +116,7 @@ def _step(
     batches = Batches(
         corpus.ids("train"), config.data, seed=config.run.seed, eos_id=corpus.meta.eos_id
     )
-    device = next(iter(local.tables.values())).device
+    device = next(iter(local.updater.tables.values())).device
     now = partial(_now, device)
     state: State | None = None
     taken: list[tuple[float, ...]] = []
@@ -139,7 +132,8 @@ def _step(
         times.append(now())
         loss.backward()
         times.append(now())
-        local.push(task.touched, rows)
+        local.push(task.touched, rows, local.updater.blocks)
+        local.update()
         times.append(now())
         step += 1
         if step > (WARM_UP_STEPS if spent < seconds else 1):
@@ -194,7 +188,7 @@ def _update_row(local: Local, table: torch.Tensor) -> float:
 
     def update() -> None:
         ids = (spread + next(offsets)).remainder(len(table)).sort().values
-        local.row_optimizer.update_rows(table, ids, gradient)
+        local.updater.row_optimizer.update_rows(table, ids, gradient)
         _now(table.device)
 
     return mean_seconds(update) / num_rows

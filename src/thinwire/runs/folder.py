@@ -19,7 +19,6 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from thinwire.config import Precision, RunConfig, RunSettings, read_toml, toml_section
@@ -29,6 +28,7 @@ from thinwire.files import write_whole
 from thinwire.language_model import LanguageModel
 from thinwire.loss.config import LossConfig
 from thinwire.runs.checkpoints import Checkpoint, save_tensors
+from thinwire.tensors import read_tensors
 
 CONFIG_FILE = "config.toml"
 TOKENIZER_FILE = "tokenizer.json"
@@ -146,7 +146,7 @@ class RunFolder:
         """
         file = self.path / COUNTS_FILE
         try:
-            return load_file(file)["counts"]
+            return read_tensors(file)["counts"]
         except PermissionError:
             raise may_not_read(file) from None
         except (OSError, SafetensorError, KeyError) as error:

@@ -18,11 +18,10 @@ from torch import Tensor
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus, unknown_sentence
 from thinwire.errors import UserError
-from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
-from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.schedules import Schedule
 from thinwire.optim.state import load_named_state, named_state
+from thinwire.optim.updater import Updater
 from thinwire.runs.budget_change import budget_sentences
 from thinwire.runs.checkpoints import Checkpoint, Checkpoints
 from thinwire.runs.clock import Budget, Clock
@@ -66,13 +65,7 @@ class Run:
         model = LanguageModel(config.model, config.loss, counts_V, config.run.seed, in_bf16=in_bf16)
         self.model = model.to(device)
         self.tables, self.blocks = self.model.tables(), self.model.blocks()
-        self.updater = Local(
-            self.tables,
-            self.blocks,
-            row_optimizer(self.tables.values(), config.optim),
-            dense_optimizer(self.blocks.values(), config.optim),
-            config.optim.clip,
-        )
+        self.updater = Updater.of(self.tables, self.blocks, config.optim)
         # Where nobody waits for the others, each worker's step counts.
         round_steps = num_workers if config.exchange.kind == "async" else 1
         self.schedule = Schedule(config.optim, round_steps)
@@ -130,11 +123,7 @@ class Run:
 
     def set_rates(self, progress: float) -> None:
         """Set both optimisers' learning rates for the next step."""
-        factor = self.schedule.factor(self.step, progress)
-        optimizers = self.updater.dense_optimizer, self.updater.row_optimizer
-        for optimizer, rate in zip(optimizers, self.config.optim.rates, strict=True):
-            for group in optimizer.param_groups:
-                group["lr"] = rate * factor
+        self.updater.set_rates(self.schedule.factor(self.step, progress))
 
     def advance(self, num_targets: int, epochs: float) -> None:
         """Count a step over so many targets, after which so many epochs are read."""

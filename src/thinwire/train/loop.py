@@ -1,12 +1,14 @@
 """Training: the loop of one worker, alone or among several that hold the same model.
 
-A step is five calls, the same for one worker and for many:
+A step is six calls, the same for one worker and for many; the next batch's `touch` comes before
+`update`, while gradients travel:
 
     touch      which rows the batch and the step's sample need
     fetch      the exchange makes those rows current
     loss       hidden states, then the loss over the touched words
     backward   gradients of what was touched
-    push       the exchange agrees on them and has the row-wise update applied
+    push       they leave for the other workers
+    update     the merged gradients arrive, and the row-wise update is applied
 
 The first worker keeps the record: it decides when to stop, to evaluate and to save, and the others
 follow what it said after the last step.
@@ -178,7 +180,7 @@ class Trainer:
         job.end()
 
     def train_step(self) -> Agreed:
-        """One step: touch, fetch, loss, backward, push."""
+        """One step: touch, fetch, loss, backward, push, update."""
         if self.task is None:
             self._touch()
         task, job = self.task, self.job
@@ -194,7 +196,9 @@ class Trainer:
             told = self._tell()
         # What an exchange does not add up over all workers stands for all of them.
         (share * (self.collective.size / self.exchange.num_added)).backward()
-        norm = self.exchange.push(task.touched, rows, meanwhile=self._touch)
+        self.exchange.push(task.touched, rows, job.blocks)
+        self._touch()  # the next batch, while gradients travel
+        norm = self.exchange.update()
         agreed = self._hear(told)
         self._agreed = replace(agreed, num_steps=0, evaluate=False, save=False)
         if not (isfinite(agreed.loss) and isfinite(norm)):
