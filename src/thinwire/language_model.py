@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from thinwire.data.batches import Batch
@@ -31,7 +32,6 @@ from thinwire.models.lstm import LSTM
 from thinwire.models.noise import Noise
 from thinwire.models.transformer import Transformer
 from thinwire.seeds import torch_generator
-from thinwire.tensors import read_tensors
 from thinwire.touched import Touched
 
 EMBEDDING = "embedding.weight"
@@ -127,7 +127,7 @@ class LanguageModel(nn.Module):
     def _freeze(self, file: Path) -> None:
         """Read what is not trained; it collects no gradients."""
         try:
-            found = read_tensors(file)
+            found = load_file(file)
         except (OSError, SafetensorError) as error:
             raise UserError(f"the frozen parameters in {file} cannot be read ({error})") from None
         for name, parameter in self.frozen().items():

@@ -26,6 +26,7 @@ from thinwire.cli.help import Help, help_of
 from thinwire.cli.refusals import refuse_odd_values, sentence_of, unknown_verb
 from thinwire.cli.spelling import flags, spelled
 from thinwire.errors import UserError, reason_of, require_posix
+from thinwire.interrupts import interrupt_kept
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
@@ -141,7 +142,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         _wait_politely()
         _print_in_any_encoding()
         require_posix()
-        run(tokens)
+        with interrupt_kept():
+            run(tokens)
 
     return guarded(checked)
 

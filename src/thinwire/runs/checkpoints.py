@@ -29,12 +29,11 @@ from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from thinwire.console import warn
 from thinwire.errors import UserError, may_not_read
 from thinwire.files import read_json
-from thinwire.tensors import read_tensors
 
 # Up to here a copy of the tensors is cheaper than a pause of the training; above it memory counts.
 BACKGROUND_MAX_bytes = 64 << 20
@@ -61,7 +60,7 @@ class Checkpoint:
         if not file.exists():
             stems = ", ".join(sorted(f.stem for f in self.path.glob("*.safetensors")))
             raise UserError(f"{self.path} holds no {stem!r} tensors, only: {stems or 'none'}.")
-        return read_tensors(file)
+        return load_file(file)
 
 
 class Checkpoints:

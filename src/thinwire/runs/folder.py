@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor
 
 from thinwire.config import Precision, RunConfig, RunSettings, read_toml, toml_section
@@ -28,7 +29,6 @@ from thinwire.files import write_whole
 from thinwire.language_model import LanguageModel
 from thinwire.loss.config import LossConfig
 from thinwire.runs.checkpoints import Checkpoint, save_tensors
-from thinwire.tensors import read_tensors
 
 CONFIG_FILE = "config.toml"
 TOKENIZER_FILE = "tokenizer.json"
@@ -146,7 +146,7 @@ class RunFolder:
         """
         file = self.path / COUNTS_FILE
         try:
-            return read_tensors(file)["counts"]
+            return load_file(file)["counts"]
         except PermissionError:
             raise may_not_read(file) from None
         except (OSError, SafetensorError, KeyError) as error:
