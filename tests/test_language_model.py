@@ -14,6 +14,7 @@ from thinwire.data.batches import Batch
 from thinwire.errors import UserError
 from thinwire.language_model import EMBEDDING, LanguageModel, Task
 from thinwire.loss.config import LossConfig
+from thinwire.matmul import ONEDNN_KNOWS_BF16
 from thinwire.models.config import ModelConfig
 from thinwire.models.contract import State, restart
 from thinwire.models.noise import Noise
@@ -327,7 +328,9 @@ def test_a_step_in_bf16_is_near_that_in_fp32(kind: str, loss: str) -> None:
         assert {t.dtype for t in (value, *state, *gradients)} == {torch.float32}
         steps.append((value.detach(), gradients, model))
     (value, gradients, model), (value_bf16, gradients_bf16, model_bf16) = steps
-    assert not torch.equal(gradients[0], gradients_bf16[0])
+    # Adaptive softmax stays in fp32; so does the LSTM where the processor cannot round it.
+    rounds = ONEDNN_KNOWS_BF16 or (kind, loss) != ("lstm", "adaptive")
+    assert torch.equal(gradients[0], gradients_bf16[0]) != rounds
     torch.testing.assert_close(value_bf16, value, rtol=5e-3, atol=0.0)
     for gradient, gradient_bf16 in zip(gradients, gradients_bf16, strict=True):
         assert (gradient_bf16 - gradient).norm() <= 0.05 * gradient.norm() + 1e-6

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -36,3 +38,15 @@ def test_operands_are_left_alone() -> None:
     mine.union(other)
     assert mine.rows.keys() == {"a"} and mine.rows["a"] is not None
     assert mine.rows["a"].tolist() == [3, 1]
+
+
+def test_what_is_touched_alike_is_a_group() -> None:
+    a, b = torch.tensor([1, 2]), torch.tensor([1, 2])
+    rows = {"embedding": a, "weight": b, "bias": b, "other": None}
+    apart = Touched(rows).groups()
+    assert [names for names, _ in apart] == [("embedding",), ("weight",), ("bias",), ("other",)]
+    # By what is said, and not by which tensor it is.
+    together = Touched({n: None if i is None else i.clone() for n, i in rows.items()})
+    groups = replace(together, alike=(("weight", "bias"),)).groups()
+    assert [names for names, _ in groups] == [("embedding",), ("weight", "bias"), ("other",)]
+    assert groups[1][1] is not None and groups[1][1].tolist() == [1, 2] and groups[2][1] is None

@@ -205,7 +205,8 @@ class LanguageModel(nn.Module):
             frozen_rows = {name: ids for name, ids in rows.items() if name not in trained}
             rows = {name: ids for name, ids in rows.items() if name in trained}
             num_shared = {name: n for name, n in num_shared.items() if name in trained}
-        touched = Touched(rows, num_shared)
+        outputs = tuple(name for name in rows if name.startswith("output."))
+        touched = Touched(rows, num_shared, () if plan.ids_R is None else (outputs,))
         return Task(batch, touched, input_rows_BT, output_rows_R, plan, frozen_rows)
 
     def loss(

@@ -16,10 +16,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 _ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
-# oneDNN refuses bf16 on processors without AVX-512; PyTorch computes it there, slowly.
-_TYPES = [torch.float32]
-if _ONEDNN and torch.ops.mkldnn._is_mkldnn_bf16_supported():
-    _TYPES.append(torch.bfloat16)
+ONEDNN_KNOWS_BF16 = _ONEDNN and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+"""Whether it multiplies in bf16 here; on processors without AVX-512 it refuses."""
+# Where it refuses, PyTorch computes, slowly.
+_TYPES = [torch.float32, *([torch.bfloat16] if ONEDNN_KNOWS_BF16 else [])]
 
 
 def matmul_nt(

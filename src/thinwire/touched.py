@@ -25,10 +25,19 @@ class Touched:
             fetched; None means every row, in their own order.
         num_shared: parameter name -> how many of its rows, the first ones, all workers of the step
             have in common, because a shared seed drew them. Parameters not named: none.
+        alike: names of parameters of which the same rows are touched, in the same order, as of an
+            output's weight and bias; their ids travel once.
     """
 
     rows: Mapping[str, Tensor | None]
     num_shared: Mapping[str, int] = field(default_factory=dict)
+    alike: tuple[tuple[str, ...], ...] = ()
+
+    def groups(self) -> list[tuple[tuple[str, ...], Tensor | None]]:
+        """The parameters, those that are touched alike together, and the row ids of each group."""
+        together = {name: names for names in self.alike for name in names}
+        groups = dict.fromkeys(together.get(name, (name,)) for name in self.rows)
+        return [(names, self.rows[names[0]]) for names in groups]
 
     def union(self, other: Touched) -> Touched:
         """The rows touched by either, each once; sorted where both name the same parameter."""

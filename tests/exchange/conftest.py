@@ -112,7 +112,8 @@ class Small:
         ids = torch.tensor([*shared, *own], dtype=torch.int64)
         embedding = torch.tensor(inputs, dtype=torch.int64)
         rows = {"embedding": embedding, "weight": ids, "bias": ids}
-        return Touched(rows, {"weight": len(shared), "bias": len(shared)})
+        num_shared = {"weight": len(shared), "bias": len(shared)}
+        return Touched(rows, num_shared, (("weight", "bias"),))
 
     def step(
         self, touched: Touched, scale: float = 1.0, meanwhile: Callable[[], None] = lambda: None

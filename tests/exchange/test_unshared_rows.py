@@ -31,7 +31,8 @@ def touched(shared: list[int], own: list[int]) -> Touched:
     """An output, weight and bias, with shared rows first, and an embedding without."""
     ids = int64([*shared, *own])
     rows = {"embedding": int64(sorted(own)), "weight": ids, "bias": ids}
-    return Touched(rows, {"weight": len(shared), "bias": len(shared)})
+    num_shared = {"weight": len(shared), "bias": len(shared)}
+    return Touched(rows, num_shared, (("weight", "bias"),))
 
 
 def exchanged(steps: list[Touched]) -> list[list[MergedRows]]:

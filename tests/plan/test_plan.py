@@ -148,7 +148,7 @@ def test_async_pulls_again_what_has_changed(
     block_bytes = 4 * sum(block.numel() for block in counter.blocks.values())
 
     def count(*steps: torch.Tensor) -> Sent:
-        touched = [[Touched(dict.fromkeys(names, ids))] for ids in steps]
+        touched = [[Touched(dict.fromkeys(names, ids), alike=(tuple(names),))] for ids in steps]
         monkeypatch.setattr(counter, "_steps", lambda *_, **__: touched)
         return counter.asynchronous(1, "fp32")
 

@@ -214,11 +214,8 @@ class Periodic(Exchange):
 
     def _mark(self, touched: Touched) -> None:
         """Remember the rows that this step changed, once for tables that are touched alike."""
-        groups: dict[int, list[str]] = {}
-        for name, ids in touched.rows.items():
-            groups.setdefault(hash(name) if ids is None else id(ids), []).append(name)
-        for names in map(tuple, groups.values()):
-            ids, table = touched.rows[names[0]], self._parameters[names[0]]
+        for names, ids in touched.groups():
+            table = self._parameters[names[0]]
             if names not in self._changed:
                 self._changed[names] = torch.zeros(len(table), dtype=torch.bool)
             if ids is None:

@@ -41,17 +41,13 @@ class UnsharedRows:
 
 def unshared_rows(touched: Touched) -> list[UnsharedRows]:
     """The tables of which not every row is touched, in groups that share their ids."""
-    groups: dict[int, list[str]] = {}
-    for name, ids in touched.rows.items():
-        if ids is not None:
-            groups.setdefault(id(ids), []).append(name)
     own = []
-    for names in groups.values():
-        ids_R = touched.rows[names[0]]
-        assert ids_R is not None
+    for names, ids_R in touched.groups():
+        if ids_R is None:
+            continue
         shared_S, rest_O = ids_R.tensor_split([touched.num_shared.get(names[0], 0)])
         ids_O, order_O = rest_O.sort()
-        own.append(UnsharedRows(tuple(names), shared_S, ids_O, order_O))
+        own.append(UnsharedRows(names, shared_S, ids_O, order_O))
     return own
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from thinwire.matmul import ONEDNN_KNOWS_BF16
 from thinwire.models.contract import Body, State
 from thinwire.models.noise import Noise
 
@@ -49,9 +50,17 @@ class LSTM(Body):
         x_BTD = noise.drop(x_BTE) if noise else x_BTE
         for index, layer in enumerate(self.layers):
             before = None if state is None else tuple(s[None] for s in state[2 * index :][:2])
-            hidden_TBD, (h, c) = layer(x_BTD.transpose(0, 1).contiguous(), before)
+            with torch.autocast(x_BTD.device.type, enabled=_may_round(x_BTD)):
+                hidden_TBD, (h, c) = layer(x_BTD.transpose(0, 1).contiguous(), before)
             after += [h[0], c[0]]
             x_BTD = hidden_TBD.transpose(0, 1)
             if noise:
                 x_BTD = noise.drop(x_BTD)
         return x_BTD, tuple(after)
+
+
+def _may_round(x: Tensor) -> bool:
+    """Whether products are in bf16 here: on a CPU PyTorch leaves LSTMs to oneDNN, whatever it
+    knows."""
+    on_cpu = x.device.type == "cpu"
+    return torch.is_autocast_enabled(x.device.type) and (ONEDNN_KNOWS_BF16 or not on_cpu)

@@ -295,22 +295,13 @@ class Client:
         return self._hidden.select(self._num_steps - 1)
 
     def _wanted(self, touched: Touched, blocks: HiddenSelection) -> RowRequest:
-        group_of: list[int] = []
+        group_of: dict[str, int] = {}
         groups: list[Group | None] = []
-        known: dict[int, int] = {}
-        for name in self._names:
-            if name not in touched.rows and name not in blocks:
-                group_of.append(ABSENT)
-                continue
-            ids_R = touched.rows[name] if name in touched.rows else blocks[name]
-            if ids_R is None or id(ids_R) not in known:
-                if ids_R is not None:
-                    known[id(ids_R)] = len(groups)
-                group_of.append(len(groups))
-                groups.append(None if ids_R is None else Group(*ids_R.cpu().sort()))
-            else:
-                group_of.append(known[id(ids_R)])
-        return RowRequest(touched, blocks, tuple(group_of), tuple(groups))
+        for names, ids_R in [*touched.groups(), *(((n,), ids) for n, ids in blocks.items())]:
+            group_of |= dict.fromkeys(names, len(groups))
+            groups.append(None if ids_R is None else Group(*ids_R.cpu().sort()))
+        numbers = tuple(group_of.get(name, ABSENT) for name in self._names)
+        return RowRequest(touched, blocks, numbers, tuple(groups))
 
 
 def on_host(values: Tensor) -> Tensor:

@@ -187,7 +187,7 @@ class Counter:
             groups: list[tuple[int, int] | None] = []
             masked: list[int | None] = []
             shapes = []
-            for group, ids in _groups(touched):
+            for group, ids in touched.groups():
                 groups.append(None if ids is None else (len(ids), _largest_gap(ids)))
                 masked.append(None if ids is None or everything else len(ids))
                 for name in group:
@@ -272,7 +272,7 @@ class Counter:
         """What one worker touches of the tables, those that it touches alike put together."""
         own = {names.names: names for names in unshared_rows(touched)}
         tables = []
-        for group, ids in _groups(touched):
+        for group, ids in touched.groups():
             shapes = [tuple(self.tables[name].shape[1:]) for name in group]
             num_rows = len(self.tables[group[0]])
             if ids is None:
@@ -317,14 +317,6 @@ def sync_rounds(num_sums: int, num_gathers: int) -> int:
 def _has_own(tables: Sequence[TouchedTables]) -> bool:
     """Whether a worker has rows of its own among these tables'."""
     return any(t.num_own is not None for t in tables)
-
-
-def _groups(touched: Touched) -> list[tuple[tuple[str, ...], Tensor | None]]:
-    """Tables that are touched alike, with their rows."""
-    groups: dict[int, list[str]] = {}
-    for name, ids in touched.rows.items():
-        groups.setdefault(hash(name) if ids is None else id(ids), []).append(name)
-    return [(tuple(names), touched.rows[names[0]]) for names in groups.values()]
 
 
 def _common(touched: Touched, others: Sequence[Touched]) -> float:
