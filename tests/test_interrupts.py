@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
 
 import pytest
 
-from thinwire.interrupts import interrupt_kept, interrupt_later
+from thinwire.interrupts import interrupt_blocked, interrupt_kept, interrupt_later
 
 
 def test_an_interrupt_comes_after_what_must_not_be_cut_short() -> None:
@@ -37,3 +39,15 @@ def test_an_interrupt_that_is_ignored_stays_so() -> None:
         assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def test_processes_that_are_started_do_not_get_an_interrupt() -> None:
+    code = "import signal; signal.raise_signal(signal.SIGINT); print('here')"
+    with interrupt_blocked():
+        child = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
+    assert child.communicate(timeout=60)[0] == "here\n" and child.returncode == 0
+    done = []
+    with pytest.raises(KeyboardInterrupt), interrupt_blocked():
+        signal.raise_signal(signal.SIGINT)
+        done.append("the rest")
+    assert done == ["the rest"]

@@ -30,6 +30,19 @@ def interrupt_later() -> Iterator[None]:
 
 
 @contextmanager
+def interrupt_blocked() -> Iterator[None]:
+    """Ctrl+C that comes while inside comes at the end; processes started inside never get it.
+
+    They would print a traceback each, before they can say that they ignore it.
+    """
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
 def interrupt_kept() -> Iterator[None]:
     """Inside, an error that comes after Ctrl+C is Ctrl+C: native code may have made one of it."""
     came: list[int] = []

@@ -26,6 +26,7 @@ import numpy.typing as npt
 from thinwire.data.encoders import Encoder
 from thinwire.data.sources import Block
 from thinwire.errors import UserError
+from thinwire.interrupts import interrupt_blocked
 
 # A text of fewer blocks is read faster than processes start.
 BLOCKS_WORTH_PROCESSES = 6
@@ -153,7 +154,8 @@ def map_in_order(
     """`map` on a pool, with at most `window` items under way."""
     under_way: deque[Future[B]] = deque()
     for item in items:
-        under_way.append(pool.submit(function, item))
+        with interrupt_blocked():  # it starts processes, which leave Ctrl+C to this one
+            under_way.append(pool.submit(function, item))
         if len(under_way) == window:
             yield under_way.popleft().result()
     while under_way:
