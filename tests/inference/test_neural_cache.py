@@ -104,6 +104,7 @@ def test_the_command(trained, capsys: pytest.CaptureFixture[str]) -> None:
         ["--cache", "0"],
         ["--cache-theta", "1"],
         ["--cache", "5", "--cache-lambda", "1"],
+        ["--cache", "5", "--cache-theta", "sharp"],
     ):
         assert main(["eval", run, *flags]) == 2
 

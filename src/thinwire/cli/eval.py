@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from thinwire.cli.further import FloatOrAuto
 from thinwire.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,8 +30,8 @@ def evaluate(
     adapter: str | None = None,
     average: int | None = None,
     cache: int | None = None,
-    cache_theta: FloatOrAuto | None = None,
-    cache_lambda: FloatOrAuto | None = None,
+    cache_theta: str | None = None,
+    cache_lambda: str | None = None,
     dynamic: int | None = None,
     dynamic_rate: float | None = None,
     dynamic_decay: float | None = None,

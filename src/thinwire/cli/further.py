@@ -44,9 +44,18 @@ class AskedCache:
         return tuned_cache(model, self.size, theta, weight)
 
 
-def neural_cache(
-    size: int | None, theta: FloatOrAuto | None, weight: FloatOrAuto | None
-) -> AskedCache | None:
+def _number_or_auto(flag: str, given: str | None, default: float) -> FloatOrAuto:
+    if given is None:
+        return default
+    if given == "auto":
+        return "auto"
+    try:
+        return float(given)
+    except ValueError:
+        raise UserError(f"{flag} is {given!r}, and must be a number or auto") from None
+
+
+def neural_cache(size: int | None, theta: str | None, weight: str | None) -> AskedCache | None:
     """What --cache, --cache-theta and --cache-lambda ask for; None: no cache.
 
     Raises:
@@ -61,11 +70,11 @@ def neural_cache(
 
     from thinwire.inference.neural_cache import NeuralCache
 
-    theta = NeuralCache.theta if theta is None else theta
-    weight = NeuralCache.weight if weight is None else weight
-    given = {"theta": theta, "weight": weight}
+    sharpness = _number_or_auto("--cache-theta", theta, NeuralCache.theta)
+    part = _number_or_auto("--cache-lambda", weight, NeuralCache.weight)
+    given = {"theta": sharpness, "weight": part}
     NeuralCache(size=size, **{k: v for k, v in given.items() if isinstance(v, float)})
-    return AskedCache(size, theta, weight)
+    return AskedCache(size, sharpness, part)
 
 
 def dynamic_evaluation(
