@@ -147,6 +147,7 @@ BENCHMARKS = (
         6,
         "defaults.py --tokens 20000 data.batch=16",
     ),
+    Benchmark("models", "models.py", 25, "models.py --quick"),
     Benchmark("cores", "cores.py --rounds 2", 6, "cores.py --rounds 1 --seconds 3", several=True),
     Benchmark(
         "exchange-quality",

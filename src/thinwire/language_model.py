@@ -281,6 +281,7 @@ def _body(config: ModelConfig) -> Body:
             config.input_width,
             config.width,
             layers=config.layers,
+            first_kernel=config.first_kernel or config.kernel,
             kernel=config.kernel,
             dilation=config.dilation,
             window=config.window if config.attention else 0,

@@ -104,8 +104,35 @@ def test_the_command(trained, capsys: pytest.CaptureFixture[str]) -> None:
         ["--cache", "0"],
         ["--cache-theta", "1"],
         ["--cache", "5", "--cache-lambda", "1"],
+        ["--cache", "5", "--cache-theta", "sharp"],
     ):
         assert main(["eval", run, *flags]) == 2
+
+
+def test_auto_is_the_best_of_the_grid(trained, toy_data: Path, capsys) -> None:
+    model = trained()
+    ids, data = Corpus.open(toy_data).ids("valid")[:300], model.run.config.data
+    eos, thetas, weights = model.tokenizer.eos_id, (0.2, 2.0), (0.05, 0.3)
+    best = module.tuned(model.model, ids, 30, thetas, weights, eos_id=eos, data=data)
+    nats = {
+        (theta, weight): model.evaluate_cached(
+            ids, NeuralCache(size=30, theta=theta, weight=weight)
+        ).nats
+        for theta in thetas
+        for weight in weights
+    }
+    assert (best.theta, best.weight) == min(nats, key=lambda setting: nats[setting])
+    run, text = str(model.run.path), "--text"
+    flags = ["--cache", "30", "--cache-theta", "auto", "--cache-lambda", "0.2"]
+    book = toy_data.parent / "short.txt"
+    book.write_text("The cat sees the dog.\n")
+    assert main(["eval", run, text, str(book), *flags, "--json"]) == 0
+    captured = capsys.readouterr()
+    found = json.loads(captured.out)
+    assert found["cache_theta"] in module.THETAS and found["cache_lambda"] == 0.2
+    assert f"theta {found['cache_theta']:g}, lambda 0.2" in captured.err
+    assert main(["eval", run, *flags]) == 2
+    assert "which is what is measured here" in " ".join(capsys.readouterr().err.split())
 
 
 def test_bad_settings() -> None:

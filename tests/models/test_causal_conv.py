@@ -13,16 +13,25 @@ from thinwire.models.noise import Noise
 from thinwire.seeds import torch_generator
 
 R, E, D = 11, 5, 8
-KERNEL, DILATION, LAYERS = 3, 2, 2
+FIRST_KERNEL, KERNEL, DILATION, LAYERS = 4, 3, 2, 2
 # The first convolution, then those at distances 2 and 4.
-FIELD = 1 + 2 * (1 + DILATION + DILATION**2)
+FIELD = FIRST_KERNEL + 2 * (DILATION + DILATION**2)
 WINDOW = 6
 BOTH = pytest.mark.parametrize("window", [0, WINDOW], ids=["convolutions", "attention"])
 
 
 def body(window: int = WINDOW) -> CausalConv:
     """Parameters far from their start, where attention has no effect."""
-    made = CausalConv(E, D, layers=LAYERS, kernel=KERNEL, dilation=DILATION, window=window, heads=2)
+    made = CausalConv(
+        E,
+        D,
+        layers=LAYERS,
+        first_kernel=FIRST_KERNEL,
+        kernel=KERNEL,
+        dilation=DILATION,
+        window=window,
+        heads=2,
+    )
     generator = torch_generator(0, "test")
     for parameter in made.parameters():
         torch.nn.init.normal_(parameter, 0.0, 0.7, generator=generator)
@@ -34,18 +43,18 @@ def words(B: int, T: int, seed: int = 1) -> Tensor:
 
 
 def run(made: CausalConv, ids_BT: Tensor, state: State | None = None) -> tuple[Tensor, State]:
-    rows_RE = torch.randn(R, E, generator=torch_generator(2, "rows"))
+    rows_RE = torch.randn(R, E, generator=torch_generator(2, "rows")).to(made.read_bias)
     hidden, after = made(made.embed(rows_RE, ids_BT), state, None)
     return hidden, after
 
 
 def reference(made: CausalConv, ids_BT: Tensor) -> Tensor:
     """The same by PyTorch's convolutions and attention written out, position by position."""
-    rows_RE = torch.randn(R, E, generator=torch_generator(2, "rows"))
+    rows_RE = torch.randn(R, E, generator=torch_generator(2, "rows")).to(made.read_bias)
     x = F.embedding(ids_BT, rows_RE).transpose(1, 2)
     # read.weight holds the taps by how long ago a token was; a convolution's last tap is the newest
-    weight = made.read.weight.view(KERNEL, 2 * D, E).flip(0).permute(1, 2, 0)
-    x = F.glu(F.conv1d(F.pad(x, (KERNEL - 1, 0)), weight, made.read_bias), dim=1)
+    weight = made.read.weight.view(FIRST_KERNEL, 2 * D, E).flip(0).permute(1, 2, 0)
+    x = F.glu(F.conv1d(F.pad(x, (FIRST_KERNEL - 1, 0)), weight, made.read_bias), dim=1)
     for layer, dilation in zip(made.layers, (DILATION, DILATION**2), strict=True):
         weight = layer.convolve.weight.view(2 * D, KERNEL, D).transpose(1, 2)
         padded = F.pad(x, ((KERNEL - 1) * dilation, 0))
@@ -71,7 +80,7 @@ def reference(made: CausalConv, ids_BT: Tensor) -> Tensor:
 @BOTH
 @pytest.mark.parametrize("T", [1, 5, 20])
 def test_equals_torch(window: int, T: int) -> None:
-    made, ids_BT = body(window), words(3, T)
+    made, ids_BT = body(window).double(), words(3, T)
     found, expected = run(made, ids_BT)[0], reference(made, ids_BT)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
     parameters = list(made.parameters())

@@ -6,7 +6,7 @@ import json
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from thinwire.inference.evaluate import Measured
     from thinwire.inference.load import TrainedModel
     from thinwire.inference.neural_cache import NeuralCache
+    from thinwire.runs.evaluation import Evaluation
 
 
 def evaluate(
@@ -29,8 +30,11 @@ def evaluate(
     adapter: str | None = None,
     average: int | None = None,
     cache: int | None = None,
-    cache_theta: float | None = None,
-    cache_lambda: float | None = None,
+    cache_theta: str | None = None,
+    cache_lambda: str | None = None,
+    dynamic: int | None = None,
+    dynamic_rate: float | None = None,
+    dynamic_decay: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -62,9 +66,18 @@ def evaluate(
     cache
         Measure with a neural cache of this many positions too, in rows of its own.
     cache_theta
-        How sharply the cache prefers similar hidden states. Default: 1.
+        How sharply the cache prefers similar hidden states; auto: the best of a few values on the
+        validation split of the model's data. Default: 1.
     cache_lambda
-        The part of the probability that the cache gives. Default: 0.05.
+        The part of the probability that the cache gives; auto: as for the other. Default: 0.05.
+    dynamic
+        Measure too while a copy of the model learns from the text, a step after each so many tokens
+        are scored, in rows of its own.
+    dynamic_rate
+        How far such a step goes. Default: 1.
+    dynamic_decay
+        The part of the way back to its trained value that each step takes a parameter which it
+        touches. Default: 0.001.
     as_json
         Print one JSON object and nothing else.
     device
@@ -80,17 +93,23 @@ def evaluate(
     if text is not None and (data is not None or split is not None):
         raise UserError("--text is a text of its own: leave out --data and --split")
 
-    from thinwire.cli.cache_flags import neural_cache
+    from thinwire.cli.further import dynamic_evaluation, neural_cache
 
     asked = neural_cache(cache, cache_theta, cache_lambda)
+    learning = dynamic_evaluation(dynamic, dynamic_rate, dynamic_decay)
+    if asked is not None and asked.is_tuned and text is None and split in (None, "valid"):
+        raise UserError(
+            "auto tunes the cache on the validation split, which is what is measured here: "
+            "add --split test, or name a text with --text"
+        )
 
     from thinwire.inference.evaluate import evaluate_split, evaluate_text
     from thinwire.inference.load import load
 
-    def measure(model: TrainedModel, cache: NeuralCache | None) -> Measured:
+    def measure(model: TrainedModel, *further: Any) -> Measured:
         if text is not None:
-            return evaluate_text(model, text, cache)
-        return evaluate_split(model, data, split or "valid", cache)
+            return evaluate_text(model, text, *further)
+        return evaluate_split(model, data, split or "valid", *further)
 
     mean = None
     if average is not None:
@@ -100,13 +119,14 @@ def evaluate(
             raise UserError("--average is of the run's own steps: leave out --adapter")
         mean = load(run, average=average, device=device, threads=threads)
     model = load(run, step, adapter=adapter, device=device, threads=threads)
-    measured = measure(model, asked)
+    found_cache = None if asked is None else asked.resolve(model)
+    measured = measure(model, found_cache, learning)
     if mean is not None:
-        measured = replace(measured, averaged=measure(mean, None).evaluation)
-    print(_json(run, model.loaded_step, measured) if as_json else _lines(measured))
+        measured = replace(measured, averaged=measure(mean).evaluation)
+    print(_json(run, model.loaded_step, measured, found_cache) if as_json else _lines(measured))
 
 
-def _json(run: Path, step: int, measured: Measured) -> str:
+def _json(run: Path, step: int, measured: Measured, cache: NeuralCache | None = None) -> str:
     """What is not a number, or beyond all numbers, is null."""
     found = measured.evaluation
     where = {"text": measured.source} if measured.split is None else {"data": measured.source}
@@ -122,14 +142,12 @@ def _json(run: Path, step: int, measured: Measured) -> str:
         **where,
         "split": measured.split,
     }
-    if (cached := measured.cached) is not None:
-        record["cache_ppl"] = cached.ppl
-        record["cache_ppl_known"] = cached.ppl_known
-        record["cache_bits_per_character"] = cached.bits_per_character(measured.num_characters)
-    if (averaged := measured.averaged) is not None:
-        record["average_ppl"] = averaged.ppl
-        record["average_ppl_known"] = averaged.ppl_known
-        record["average_bits_per_character"] = averaged.bits_per_character(measured.num_characters)
+    if cache is not None:
+        record |= {"cache_theta": cache.theta, "cache_lambda": cache.weight}
+    for name, _, one in _further(measured):
+        record[f"{name}_ppl"] = one.ppl
+        record[f"{name}_ppl_known"] = one.ppl_known
+        record[f"{name}_bits_per_character"] = one.bits_per_character(measured.num_characters)
     finite = {
         key: None if isinstance(value, float) and not isfinite(value) else value
         for key, value in record.items()
@@ -139,17 +157,25 @@ def _json(run: Path, step: int, measured: Measured) -> str:
 
 def _lines(measured: Measured) -> str:
     found = measured.evaluation
-    rows = {
-        "perplexity": f"{found.ppl:.2f}",
-        "  of known words": f"{found.ppl_known:.2f}",
-        "bits a character": f"{measured.bits_per_character:.4f}",
-        "tokens scored": f"{found.tokens_scored:,}",
-        "  unknown": f"{found.tokens_unknown:,}",
-    }
-    if (cached := measured.cached) is not None:
-        rows["with the cache"] = f"{cached.ppl:.2f}"
-        rows["  known words"] = f"{cached.ppl_known:.2f}"
-    if (averaged := measured.averaged) is not None:
-        rows["with the average"] = f"{averaged.ppl:.2f}"
-        rows["  its known words"] = f"{averaged.ppl_known:.2f}"
-    return "\n".join(f"{name:18}{value:>14}" for name, value in rows.items())
+    rows = [
+        ("perplexity", f"{found.ppl:.2f}"),
+        ("  of known words", f"{found.ppl_known:.2f}"),
+        ("bits a character", f"{measured.bits_per_character:.4f}"),
+        ("tokens scored", f"{found.tokens_scored:,}"),
+        ("  unknown", f"{found.tokens_unknown:,}"),
+    ]
+    for _, title, one in _further(measured):
+        rows += [(title, f"{one.ppl:.2f}"), ("  known words", f"{one.ppl_known:.2f}")]
+    return "\n".join(f"{name:18}{value:>14}" for name, value in rows)
+
+
+def _further(measured: Measured) -> list[tuple[str, str, Evaluation]]:
+    """What was measured beside the plain figure: its key, its title and what was found."""
+    plain, learning = measured.dynamic or (None, None)
+    found = [
+        ("cache", "with the cache", measured.cached),
+        ("dynamic_plain", "as one stream", plain),
+        ("dynamic", "  learning from it", learning),
+        ("average", "with the average", measured.averaged),
+    ]
+    return [(key, title, one) for key, title, one in found if one is not None]

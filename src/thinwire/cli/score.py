@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain
 from math import isfinite, log
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
@@ -30,9 +30,13 @@ def score(
     base: Literal["e", "10"] = "e",
     step: int | None = None,
     adapter: str | None = None,
+    average: int | None = None,
     cache: int | None = None,
-    cache_theta: float | None = None,
-    cache_lambda: float | None = None,
+    cache_theta: str | None = None,
+    cache_lambda: str | None = None,
+    dynamic: int | None = None,
+    dynamic_rate: float | None = None,
+    dynamic_decay: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -65,16 +69,29 @@ def score(
         The step of the run to load. Default: the step with the best validation.
     adapter
         The name of adaptation layers made by `thinwire adapt --method layers` from this run.
+    average
+        Print a further number per line: its log-probability by the mean of the parameters of this
+        many newest checkpoints.
     cache
         Print a further number per line: its log-probability with a neural cache of this many
         positions, which remembers the lines before it.
     cache_theta
-        How sharply the cache prefers similar hidden states. Default: 1.
+        How sharply the cache prefers similar hidden states; auto: the best of a few values on the
+        validation split of the model's data. Default: 1.
     cache_lambda
-        The part of the probability that the cache gives. Default: 0.05.
+        The part of the probability that the cache gives; auto: as for the other. Default: 0.05.
+    dynamic
+        Print a further number per line: its log-probability by a copy of the model that learns from
+        the lines before, a step after each so many tokens.
+    dynamic_rate
+        How far such a step goes. Default: 1.
+    dynamic_decay
+        The part of the way back to its trained value that each step takes a parameter which it
+        touches. Default: 0.001.
     as_json
         Print one JSON object per line, with the keys logprob, num_tokens and num_unknown; with
-        --tokens also tokens and logprobs, with --cache also logprob_cache.
+        --tokens also tokens and logprobs; with --average, --cache or --dynamic also
+        logprob_average, logprob_cache or logprob_dynamic.
     device
         Where to compute. auto: CUDA if there is a GPU, else the CPU.
     threads
@@ -86,9 +103,22 @@ def score(
     echo "To be or not to be" | thinwire score run --json
     thinwire score run corpus.txt.gz --out corpus.scores
     """
-    from thinwire.cli.cache_flags import neural_cache
+    from thinwire.cli.further import dynamic_evaluation, neural_cache
 
-    asked = neural_cache(cache, cache_theta, cache_lambda)
+    asked = {
+        "average": average,
+        "cache": neural_cache(cache, cache_theta, cache_lambda),
+        "dynamic": dynamic_evaluation(dynamic, dynamic_rate, dynamic_decay),
+    }
+    further = [name for name, one in asked.items() if one is not None]
+    if further and (out is not None or tokens or (context, base) != ("line", "e")):
+        raise UserError(f"--{further[0]} goes without --out, --context, --tokens and --base")
+    if len(further) > 1:
+        raise UserError(
+            f"--{further[0]} and --{further[1]} add one number each: ask for one of them"
+        )
+    if average is not None and adapter is not None:
+        raise UserError("--average is of the run's own steps: leave out --adapter")
 
     from thinwire.data.sources import find_sources
     from thinwire.inference.load import load
@@ -100,12 +130,10 @@ def score(
     if out is not None and out.is_dir():
         raise UserError(f"{out} is a folder: --out takes the name of a file")
     model = load(run, step, adapter=adapter, device=device, threads=threads)
-    if asked is not None:
-        if out is not None or tokens or (context, base) != ("line", "e"):
-            raise UserError("--cache goes without --out, --context, --tokens and --base")
-        all_lines = chain.from_iterable(read_lines(sources, wait=False))
-        for plain, cached in model.score_lines_cached(all_lines, asked):
-            print((_json if as_json else _columns)(plain, cached))
+    if further:
+        blocks = read_lines(sources, wait=False)
+        for plain, other in _pairs(model, blocks, asked):
+            print(_json(plain, other, further[0]) if as_json else _columns(plain, other))
         return
     rows = Rows(model.tokenizer, as_json, tokens, base == "10")
     if out is not None:
@@ -120,6 +148,24 @@ def score(
         for line in line_logprobs(model.model, model.tokenizer, lines, window=window):
             print(rows.row(line))
         print(end="", flush=True)
+
+
+def _pairs(
+    model: TrainedModel, blocks: Iterable[list[str]], asked: Mapping[str, Any]
+) -> Iterator[tuple[Score, Score]]:
+    """The plain score of each line, and the one that is asked for beside it."""
+    if (num_steps := asked["average"]) is not None:
+        from thinwire.inference.load import load
+
+        device = model.model.embedding.weight.device.type
+        mean = load(model.run.path, average=num_steps, device=device)
+        for lines in blocks:
+            yield from zip(model.score_lines(lines), mean.score_lines(lines), strict=True)
+    elif asked["cache"] is not None:
+        cache = asked["cache"].resolve(model)
+        yield from model.score_lines_cached(chain.from_iterable(blocks), cache)
+    else:
+        yield from model.score_lines_dynamic(chain.from_iterable(blocks), asked["dynamic"])
 
 
 def _to_file(
@@ -181,18 +227,18 @@ def _say(totals: Totals, base: str, out: Path) -> None:
     print_line(sentence)
 
 
-def _columns(score: Score, cached: Score) -> str:
+def _columns(score: Score, other: Score) -> str:
     numbers = score.num_tokens, score.num_unknown
-    return "\t".join(map(str, (f"{score.logprob:.6f}", *numbers, f"{cached.logprob:.6f}")))
+    return "\t".join(map(str, (f"{score.logprob:.6f}", *numbers, f"{other.logprob:.6f}")))
 
 
-def _json(score: Score, cached: Score) -> str:
+def _json(score: Score, other: Score, name: str) -> str:
     """A log-probability that is not a finite number is null."""
     record = {
         "logprob": _finite(score.logprob),
         "num_tokens": score.num_tokens,
         "num_unknown": score.num_unknown,
-        "logprob_cache": _finite(cached.logprob),
+        f"logprob_{name}": _finite(other.logprob),
     }
     return json.dumps(record)
 

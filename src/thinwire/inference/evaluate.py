@@ -11,8 +11,9 @@ from thinwire.console import print_line, progress_bar, warn
 from thinwire.data.corpus import Corpus, file_digest, narrowest_dtype, unknown_sentence
 from thinwire.data.sources import find_sources
 from thinwire.errors import UserError
+from thinwire.inference.dynamic_evaluation import DynamicEvaluation
 from thinwire.inference.load import TrainedModel
-from thinwire.inference.neural_cache import NeuralCache
+from thinwire.inference.neural_cache import THETAS, WEIGHTS, NeuralCache, tuned
 from thinwire.inference.text import read_lines
 from thinwire.runs.evaluation import Evaluation, Ids
 
@@ -27,6 +28,8 @@ class Measured:
         split: the split of the data folder; None for a text.
         num_characters: characters of the raw text, one line end a line included.
         cached: the same text with a neural cache; None: not asked for.
+        dynamic: the same text as one stream, by the model as it is, and by a copy that learns from
+            what it has read; None: not asked for.
         averaged: the same text with the average of the last steps; None: not asked for.
     """
 
@@ -35,6 +38,7 @@ class Measured:
     split: str | None
     num_characters: int
     cached: Evaluation | None = None
+    dynamic: tuple[Evaluation, Evaluation] | None = None
     averaged: Evaluation | None = None
 
     @property
@@ -44,7 +48,11 @@ class Measured:
 
 
 def evaluate_split(
-    model: TrainedModel, data: Path | None, split: str, cache: NeuralCache | None = None
+    model: TrainedModel,
+    data: Path | None,
+    split: str,
+    cache: NeuralCache | None = None,
+    dynamic: DynamicEvaluation | None = None,
 ) -> Measured:
     """Evaluate on a split of `data`; None: the data folder that the model was trained on.
 
@@ -71,11 +79,22 @@ def evaluate_split(
     if len(ids) == 0:
         raise UserError(f"the {split} split of {corpus.path} is empty")
     num_characters = corpus.meta.splits[split].characters
-    found = _evaluate(model, ids)
-    return Measured(found, str(corpus.path), split, num_characters, _cached(model, ids, cache))
+    return Measured(
+        _evaluate(model, ids),
+        str(corpus.path),
+        split,
+        num_characters,
+        _cached(model, ids, cache),
+        _dynamic(model, ids, dynamic),
+    )
 
 
-def evaluate_text(model: TrainedModel, text: str, cache: NeuralCache | None = None) -> Measured:
+def evaluate_text(
+    model: TrainedModel,
+    text: str,
+    cache: NeuralCache | None = None,
+    dynamic: DynamicEvaluation | None = None,
+) -> Measured:
     """Evaluate on a text: a file, `-` for standard input, a folder or a glob.
 
     Raises:
@@ -90,8 +109,51 @@ def evaluate_text(model: TrainedModel, text: str, cache: NeuralCache | None = No
     if not ids:
         raise UserError(f"there is nothing to evaluate: {text} is empty")
     whole = np.concatenate(ids)
-    found = _evaluate(model, whole)
-    return Measured(found, text, None, num_characters, _cached(model, whole, cache))
+    return Measured(
+        _evaluate(model, whole),
+        text,
+        None,
+        num_characters,
+        _cached(model, whole, cache),
+        _dynamic(model, whole, dynamic),
+    )
+
+
+def tuned_cache(
+    model: TrainedModel, size: int, theta: float | None = None, weight: float | None = None
+) -> NeuralCache:
+    """The cache of this size with the lowest perplexity on the validation split of the data.
+
+    Args:
+        model: a trained model.
+        size: positions that are remembered.
+        theta: its value; None: the best of a few.
+        weight: its value; None: the best of a few.
+
+    Raises:
+        UserError: the data is not there any more, or is of another tokenizer.
+    """
+    run = model.run
+    where = f"the cache is tuned on the validation split of {run.data}, which"
+    if not run.data.exists():
+        raise UserError(f"{where} is not there any more: give --cache-theta and --cache-lambda")
+    corpus = Corpus.open(run.data)
+    if corpus.meta.tokenizer_blake2b != file_digest(run.tokenizer_file):
+        raise UserError(
+            f"{where} has another tokenizer by now: give --cache-theta and --cache-lambda"
+        )
+    found = tuned(
+        model.model,
+        corpus.ids("valid"),
+        size,
+        THETAS if theta is None else [theta],
+        WEIGHTS if weight is None else [weight],
+        eos_id=model.tokenizer.eos_id,
+        data=run.config.data,
+    )
+    sentence = f"tuned on the validation split: theta {found.theta:g}, lambda {found.weight:g}"
+    console.print(Text(sentence), soft_wrap=True)
+    return found
 
 
 def _evaluate(model: TrainedModel, ids: Ids) -> Evaluation:
@@ -109,3 +171,13 @@ def _cached(model: TrainedModel, ids: Ids, cache: NeuralCache | None) -> Evaluat
     with progress_bar() as progress:
         task = progress.add_task("tokens, with the cache", total=len(ids))
         return model.evaluate_cached(ids, cache, lambda n: progress.advance(task, n))
+
+
+def _dynamic(
+    model: TrainedModel, ids: Ids, settings: DynamicEvaluation | None
+) -> tuple[Evaluation, Evaluation] | None:
+    if settings is None:
+        return None
+    with progress_bar() as progress:
+        task = progress.add_task("tokens, learning from them", total=len(ids))
+        return model.evaluate_dynamic(ids, settings, lambda n: progress.advance(task, n))

@@ -21,23 +21,22 @@ from thinwire.inference.candidates import (
     num_rows_at_a_time,
 )
 from thinwire.inference.decoding import Decoder, Words, read_prompt, token_id
+from thinwire.inference.dynamic_evaluation import DynamicEvaluation, evaluate_dynamic
 from thinwire.inference.generate import Sampling, write
-from thinwire.inference.neural_cache import Histories, NeuralCache, cached_logprobs, mixed
-from thinwire.inference.score import Score, score_lines, score_lines_cached
+from thinwire.inference.neural_cache import NeuralCache, evaluate_cached
+from thinwire.inference.score import (
+    Score,
+    score_lines,
+    score_lines_cached,
+    score_lines_dynamic,
+)
 from thinwire.language_model import LanguageModel
 from thinwire.models.contract import State
 from thinwire.runs.adapter_file import AdapterFile
 from thinwire.runs.averaging import average_parameters
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.device import find_device
-from thinwire.runs.evaluation import (
-    Evaluation,
-    Ids,
-    Tally,
-    evaluate,
-    lines_in_order,
-    spans_of,
-)
+from thinwire.runs.evaluation import Evaluation, Ids, evaluate
 from thinwire.runs.folder import RunFolder
 
 
@@ -160,6 +159,21 @@ class TrainedModel:
             self.tokenizer,
             map(one_line, lines),
             cache,
+            window=self.run.config.data.length,
+        )
+
+    def score_lines_dynamic(
+        self, lines: Iterable[str], settings: DynamicEvaluation
+    ) -> Iterator[tuple[Score, Score]]:
+        """The score of each line, and that by a copy which learns from the lines before it.
+
+        States start afresh at each line, as in `score_lines`.
+        """
+        return score_lines_dynamic(
+            self.model,
+            self.tokenizer,
+            map(one_line, lines),
+            settings,
             window=self.run.config.data.length,
         )
 
@@ -318,21 +332,35 @@ class TrainedModel:
         Each stream of the text has a cache of its own; of a model of single lines, one goes
         through all lines.
         """
-        data, eos_id = self.run.config.data, self.tokenizer.eos_id
-        spans = spans_of(ids, eos_id, data)
-        by_line = data.context == "line"
-        tally = Tally(self.tokenizer.unk_id, advance)
-        for logprob_N, cache_GN, targets_N, _ in cached_logprobs(
+        return evaluate_cached(
             self.model,
             ids,
-            lines_in_order(ids, eos_id) if by_line else spans,
-            Histories(cache.size, shared=by_line),
-            [cache.theta],
-            eos_id=eos_id,
-            window=data.length,
-        ):
-            tally.add(mixed(logprob_N, cache_GN[0], cache.weight), targets_N)
-        return tally.evaluation()
+            cache,
+            eos_id=self.tokenizer.eos_id,
+            unk_id=self.tokenizer.unk_id,
+            data=self.run.config.data,
+            advance=advance,
+        )
+
+    def evaluate_dynamic(
+        self,
+        ids: Ids,
+        settings: DynamicEvaluation,
+        advance: Callable[[int], object] = lambda num_tokens: None,
+    ) -> tuple[Evaluation, Evaluation]:
+        """The text as one stream: the model as it is, and a copy that learns from what it has read.
+
+        A model of single lines starts afresh at each of them, and learns on from line to line.
+        """
+        return evaluate_dynamic(
+            self.model,
+            ids,
+            settings,
+            eos_id=self.tokenizer.eos_id,
+            unk_id=self.tokenizer.unk_id,
+            data=self.run.config.data,
+            advance=advance,
+        )
 
     def adapt(
         self,

@@ -17,18 +17,33 @@ N positions, P past positions, D width, G values of theta.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import inf, isfinite, log
 
 import torch
 from torch import Tensor
 
+from thinwire.data.config import DataConfig
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
 from thinwire.loss.precision import full_precision
-from thinwire.runs.evaluation import CHUNK_TOKENS, Ids, Span, walk
+from thinwire.runs.evaluation import (
+    CHUNK_TOKENS,
+    Evaluation,
+    Ids,
+    Span,
+    Tally,
+    lines_in_order,
+    spans_of,
+    walk,
+)
 
+# What is tried where theta or the weight is to be tuned, and on how many tokens.
+THETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+WEIGHTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
+TUNING_TOKENS = 50_000
 # Of one history so many positions are looked up at a time, which bounds the memory.
 TILE_POSITIONS = 128
 
@@ -172,6 +187,78 @@ def cached_logprobs(
             cache_GN = histories.look_up(hidden_ND, targets_N, span_N, thetas)
             logprob_N = model.output.logprob(hidden_ND, targets_N).cpu().to(torch.float64)
             yield logprob_N, cache_GN.cpu(), targets_N.cpu(), span_N.cpu() + run.start
+
+
+def evaluate_cached(
+    model: LanguageModel,
+    ids: Ids,
+    cache: NeuralCache,
+    *,
+    eos_id: int,
+    unk_id: int | None,
+    data: DataConfig,
+    advance: Callable[[int], object] = lambda num_tokens: None,
+) -> Evaluation:
+    """What `evaluate` finds, with a neural cache; see the top of this file."""
+    tally = Tally(unk_id, advance)
+    for logprob_N, cache_GN, targets_N in _whole(
+        model, ids, cache.size, [cache.theta], eos_id, data
+    ):
+        tally.add(mixed(logprob_N, cache_GN[0], cache.weight), targets_N)
+    return tally.evaluation()
+
+
+def tuned(
+    model: LanguageModel,
+    ids: Ids,
+    size: int,
+    thetas: Sequence[float] = THETAS,
+    weights: Sequence[float] = WEIGHTS,
+    *,
+    eos_id: int,
+    data: DataConfig,
+) -> NeuralCache:
+    """The cache of this size with the lowest perplexity on a held-out text.
+
+    Args:
+        model: a trained model.
+        ids: the text, of which the first 50,000 tokens are looked at.
+        size: positions that are remembered.
+        thetas: what is tried for theta.
+        weights: what is tried for the weight.
+        eos_id: the end-of-line token.
+        data: how the model was trained.
+    """
+    nats = dict.fromkeys(product(thetas, weights), 0.0)
+    ids = ids[:TUNING_TOKENS]
+    for logprob_N, cache_GN, _ in _whole(model, ids, size, thetas, eos_id, data):
+        for cache_N, theta in zip(cache_GN, thetas, strict=True):
+            for weight in weights:
+                nats[theta, weight] -= float(mixed(logprob_N, cache_N, weight).sum())
+    theta, weight = min(nats, key=lambda setting: nats[setting])
+    return NeuralCache(size=size, theta=theta, weight=weight)
+
+
+def _whole(
+    model: LanguageModel,
+    ids: Ids,
+    size: int,
+    thetas: Sequence[float],
+    eos_id: int,
+    data: DataConfig,
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """logprob_N, cache_GN and targets_N of a whole text, as an evaluation cuts it."""
+    by_line = data.context == "line"
+    for logprob_N, cache_GN, targets_N, _ in cached_logprobs(
+        model,
+        ids,
+        lines_in_order(ids, eos_id) if by_line else spans_of(ids, eos_id, data),
+        Histories(size, shared=by_line),
+        thetas,
+        eos_id=eos_id,
+        window=data.length,
+    ):
+        yield logprob_N, cache_GN, targets_N
 
 
 def _in_text_order(spans: list[Span]) -> Iterator[range]:

@@ -23,9 +23,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from thinwire.data.corpus import narrowest_dtype
 from thinwire.data.tokenizers import Tokenizer
+from thinwire.inference.dynamic_evaluation import DynamicEvaluation, Learner
 from thinwire.inference.neural_cache import Histories, NeuralCache, cached_logprobs, mixed
 from thinwire.language_model import LanguageModel
 from thinwire.runs.evaluation import Ids, Span, logprobs, streams
@@ -37,7 +39,7 @@ POOL_CHARACTERS = 1 << 21
 BLOCK_TOKENS = 1 << 18
 
 Logprobs = npt.NDArray[np.float64]
-# With a cache, lines stay in their order, and fewer of them are held.
+# With a cache, or a model that learns, lines stay in their order, and fewer of them are held.
 CACHE_LINES = 1 << 10
 
 
@@ -221,6 +223,38 @@ def score_lines_cached(
         ):
             plain_L.index_add_(0, span_N, logprob_N)
             cached_L.index_add_(0, span_N, mixed(logprob_N, cache_GN[0], cache.weight))
-        for ids_T, plain, cached in zip(encoded, plain_L.tolist(), cached_L.tolist(), strict=True):
-            num_unknown = 0 if tokenizer.unk_id is None else int((ids_T == tokenizer.unk_id).sum())
-            yield Score(plain, len(ids_T), num_unknown), Score(cached, len(ids_T), num_unknown)
+        yield from _scores(encoded, plain_L, cached_L, tokenizer.unk_id)
+
+
+def score_lines_dynamic(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    lines: Iterable[str],
+    settings: DynamicEvaluation,
+    *,
+    window: int,
+) -> Iterator[tuple[Score, Score]]:
+    """The score of each line, plain and by a copy of the model that learns from all lines before,
+    in their order."""
+    learner, lines, eos_id = Learner(model, settings), iter(lines), tokenizer.eos_id
+    while encoded := tokenizer.encode_lines(list(islice(lines, CACHE_LINES))):
+        spans = list(pairwise(np.cumsum([0, *map(len, encoded)]).tolist()))
+        ids_N, sums = np.concatenate(encoded), []
+        for found in (
+            logprobs(model, ids_N, spans, eos_id=eos_id, window=window),
+            learner.logprobs(ids_N, spans, eos_id=eos_id, window=window),
+        ):
+            sums.append(torch.zeros(len(encoded), dtype=torch.float64))
+            for logprob_N, _, span_N in found:
+                sums[-1].index_add_(0, span_N, logprob_N)
+        plain_L, learned_L = sums
+        yield from _scores(encoded, plain_L, learned_L, tokenizer.unk_id)
+
+
+def _scores(
+    encoded: list[npt.NDArray[Any]], plain_L: Tensor, other_L: Tensor, unk_id: int | None
+) -> Iterator[tuple[Score, Score]]:
+    """Two scores of each line."""
+    for ids_T, plain, other in zip(encoded, plain_L.tolist(), other_L.tolist(), strict=True):
+        num_unknown = 0 if unk_id is None else int((ids_T == unk_id).sum())
+        yield Score(plain, len(ids_T), num_unknown), Score(other, len(ids_T), num_unknown)

@@ -3,12 +3,12 @@
 After Laird & Irvin 2017 (course report), as we implement it; highways: Srivastava, Greff,
 Schmidhuber 2015 (arXiv 1505.00387). All positions of a batch are computed at once.
 
-1. **Read.** A gated convolution over the last `kernel` embedded tokens. It is linear in each, so
-   what a token contributes to the positions after it is computed once per distinct token and looked
-   up (Devlin et al. 2014 do this for trained networks): over bytes, its cost hardly counts.
+1. **Read.** A gated convolution over the last `first_kernel` embedded tokens. It is linear in each,
+   so what a token contributes to the positions after it is computed once per distinct token and
+   looked up (Devlin et al. 2014 do this for trained networks): over bytes, its cost hardly counts.
 2. **Blocks.** Convolution l looks at `kernel` positions, `dilation**l` apart, and a gate decides,
-   unit by unit, how much of its result replaces what came in. With the dilation equal to the
-   kernel, l blocks see each of the last `kernel**(l + 1)` tokens once.
+   unit by unit, how much of its result replaces what came in. With both kernels equal
+   to the dilation, l blocks see each of the last `kernel**(l + 1)` tokens once.
 3. **Attention**, if asked for: every position looks at itself and the `window - 1` before it; the
    score falls linearly with the distance (Press et al. 2022, arXiv 2108.12409).
 
@@ -46,14 +46,15 @@ class CausalConv(Body):
         width: int,
         *,
         layers: int,
+        first_kernel: int,
         kernel: int,
         dilation: int,
         window: int,
         heads: int,
     ) -> None:
         super().__init__()
-        self.width, self.kernel = width, kernel
-        self.read = nn.Linear(input_width, kernel * 2 * width, bias=False)
+        self.width, self.first_kernel = width, first_kernel
+        self.read = nn.Linear(input_width, first_kernel * 2 * width, bias=False)
         self.read_bias = nn.Parameter(torch.empty(2 * width))
         self.layers = nn.ModuleList(
             _Highway(width, kernel, dilation**layer) for layer in range(1, layers + 1)
@@ -67,7 +68,7 @@ class CausalConv(Body):
             if name == "attention.out.weight":
                 parameter.zero_()
             elif name == "read.weight":
-                fan_in = parameter.shape[1] * self.kernel
+                fan_in = parameter.shape[1] * self.first_kernel
                 parameter.normal_(0.0, READ_GAIN * fan_in**-0.5, generator=generator)
             elif parameter.dim() == 2:
                 parameter.normal_(0.0, parameter.shape[1] ** -0.5, generator=generator)
@@ -78,18 +79,21 @@ class CausalConv(Body):
             layer.convolve.bias[self.width :] = GATE_BIAS
 
     def embed(self, rows_RE: Tensor, ids_BT: Tensor) -> Tensor:
-        """What the tokens contribute to their own and the `kernel - 1` positions after each.
+        """What the tokens contribute to their own and the `first_kernel - 1` positions after each.
 
         Returns:
-            `[B, T + kernel - 1, 2D]`: sums by position, those after the last token included.
+            `[B, T + first_kernel - 1, 2D]`: sums by position, those after the last token included.
         """
-        K, (B, T) = self.kernel, ids_BT.shape
+        K, (B, T) = self.first_kernel, ids_BT.shape
         if len(rows_RE) > ids_BT.numel():
             distinct, ids_BT = torch.unique(ids_BT, return_inverse=True)
             rows_RE = rows_RE[distinct]
         # Row r * K + i: what token r contributes i positions later; the last row: nothing.
+        # Every position has one token of its own, which brings the bias along.
+        bias = F.pad(self.read_bias, (0, (K - 1) * 2 * self.width))
         # Under autocast too, contributions are added up in the type of the embedding.
-        table = self.read(rows_RE).to(rows_RE.dtype).view(len(rows_RE) * K, 2 * self.width)
+        table = F.linear(rows_RE, self.read.weight, bias).to(rows_RE.dtype)
+        table = table.view(len(rows_RE) * K, 2 * self.width)
         nothing = len(table)
         taps_BSK = ids_BT.new_full((B, T + K - 1, K), nothing)
         for i in range(K):
@@ -103,12 +107,12 @@ class CausalConv(Body):
     ) -> tuple[Tensor, State]:
         """See `Body`; `x_BTE` is what `embed` returned."""
         past = list(state) if state is not None else self._beginning(x_BTE)
-        K, after = self.kernel, []
+        K, after = self.first_kernel, []
         reach = past.pop(0)
         sums_BS2 = torch.cat([x_BTE[:, : K - 1] + reach, x_BTE[:, K - 1 :]], dim=1)
         T = x_BTE.shape[1] - (K - 1)
         after.append(sums_BS2[:, T:])
-        x_BTD = F.glu(sums_BS2[:, :T] + self.read_bias, dim=2)
+        x_BTD = F.glu(sums_BS2[:, :T], dim=2)
         for layer in self.layers:
             if noise:
                 x_BTD = noise.drop(x_BTD)
@@ -126,7 +130,7 @@ class CausalConv(Body):
     def _beginning(self, like: Tensor) -> list[Tensor]:
         """The state before the first token: all zero."""
         D, B = self.width, len(like)
-        shapes = [(self.kernel - 1, 2 * D)]
+        shapes = [(self.first_kernel - 1, 2 * D)]
         for layer in self.layers:
             assert isinstance(layer, _Highway)
             shapes.append((layer.past, D))

@@ -30,6 +30,9 @@ class ModelConfig:
     """Number of layers; causal_conv: highway convolutions after the one that reads the tokens."""
     heads: int = 4
     """Attention heads of a transformer or a causal_conv."""
+    first_kernel: int = 0
+    """causal_conv: tokens that the first convolution reads, at little cost over bytes. 0: as many
+    as `kernel`."""
     kernel: int = 4
     """causal_conv: positions that a convolution looks at, its own the last."""
     dilation: int = 4
@@ -69,6 +72,7 @@ class ModelConfig:
             ("layers", 1),
             ("heads", 1),
             ("embedding_width", 0),
+            ("first_kernel", 0),
             ("kernel", 2),
             ("dilation", 1),
             ("window", 2),

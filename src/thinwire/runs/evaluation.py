@@ -209,6 +209,7 @@ def walk(
     *,
     eos_id: int,
     window: int,
+    chunk_tokens: int | None = None,
 ) -> Iterator[Piece]:
     """The hidden states of every token of some spans, as `logprobs` scores them.
 
@@ -218,10 +219,13 @@ def walk(
         spans: (begin, end) of what is to be read, none empty.
         eos_id: the end-of-line token.
         window: tokens that a body without a state sees at a time.
+        chunk_tokens: a piece has so many positions at most, or one window, and pieces come in the
+            order of the spans; None: what is fast.
     """
+    chunk, positions = chunk_tokens or CHUNK_TOKENS, chunk_tokens or CHUNK_POSITIONS
     if model.body.carries_state:
-        return _carried(model, ids, spans, eos_id)
-    return _windows(model, ids, spans, eos_id, window, max(1, window // 2))
+        return _carried(model, ids, spans, eos_id, chunk, positions)
+    return _windows(model, ids, spans, eos_id, window, max(1, window // 2), positions)
 
 
 def streams(ids: Ids, eos_id: int, max_tokens: int = 0) -> list[Span]:
@@ -255,20 +259,22 @@ def _line_ends(ids: Ids, eos_id: int) -> npt.NDArray[np.int64]:
     return np.append(ends[ends < len(ids)], len(ids))
 
 
-def _carried(model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int) -> Iterator[Piece]:
-    """Spans side by side, `CHUNK_TOKENS` at a time, the state carried."""
-    for group in _groups([min(b - a, CHUNK_TOKENS) for a, b in spans]):
+def _carried(
+    model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, chunk: int, positions: int
+) -> Iterator[Piece]:
+    """Spans side by side, `chunk` tokens at a time, the state carried."""
+    for group in _groups([min(b - a, chunk) for a, b in spans], positions):
         going = list(group)
         longest = max(spans[i][1] - spans[i][0] for i in group)
         state: State | None = None
-        for done in range(0, longest, CHUNK_TOKENS):
+        for done in range(0, longest, chunk):
             # A span that has ended leaves; those that go on keep their state.
             rows = [row for row, i in enumerate(going) if spans[i][0] + done < spans[i][1]]
             if state is not None and len(rows) < len(going):
                 state = tuple(s[rows] for s in state)
             going = [going[row] for row in rows]
             left = [(spans[i][0] + done, spans[i][1]) for i in going]
-            pieces = [(a, min(b, a + CHUNK_TOKENS)) for a, b in left]
+            pieces = [(a, min(b, a + chunk)) for a, b in left]
             inputs_ST, targets_ST = _cut(model, ids, pieces, eos_id, first=done == 0)
             before = state
             hidden_STD, state = model.hidden(inputs_ST, before)
@@ -282,6 +288,7 @@ def _windows(
     eos_id: int,
     window: int,
     stride: int,
+    positions: int,
 ) -> Iterator[Piece]:
     """Windows of the spans, `stride` apart; each token is scored once."""
     windows = [
@@ -289,7 +296,7 @@ def _windows(
         for span, (a, b) in enumerate(spans)
         for start in range(a, max(a + 1, b - (window - stride)), stride)
     ]
-    for group in _groups([b - a for _, a, b, _ in windows]):
+    for group in _groups([b - a for _, a, b, _ in windows], positions):
         some = windows[group.start : group.stop]
         inputs_ST, targets_ST = _cut(model, ids, [(a, b) for _, a, b, _ in some], eos_id)
         for row, (span, start, _, score_from) in enumerate(some):
@@ -300,11 +307,11 @@ def _windows(
         yield Piece(inputs_ST, targets_ST, None, hidden_STD, [span for span, *_ in some])
 
 
-def _groups(lengths: list[int]) -> Iterator[range]:
+def _groups(lengths: list[int], positions: int) -> Iterator[range]:
     """Neighbours that, padded to the longest of them, fill so many positions at most."""
     first = longest = 0
     for i, length in enumerate(lengths):
-        if i > first and max(longest, length) * (i + 1 - first) > CHUNK_POSITIONS:
+        if i > first and max(longest, length) * (i + 1 - first) > positions:
             yield range(first, i)
             first, longest = i, 0
         longest = max(longest, length)
