@@ -41,7 +41,7 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
 
         config = chosen(data, config)
     if config.run.workers == 1:
-        from thinwire.train.loop import train
+        from thinwire.training.loop import train
 
         train(data, out, config, resume=resume)
     elif config.exchange.kind == "async":

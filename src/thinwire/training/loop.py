@@ -37,8 +37,8 @@ from thinwire.runs.folder import RunFolder, resumed_folder
 from thinwire.runs.precision import with_precision, with_precision_of_first
 from thinwire.runs.run import Run
 from thinwire.runs.signals import stop_on_signals
-from thinwire.train.barrier import Result, keep_alive_barrier
-from thinwire.train.replicas import (
+from thinwire.training.barrier import Result, keep_alive_barrier
+from thinwire.training.replicas import (
     check_replicas,
     gathered_state,
     hand_out,
