@@ -26,10 +26,11 @@ from thinwire.loss.output import Output, SoftmaxOutput
 from thinwire.loss.sampled import SampledSoftmax
 from thinwire.models.adapters import Adapter
 from thinwire.models.causal_conv import CausalConv
-from thinwire.models.config import ModelConfig
+from thinwire.models.config import OWN, ModelConfig
 from thinwire.models.contract import Body, State, restart
 from thinwire.models.lstm import LSTM
 from thinwire.models.noise import Noise
+from thinwire.models.own import check_body, own_body
 from thinwire.models.transformer import Transformer
 from thinwire.seeds import torch_generator
 from thinwire.touched import Touched
@@ -99,6 +100,8 @@ class LanguageModel(nn.Module):
         self.has_frozen = bool(model.frozen)
         if initialise:
             self._initialise()
+            if OWN in model.kind:
+                check_body(self.body, model)
         if model.frozen:
             self._freeze(Path(model.frozen))
 
@@ -273,6 +276,8 @@ class LanguageModel(nn.Module):
 
 
 def _body(config: ModelConfig) -> Body:
+    if OWN in config.kind:
+        return own_body(config)
     if config.kind == "lstm":
         return LSTM(config.input_width, config.width, config.layers)
     if config.kind == "causal_conv":

@@ -101,9 +101,9 @@ def load(
     return TrainedModel(folder, saved.step, tokenizer, model)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedModel:
-    """A model to score text with, and to write it; made by `load`.
+    """A model to score text with, and to write it; made by `load` and `train`.
 
     Attributes:
         run: the run folder and its settings.
@@ -116,6 +116,13 @@ class TrainedModel:
     loaded_step: int
     tokenizer: Tokenizer
     model: LanguageModel
+
+    def __repr__(self) -> str:
+        about = self.run.config.model
+        return (
+            f"TrainedModel({str(self.run.path)!r}, step {self.loaded_step}: {about.kind} of width "
+            f"{about.width}, {self.model.vocab_size:,} words)"
+        )
 
     def score(self, text: str) -> Score:
         """The natural-log probability of a text, its tokens and unknown words counted.
