@@ -250,20 +250,39 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def hidden(self, inputs_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Hidden states `[B, T, D]` of word ids, and the state after them; no dropout."""
+        return self._through_body(self._embedded(inputs_BT), state, None)
+
+    def empty_window(self, num_rows: int, length: int) -> State | None:
+        """What `hidden_in_window` begins with; None: the body keeps nothing of a window."""
+        if not isinstance(self.body, Transformer):
+            return None
+        return self.body.empty_window(num_rows, length, self.embedding.weight)
+
+    @torch.no_grad()
+    def hidden_in_window(
+        self, inputs_BT: Tensor, past: State, first_B1: Tensor
+    ) -> tuple[Tensor, State]:
+        """`hidden` of word ids that follow what a window holds already; see `Transformer`."""
+        assert isinstance(self.body, Transformer)
+        hidden_BTD, past = self.body.read_on(self._embedded(inputs_BT), past, first_B1)
+        return self._adapted(hidden_BTD), past
+
+    def _embedded(self, inputs_BT: Tensor) -> Tensor:
         rows_RE = self.embedding.weight
         if self.input_adapter is not None:
             ids_R, inputs_BT = torch.unique(inputs_BT, return_inverse=True)
             rows_RE = self.input_adapter(rows_RE[ids_R])
-        return self._through_body(self.body.embed(rows_RE, inputs_BT), state, None)
+        return self.body.embed(rows_RE, inputs_BT)
 
     def _through_body(
         self, x_BTE: Tensor, state: State | None, noise: Noise | None
     ) -> tuple[Tensor, State]:
         """The body, and the adaptation layer after it if there is one."""
         hidden_BTD, after = self.body(x_BTE, state, noise)
-        if self.output_adapter is not None:
-            hidden_BTD = self.output_adapter(hidden_BTD)
-        return hidden_BTD, after
+        return self._adapted(hidden_BTD), after
+
+    def _adapted(self, hidden_BTD: Tensor) -> Tensor:
+        return hidden_BTD if self.output_adapter is None else self.output_adapter(hidden_BTD)
 
     def _read_frozen(self, task: Task) -> dict[str, Tensor]:
         everything = self._all_tables() if task.frozen_rows else {}

@@ -67,6 +67,23 @@ class Stateless(Average):
     carries_state = False
 
 
+class Window(Body):
+    """Sees a window, and keeps nothing of it."""
+
+    carries_state = False
+
+    def __init__(self, config):
+        super().__init__()
+        self.mix = nn.Linear(config.input_width, config.width)
+
+    def initialise(self, generator):
+        nn.init.normal_(self.mix.weight, 0.0, 0.3, generator=generator)
+        nn.init.zeros_(self.mix.bias)
+
+    def forward(self, x_BTE, state, noise):
+        return self.mix(x_BTE.cumsum(1)).tanh(), ()
+
+
 class Other:
     pass
 '''
@@ -94,24 +111,29 @@ SMALL = {"data": {"batch": 4, "length": 7}, "loss": {"samples": 20}, "threads": 
 
 
 @pytest.mark.usefixtures("own")
+@pytest.mark.parametrize("name", ["Average", "Window"])
 def test_is_trained_saved_and_found_again(
-    toy_data: Path, tmp_path: Path, thinwire: Callable[..., subprocess.CompletedProcess[str]]
+    name: str,
+    toy_data: Path,
+    tmp_path: Path,
+    thinwire: Callable[..., subprocess.CompletedProcess[str]],
 ) -> None:
     import thinwire as face
 
     run = tmp_path / "run"
-    settings = {"kind": kind("Average"), "width": 12, "embedding_width": 8}
+    settings = {"kind": kind(name), "width": 12, "embedding_width": 8}
     model = face.train(toy_data, run, tokens=2000, model=settings, **SMALL)
-    assert type(model.model.body).__name__ == "Average"
-    assert f'kind = "{kind("Average")}"' in (run / "config.toml").read_text(encoding="utf-8")
-    assert RunFolder.open(run).config.model.kind == kind("Average")
-    assert kind("Average") in repr(model)
-    # Steps over a line are its score, whatever the body.
+    assert type(model.model.body).__name__ == name
+    assert f'kind = "{kind(name)}"' in (run / "config.toml").read_text(encoding="utf-8")
+    assert RunFolder.open(run).config.model.kind == kind(name)
+    assert kind(name) in repr(model)
+    # Steps over a line are its score, whatever the body; longer than its window, too.
+    line = "The cat sees the dog. " * 3
     state, total = model.start(), 0.0
-    for id in [*model.tokenizer.encode("The cat sees"), model.tokenizer.eos_id]:
+    for id in [*model.tokenizer.encode(line), model.tokenizer.eos_id]:
         state, logp = model.step(state, id)
         total += logp
-    assert total == pytest.approx(model.score("The cat sees").logprob, rel=1e-5)
+    assert total == pytest.approx(model.score(line).logprob, rel=1e-5)
     for command in (["eval", run], ["generate", run, "--prompt", "The"]):
         done = thinwire(*command)
         assert done.returncode == 0, done.stderr
@@ -120,7 +142,7 @@ def test_is_trained_saved_and_found_again(
     # Exported where the format can hold it.
     export(model, "words", tmp_path / "words")
     for form in ("onnx", "icefall", "hf"):
-        with pytest.raises(face.UserError, match="Average"):
+        with pytest.raises(face.UserError, match=name):
             export(model, form, tmp_path / form)  # type: ignore[arg-type]
 
 

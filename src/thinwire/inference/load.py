@@ -282,7 +282,7 @@ class TrainedModel:
         """The hidden states after some prompts, a few prompts at a time."""
         size = num_rows_at_a_time(self.model.vocab_size)
         for first in range(0, len(prompts), size):
-            yield self._decoder.read(self._read(prompts[first : first + size]))[0]
+            yield self._decoder.hidden(self._read(prompts[first : first + size]))
 
     def _read(self, prompts: list[str]) -> list[list[int]]:
         return [read_prompt(self.tokenizer, prompt) for prompt in prompts]
