@@ -31,6 +31,8 @@ def evaluate(
     cache: int | None = None,
     cache_theta: float | None = None,
     cache_lambda: float | None = None,
+    arpa: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    arpa_weight: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -65,6 +67,12 @@ def evaluate(
         How sharply the cache prefers similar hidden states. Default: 1.
     cache_lambda
         The part of the probability that the cache gives. Default: 0.05.
+    arpa
+        Measure an n-gram model in ARPA format alone and interpolated with the model too, in rows of
+        their own. Its words are the model's tokens.
+    arpa_weight
+        The part of the probability that the n-gram model gives, from 0 to 1. Default: what suits
+        the validation text best.
     as_json
         Print one JSON object and nothing else.
     device
@@ -84,13 +92,19 @@ def evaluate(
 
     asked = neural_cache(cache, cache_theta, cache_lambda)
 
+    from thinwire.inference.arpa import Interpolation, check_weight, interpolation
+
+    check_weight(arpa, arpa_weight)
+
     from thinwire.inference.evaluate import evaluate_split, evaluate_text
     from thinwire.inference.load import load
 
-    def measure(model: TrainedModel, cache: NeuralCache | None) -> Measured:
+    def measure(
+        model: TrainedModel, cache: NeuralCache | None, ngram: Interpolation | None
+    ) -> Measured:
         if text is not None:
-            return evaluate_text(model, text, cache)
-        return evaluate_split(model, data, split or "valid", cache)
+            return evaluate_text(model, text, cache, ngram)
+        return evaluate_split(model, data, split or "valid", cache, ngram)
 
     mean = None
     if average is not None:
@@ -100,13 +114,17 @@ def evaluate(
             raise UserError("--average is of the run's own steps: leave out --adapter")
         mean = load(run, average=average, device=device, threads=threads)
     model = load(run, step, adapter=adapter, device=device, threads=threads)
-    measured = measure(model, asked)
+    ngram = None
+    if arpa is not None:
+        ngram = interpolation(model, arpa, arpa_weight, model.run.config.data.context, data)
+    measured = measure(model, asked, ngram)
     if mean is not None:
-        measured = replace(measured, averaged=measure(mean, None).evaluation)
-    print(_json(run, model.loaded_step, measured) if as_json else _lines(measured))
+        measured = replace(measured, averaged=measure(mean, None, None).evaluation)
+    weight = None if ngram is None else ngram.weight
+    print(_json(run, model.loaded_step, measured, weight) if as_json else _lines(measured, weight))
 
 
-def _json(run: Path, step: int, measured: Measured) -> str:
+def _json(run: Path, step: int, measured: Measured, arpa_weight: float | None) -> str:
     """What is not a number, or beyond all numbers, is null."""
     found = measured.evaluation
     where = {"text": measured.source} if measured.split is None else {"data": measured.source}
@@ -130,6 +148,12 @@ def _json(run: Path, step: int, measured: Measured) -> str:
         record["average_ppl"] = averaged.ppl
         record["average_ppl_known"] = averaged.ppl_known
         record["average_bits_per_character"] = averaged.bits_per_character(measured.num_characters)
+    for name, other in (("ngram", measured.ngram), ("interpolated", measured.interpolated)):
+        if other is not None:
+            record[f"{name}_ppl"] = other.ppl
+            record[f"{name}_ppl_known"] = other.ppl_known
+            record[f"{name}_bits_per_character"] = other.bits_per_character(measured.num_characters)
+            record["arpa_weight"] = arpa_weight
     finite = {
         key: None if isinstance(value, float) and not isfinite(value) else value
         for key, value in record.items()
@@ -137,7 +161,7 @@ def _json(run: Path, step: int, measured: Measured) -> str:
     return json.dumps(finite)
 
 
-def _lines(measured: Measured) -> str:
+def _lines(measured: Measured, arpa_weight: float | None) -> str:
     found = measured.evaluation
     rows = {
         "perplexity": f"{found.ppl:.2f}",
@@ -152,4 +176,10 @@ def _lines(measured: Measured) -> str:
     if (averaged := measured.averaged) is not None:
         rows["with the average"] = f"{averaged.ppl:.2f}"
         rows["  its known words"] = f"{averaged.ppl_known:.2f}"
+    for name, other in (("the n-gram", measured.ngram), ("both", measured.interpolated)):
+        if other is not None:
+            rows[name] = f"{other.ppl:.2f}"
+            rows[f"  {name}, known"] = f"{other.ppl_known:.2f}"
+    if arpa_weight is not None:
+        rows["--arpa-weight"] = f"{arpa_weight:.4f}"
     return "\n".join(f"{name:18}{value:>14}" for name, value in rows.items())

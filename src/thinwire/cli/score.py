@@ -33,6 +33,8 @@ def score(
     cache: int | None = None,
     cache_theta: float | None = None,
     cache_lambda: float | None = None,
+    arpa: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    arpa_weight: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -72,6 +74,12 @@ def score(
         How sharply the cache prefers similar hidden states. Default: 1.
     cache_lambda
         The part of the probability that the cache gives. Default: 0.05.
+    arpa
+        Interpolate every token's probability with that of an n-gram model in ARPA format, whose
+        words are the model's tokens.
+    arpa_weight
+        The part of the probability that the n-gram model gives, from 0 to 1. Default: what suits
+        the validation text best.
     as_json
         Print one JSON object per line, with the keys logprob, num_tokens and num_unknown; with
         --tokens also tokens and logprobs, with --cache also logprob_cache.
@@ -90,6 +98,11 @@ def score(
 
     asked = neural_cache(cache, cache_theta, cache_lambda)
 
+    from thinwire.console import console
+    from thinwire.inference.arpa import check_weight, interpolation
+
+    check_weight(arpa, arpa_weight)
+
     from thinwire.data.sources import find_sources
     from thinwire.inference.load import load
     from thinwire.inference.score import line_logprobs
@@ -101,29 +114,44 @@ def score(
         raise UserError(f"{out} is a folder: --out takes the name of a file")
     model = load(run, step, adapter=adapter, device=device, threads=threads)
     if asked is not None:
-        if out is not None or tokens or (context, base) != ("line", "e"):
-            raise UserError("--cache goes without --out, --context, --tokens and --base")
+        if out is not None or tokens or (context, base) != ("line", "e") or arpa is not None:
+            raise UserError("--cache goes without --out, --context, --tokens, --base and --arpa")
         all_lines = chain.from_iterable(read_lines(sources, wait=False))
         for plain, cached in model.score_lines_cached(all_lines, asked):
             print((_json if as_json else _columns)(plain, cached))
         return
     rows = Rows(model.tokenizer, as_json, tokens, base == "10")
+
+    def mix(lines: Iterator[LineLogprobs]) -> Iterator[LineLogprobs]:
+        return lines
+
+    if arpa is not None:
+        trained = model.run.config.data.context
+        ngram = interpolation(model, arpa, arpa_weight, "line" if context == "line" else trained)
+        if arpa_weight is None:
+            console.print(f"--arpa-weight {ngram.weight:.6g}")
+        mix = ngram.mix
     if out is not None:
-        _say(_to_file(model, sources, out, rows, context), base, out)
+        _say(_to_file(model, sources, out, rows, context, mix), base, out)
         return
     if context == "text":
-        for line in _carried(model, read_lines(sources)):
+        for line in mix(_carried(model, read_lines(sources))):
             print(rows.row(line))
         return
     window = model.run.config.data.length
     for lines in read_lines(sources, wait=False):
-        for line in line_logprobs(model.model, model.tokenizer, lines, window=window):
+        for line in mix(line_logprobs(model.model, model.tokenizer, lines, window=window)):
             print(rows.row(line))
         print(end="", flush=True)
 
 
 def _to_file(
-    model: TrainedModel, sources: list[Path], out: Path, rows: Rows, context: str
+    model: TrainedModel,
+    sources: list[Path],
+    out: Path,
+    rows: Rows,
+    context: str,
+    mix: Callable[[Iterator[LineLogprobs]], Iterator[LineLogprobs]],
 ) -> Totals:
     """Score with a bar, over the bytes read where each line is on its own."""
     from thinwire.console import progress_bar
@@ -140,7 +168,7 @@ def _to_file(
                 read_lines(sources),
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
-            return write_carried_rows(out, rows, lines)
+            return write_carried_rows(out, rows, mix(lines))
         task = progress.add_task("bytes", total=total_bytes(sources))
         blocks = read_lines(sources, advance=lambda number: progress.advance(task, number))
         window = model.run.config.data.length
@@ -148,7 +176,7 @@ def _to_file(
             out,
             rows,
             chain.from_iterable(blocks),
-            lambda some: line_logprobs(model.model, model.tokenizer, some, window=window),
+            lambda some: mix(line_logprobs(model.model, model.tokenizer, some, window=window)),
         )
 
 

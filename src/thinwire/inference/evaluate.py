@@ -6,16 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from rich.text import Text
 
 from thinwire.console import console, progress_bar, warn
 from thinwire.data.corpus import Corpus, file_digest, narrowest_dtype, unknown_sentence
 from thinwire.data.sources import find_sources
 from thinwire.errors import UserError
+from thinwire.inference.arpa import Interpolation, both_logprobs, interpolated
 from thinwire.inference.load import TrainedModel
 from thinwire.inference.neural_cache import NeuralCache
+from thinwire.inference.score import Logprobs
 from thinwire.inference.text import read_lines
-from thinwire.runs.evaluation import Evaluation, Ids
+from thinwire.runs.evaluation import Evaluation, Ids, Tally
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,8 @@ class Measured:
         num_characters: characters of the raw text, one line end a line included.
         cached: the same text with a neural cache; None: not asked for.
         averaged: the same text with the average of the last steps; None: not asked for.
+        ngram: the same text by an n-gram model alone; None: not asked for.
+        interpolated: the same text by both together; None: not asked for.
     """
 
     evaluation: Evaluation
@@ -37,6 +42,8 @@ class Measured:
     num_characters: int
     cached: Evaluation | None = None
     averaged: Evaluation | None = None
+    ngram: Evaluation | None = None
+    interpolated: Evaluation | None = None
 
     @property
     def bits_per_character(self) -> float:
@@ -45,7 +52,11 @@ class Measured:
 
 
 def evaluate_split(
-    model: TrainedModel, data: Path | None, split: str, cache: NeuralCache | None = None
+    model: TrainedModel,
+    data: Path | None,
+    split: str,
+    cache: NeuralCache | None = None,
+    ngram: Interpolation | None = None,
 ) -> Measured:
     """Evaluate on a split of `data`; None: the data folder that the model was trained on.
 
@@ -73,10 +84,24 @@ def evaluate_split(
         raise UserError(f"the {split} split of {corpus.path} is empty")
     num_characters = corpus.meta.splits[split].characters
     found = _evaluate(model, ids)
-    return Measured(found, str(corpus.path), split, num_characters, _cached(model, ids, cache))
+    cached = _cached(model, ids, cache)
+    return Measured(
+        found,
+        str(corpus.path),
+        split,
+        num_characters,
+        cached,
+        None,
+        *_with_ngram(model, ids, ngram),
+    )
 
 
-def evaluate_text(model: TrainedModel, text: str, cache: NeuralCache | None = None) -> Measured:
+def evaluate_text(
+    model: TrainedModel,
+    text: str,
+    cache: NeuralCache | None = None,
+    ngram: Interpolation | None = None,
+) -> Measured:
     """Evaluate on a text: a file, `-` for standard input, a folder or a glob.
 
     Raises:
@@ -92,7 +117,10 @@ def evaluate_text(model: TrainedModel, text: str, cache: NeuralCache | None = No
         raise UserError(f"there is nothing to evaluate: {text} is empty")
     whole = np.concatenate(ids)
     found = _evaluate(model, whole)
-    return Measured(found, text, None, num_characters, _cached(model, whole, cache))
+    cached = _cached(model, whole, cache)
+    return Measured(
+        found, text, None, num_characters, cached, None, *_with_ngram(model, whole, ngram)
+    )
 
 
 def _evaluate(model: TrainedModel, ids: Ids) -> Evaluation:
@@ -110,3 +138,22 @@ def _cached(model: TrainedModel, ids: Ids, cache: NeuralCache | None) -> Evaluat
     with progress_bar() as progress:
         task = progress.add_task("tokens, with the cache", total=len(ids))
         return model.evaluate_cached(ids, cache, lambda n: progress.advance(task, n))
+
+
+def _with_ngram(
+    model: TrainedModel, ids: Ids, ngram: Interpolation | None
+) -> tuple[Evaluation | None, Evaluation | None]:
+    """By the n-gram model alone, and by both together."""
+    if ngram is None:
+        return None, None
+    context = model.run.config.data.context
+    own_N, ngram_N, ids_N = both_logprobs(model, ngram.arpa, ids, context)
+    mixed_N = interpolated(own_N, ngram_N, ngram.weight)
+    unk_id = model.tokenizer.unk_id
+    return _tallied(ngram_N, ids_N, unk_id), _tallied(mixed_N, ids_N, unk_id)
+
+
+def _tallied(logprob_N: Logprobs, ids_N: Ids, unk_id: int | None) -> Evaluation:
+    tally = Tally(unk_id)
+    tally.add(torch.from_numpy(logprob_N), torch.from_numpy(ids_N.astype(np.int64)))
+    return tally.evaluation()
