@@ -124,11 +124,12 @@ class _Block(nn.Module):
         )
         return self.add(x_BTD, mixed_BHTK, noise)
 
-    def project(self, x_BTD: Tensor) -> tuple[Tensor, ...]:
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, not rotated yet."""
         B, T, _ = x_BTD.shape
         qkv = self.attend_in(self.attend_norm(x_BTD))
-        return qkv.view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        q_BHTK, k_BHTK, v_BHTK = qkv.view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return q_BHTK, k_BHTK, v_BHTK
 
     def add(self, x_BTD: Tensor, mixed_BHTK: Tensor, noise: Noise | None) -> Tensor:
         """The residual with what attention has mixed, and with the feed-forward part after it."""
