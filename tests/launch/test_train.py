@@ -153,3 +153,37 @@ if __name__ == "__main__":
     )
     assert (done.returncode, done.stdout) == (0, "2\n"), done.stderr
     assert "validation perplexity" in done.stderr
+
+
+# What a notebook's kernel is to rich, and IPython's own `display`.
+NOTEBOOK = """
+import builtins, sys
+from types import ModuleType
+
+class ZMQInteractiveShell:
+    pass
+
+shown = []
+builtins.get_ipython = ZMQInteractiveShell
+ipython, display = ModuleType("IPython"), ModuleType("IPython.display")
+ipython.display, display.display = display, lambda found: shown.append(found.text)
+sys.modules.update({"IPython": ipython, "IPython.display": display})
+"""
+
+
+def test_progress_is_shown_in_a_notebook(book: Path, tmp_path: Path) -> None:
+    program = f"""{NOTEBOOK}
+import thinwire
+data = thinwire.prepare({str(book)!r}, out="data", num_processes=1)
+thinwire.train(data, "run", tokens=2800, **{SMALL!r})
+print("".join(shown))
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("tokens/s") == 9 and "validation perplexity" in done.stdout
