@@ -124,7 +124,7 @@ def evaluate(
     print(_json(run, model.loaded_step, measured, weight) if as_json else _lines(measured, weight))
 
 
-def _json(run: Path, step: int, measured: Measured, arpa_weight: float | None) -> str:
+def _json(run: Path, step: int, measured: Measured, arpa_weight: float | None = None) -> str:
     """What is not a number, or beyond all numbers, is null."""
     found = measured.evaluation
     where = {"text": measured.source} if measured.split is None else {"data": measured.source}
