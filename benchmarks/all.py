@@ -47,8 +47,7 @@ DONE, STOPPED = "done", "stopped"
 # Code that only forecasts execute, and code that only runs of several workers do.
 PLAN = ("src/thinwire/plan", "src/thinwire/cli/plan.py")
 SEVERAL = (
-    *(f"src/thinwire/{part}" for part in ("exchange/asynchronous", "launch", "transport", "wire")),
-    *(f"src/thinwire/train/{part}.py" for part in ("serve", "shards", "work")),
+    *(f"src/thinwire/{part}" for part in ("parameter_server", "launch", "transport", "wire")),
     *(f"src/thinwire/cli/{part}.py" for part in ("serve", "work")),
 )
 # Scripts that the emulated devices run, which no other file imports.

@@ -22,7 +22,7 @@ from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.matmul import matmul_nt
 from thinwire.runs.device import set_up_device
-from thinwire.train.loop import Trainer
+from thinwire.training.loop import Trainer
 
 ROUNDS = 7
 STEPS = 40

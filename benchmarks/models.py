@@ -179,7 +179,7 @@ def measure(data: Path, settings: dict[str, object]) -> dict[str, Any]:
     from thinwire.config import RunConfig
     from thinwire.data.corpus import Corpus
     from thinwire.runs.metrics import read_metrics
-    from thinwire.train.loop import train
+    from thinwire.training.loop import train
 
     fixed = {
         "run.threads": 1,

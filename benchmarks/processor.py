@@ -54,7 +54,7 @@ from thinwire.exchange.periodic import Periodic
 from thinwire.exchange.sync import Sync
 from thinwire.language_model import LanguageModel
 from thinwire.optim.updater import Updater
-from thinwire.train.loop import Trainer
+from thinwire.training.loop import Trainer
 
 TRAINING_SECONDS, QUICK_SECONDS = 30.0, 10.0
 TIMEOUT_SECONDS = 300.0

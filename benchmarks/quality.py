@@ -65,7 +65,7 @@ def measure(data: Path, loss: str, seed: int, tokens: int) -> dict:
     """One run of a fixed number of tokens."""
     from thinwire.config import RunConfig
     from thinwire.runs.metrics import read_metrics
-    from thinwire.train.loop import train
+    from thinwire.training.loop import train
 
     config = RunConfig.from_dict(
         {

@@ -95,7 +95,7 @@ def measure(data: Path, model: str, loss: str, seconds: float, every: float) -> 
     from thinwire.runs.device import set_up_device
     from thinwire.runs.folder import RunFolder
     from thinwire.runs.metrics import read_metrics
-    from thinwire.train.loop import Trainer
+    from thinwire.training.loop import Trainer
 
     class Stock(Criterion):
         """PyTorch's function on every row."""

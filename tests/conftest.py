@@ -77,7 +77,7 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def toy_run(toy_data: Path) -> Path:
     """A run folder: a tiny model that has seen 6,000 tokens of `toy_data`; to be read only."""
     from thinwire.config import RunConfig
-    from thinwire.train.loop import train
+    from thinwire.training.loop import train
 
     out = toy_data.parent / "run"
     settings = {

@@ -35,6 +35,7 @@ NAN = float("nan")
 POSITIVE = st.floats(min_value=0, exclude_min=True)
 NOT_NEGATIVE = st.floats(min_value=0, allow_nan=False)
 DEMANDS: dict[str, st.SearchStrategy[Any]] = {
+    "model.kind": st.sampled_from(["lstm", "transformer", "causal_conv", "package.module:Class"]),
     "run.seed": st.integers(),
     "run.threads": st.integers(0, 99),
     "model.width": st.integers(1, 9).map(lambda n: 16 * n),
@@ -174,7 +175,7 @@ def test_an_exchange_refuses_what_another_has(kind: Any, settings: dict[str, Any
         ({"model": {"tied": 1}}, r"\[model\] tied in f.toml is 1, and must be true or false"),
         ({"model": {"dropout": "x"}}, r"\[model\] dropout in f.toml is 'x', .* be a number"),
         ({"run": {"seconds": "x"}}, r"\[run\] seconds in f.toml is 'x', and must be a number"),
-        ({"model": {"kind": "gru"}}, "is 'gru', and must be one of lstm, transformer, causal_conv"),
+        ({"model": {"kind": "gru"}}, "kind is gru, which is none of lstm, transformer, causal"),
         ({"model": {"kind": 3}}, "is 3, and must be one of lstm, transformer, causal_conv"),
         ({"loss": {"kind": ["full"]}}, r"is \['full'\], and must be one of sampled"),
         ({"loss": {"samples": 0}}, "loss.samples is 0"),

@@ -5,6 +5,7 @@ a page run in their order in one folder, which holds at first a small `book.txt`
 
     <!-- run: 600 => 2; model.width 512 => model.width 16 -->   replaces text before running
     <!-- given: data run -->        from here on there is a data folder, and a run that used it
+    <!-- given: wandb.py -->        from here on `import wandb` finds that of tests/stand_ins
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BENCHMARKS = ROOT / "benchmarks/README.md"
+STAND_INS = ROOT / "tests/stand_ins"
 STEP = re.compile(
     r"<!-- given: (?P<given>.*?) -->"
     r"|<!-- run(?:: (?P<swaps>.*?))? -->\n+```(?P<language>bash|python)\n(?P<code>.*?)^```",
@@ -59,7 +61,10 @@ def test_snippets_run(page: Path, book: Path, toy_data: Path, toy_run: Path) -> 
     for language, code in steps(page):
         if language == "given":
             for name in code.split():
-                shutil.copytree(given[name], book.parent / name)
+                if name in given:
+                    shutil.copytree(given[name], book.parent / name)
+                else:
+                    shutil.copyfile(STAND_INS / name, book.parent / name)
             continue
         done = subprocess.run(
             command(language, code),

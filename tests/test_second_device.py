@@ -24,7 +24,7 @@ from thinwire.loss.config import LossKind
 from thinwire.models.config import ModelKind
 from thinwire.optim.config import DenseKind, RowKind
 from thinwire.runs.checkpoints import Checkpoints
-from thinwire.train.loop import train
+from thinwire.training.loop import train
 
 from .parameter_server.together import together as served
 from .standin_device import DEVICE

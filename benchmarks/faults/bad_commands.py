@@ -22,7 +22,7 @@ from thinwire.cli.app import arguments_of, build
 from thinwire.cli.spelling import flags
 from thinwire.config import RunConfig
 from thinwire.data.prepare import prepare
-from thinwire.train.loop import train
+from thinwire.training.loop import train
 
 TOKENIZERS = ("word", "bpe", "bytes")
 # What would start processes, each of which takes seconds, gets only values that are refused or 1.

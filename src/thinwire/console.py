@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import unicodedata
 from contextlib import suppress
+from importlib.util import find_spec
 from typing import IO, cast
 
 from rich.console import Console
@@ -102,11 +103,15 @@ class _Bar(Progress):
 
 
 def progress_bar(*columns: ProgressColumn) -> Progress:
-    """A bar on standard error: description, bar, `columns` (default: m of n), time left."""
+    """A bar on standard error: description, bar, `columns` (default: m of n), time left.
+
+    In a notebook it needs the package ipywidgets, and is left out without it.
+    """
     return _Bar(
         TextColumn("{task.description}", markup=False),
         BarColumn(),
         *(columns or (MofNCompleteColumn(),)),
         TimeRemainingColumn(),
         console=console,
+        disable=console.is_jupyter and find_spec("ipywidgets") is None,
     )

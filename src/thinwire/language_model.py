@@ -26,10 +26,11 @@ from thinwire.loss.output import Output, SoftmaxOutput
 from thinwire.loss.sampled import SampledSoftmax
 from thinwire.models.adapters import Adapter
 from thinwire.models.causal_conv import CausalConv
-from thinwire.models.config import ModelConfig
+from thinwire.models.config import OWN, ModelConfig
 from thinwire.models.contract import Body, State, restart
 from thinwire.models.lstm import LSTM
 from thinwire.models.noise import Noise
+from thinwire.models.own import check_body, own_body
 from thinwire.models.transformer import Transformer
 from thinwire.seeds import torch_generator
 from thinwire.touched import Touched
@@ -99,6 +100,8 @@ class LanguageModel(nn.Module):
         self.has_frozen = bool(model.frozen)
         if initialise:
             self._initialise()
+            if OWN in model.kind:
+                check_body(self.body, model)
         if model.frozen:
             self._freeze(Path(model.frozen))
 
@@ -248,20 +251,39 @@ class LanguageModel(nn.Module):
     @torch.no_grad()
     def hidden(self, inputs_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Hidden states `[B, T, D]` of word ids, and the state after them; no dropout."""
+        return self._through_body(self._embedded(inputs_BT), state, None)
+
+    def empty_window(self, num_rows: int, length: int) -> State | None:
+        """What `hidden_in_window` begins with; None: the body keeps nothing of a window."""
+        if not isinstance(self.body, Transformer):
+            return None
+        return self.body.empty_window(num_rows, length, self.embedding.weight)
+
+    @torch.no_grad()
+    def hidden_in_window(
+        self, inputs_BT: Tensor, past: State, first_B1: Tensor
+    ) -> tuple[Tensor, State]:
+        """`hidden` of word ids that follow what a window holds already; see `Transformer`."""
+        assert isinstance(self.body, Transformer)
+        hidden_BTD, past = self.body.read_on(self._embedded(inputs_BT), past, first_B1)
+        return self._adapted(hidden_BTD), past
+
+    def _embedded(self, inputs_BT: Tensor) -> Tensor:
         rows_RE = self.embedding.weight
         if self.input_adapter is not None:
             ids_R, inputs_BT = torch.unique(inputs_BT, return_inverse=True)
             rows_RE = self.input_adapter(rows_RE[ids_R])
-        return self._through_body(self.body.embed(rows_RE, inputs_BT), state, None)
+        return self.body.embed(rows_RE, inputs_BT)
 
     def _through_body(
         self, x_BTE: Tensor, state: State | None, noise: Noise | None
     ) -> tuple[Tensor, State]:
         """The body, and the adaptation layer after it if there is one."""
         hidden_BTD, after = self.body(x_BTE, state, noise)
-        if self.output_adapter is not None:
-            hidden_BTD = self.output_adapter(hidden_BTD)
-        return hidden_BTD, after
+        return self._adapted(hidden_BTD), after
+
+    def _adapted(self, hidden_BTD: Tensor) -> Tensor:
+        return hidden_BTD if self.output_adapter is None else self.output_adapter(hidden_BTD)
 
     def _read_frozen(self, task: Task) -> dict[str, Tensor]:
         everything = self._all_tables() if task.frozen_rows else {}
@@ -274,6 +296,8 @@ class LanguageModel(nn.Module):
 
 
 def _body(config: ModelConfig) -> Body:
+    if OWN in config.kind:
+        return own_body(config)
     if config.kind == "lstm":
         return LSTM(config.input_width, config.width, config.layers)
     if config.kind == "causal_conv":

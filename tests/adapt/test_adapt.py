@@ -21,7 +21,7 @@ from thinwire.errors import UserError
 from thinwire.inference.evaluate import evaluate_split, evaluate_text
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import read_metrics
-from thinwire.train.loop import Trainer, train
+from thinwire.training.loop import Trainer, train
 
 Adapt = Callable[..., Any]
 FEW = ["--tokens", "2000", "--threads", "1"]

@@ -105,7 +105,7 @@ def test_another_base_and_a_damaged_file_are_refused(base: Path, adapted: Adapt)
 def test_other_models(
     model: dict[str, Any], loss: str, tiny: Any, toy_data: Path, adapted: Adapt, tmp_path: Path
 ) -> None:
-    from thinwire.train.loop import train
+    from thinwire.training.loop import train
 
     config = tiny(run={"tokens": 560}, model={"width": 16, **model}, loss={"kind": loss})
     train(toy_data, tmp_path / "base", config)
@@ -114,7 +114,7 @@ def test_other_models(
 
 
 def test_adaptive_has_no_biases(tiny: Any, toy_data: Path, adapted: Adapt, tmp_path: Path) -> None:
-    from thinwire.train.loop import train
+    from thinwire.training.loop import train
 
     config = tiny(run={"tokens": 560}, model={"width": 64}, loss={"kind": "adaptive"})
     train(toy_data, tmp_path / "base", config)

@@ -14,7 +14,7 @@ import pytest
 def toy_run(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on the toy text; to be read only."""
     from thinwire.config import RunConfig
-    from thinwire.train.loop import train
+    from thinwire.training.loop import train
 
     out = tmp_path_factory.mktemp("run") / "run"
     config = RunConfig.from_dict(

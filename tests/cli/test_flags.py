@@ -58,9 +58,9 @@ def inside(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def kind_of(hint: Any) -> Any:
-    """The type that a value must be of."""
+    """The type that a value must be of; the choices where a name that is none is taken too."""
     if get_origin(hint) in (Union, UnionType):
-        (hint,) = (each for each in get_args(hint) if each is not type(None))
+        hint, *_ = (each for each in get_args(hint) if each is not type(None))
     return hint
 
 
@@ -143,7 +143,7 @@ def test_a_bad_value(verb: str, capsys: Capture) -> None:
             assert "is '-5mbit', and must be a" in said
         if get_origin(kind) is Literal:
             said = refused(capsys, line(verb, name, "nope"))
-            assert f"is 'nope', and must be one of {', '.join(get_args(kind))}" in said
+            assert "nope" in said and f"one of {', '.join(get_args(kind))}" in said
 
 
 @pytest.mark.parametrize("value", ["wide", "inf", "nan", "1.5", "1e3", "0x", "1,5"])

@@ -73,7 +73,7 @@ def refused(capsys: Capture, *args: object) -> str:
         ('[model]\ntied = "yes"\n', "[model] tied in a.toml is 'yes', and must be true or false"),
         (
             '[model]\nkind = "gru"\n',
-            "kind in a.toml is 'gru', and must be one of lstm, transformer, causal_conv",
+            "model.kind is gru, which is none of lstm, transformer, causal_conv",
         ),
         ("[run]\ntokens = -5\n", "--tokens is -5, but a budget must be above 0"),
         ("[model\n", "a.toml is not valid TOML"),

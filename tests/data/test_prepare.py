@@ -452,7 +452,7 @@ def test_what_a_killed_prepare_left_is_cleared_away(book: Path, tmp_path: Path) 
 
 
 def test_a_prepare_that_runs_keeps_others_away(book: Path, tmp_path: Path) -> None:
-    with module._new_folder(tmp_path / "data", force=False) as folder:
+    with module.new_folder(tmp_path / "data", force=False) as folder:
         with pytest.raises(UserError, match="one writer at a time"):
             prepare([str(book)], out=tmp_path / "data")
         assert folder.exists()

@@ -20,8 +20,8 @@ from thinwire.optim.rowwise import RowSGD
 from thinwire.optim.updater import Updater
 from thinwire.parameter_server import connections as connections_module
 from thinwire.touched import Touched
-from thinwire.train.loop import Trainer
-from thinwire.train.replicas import check_replicas
+from thinwire.training.loop import Trainer
+from thinwire.training.replicas import check_replicas
 from thinwire.transport.collective import Collective
 
 torch.set_num_threads(1)

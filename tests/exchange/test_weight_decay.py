@@ -16,8 +16,8 @@ from torch import Tensor
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.language_model import EMBEDDING
-from thinwire.train.loop import Trainer
-from thinwire.train.replicas import check_replicas
+from thinwire.training.loop import Trainer
+from thinwire.training.replicas import check_replicas
 from thinwire.transport.collective import Collective
 
 torch.set_num_threads(1)

@@ -13,7 +13,7 @@ from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
 from thinwire.inference.evaluate import evaluate_split, evaluate_text
-from thinwire.train.loop import train
+from thinwire.training.loop import train
 
 
 @pytest.fixture

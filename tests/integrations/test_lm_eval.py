@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -67,3 +69,36 @@ def test_written_text_stops(trained: Trained, lm_eval: Any) -> None:
     stop = whole.split()[1]
     (found,) = lm.generate_until([request("the cat", {"until": stop, "max_gen_toks": 8})])
     assert found == whole[: whole.index(stop)]
+
+
+@pytest.mark.filterwarnings("ignore")  # theirs and those of what they import
+def test_their_evaluator_takes_it(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_DATASETS_CACHE", str(tmp_path / "cache"))
+    evaluator = pytest.importorskip("lm_eval.evaluator")
+    from lm_eval.api.task import ConfigurableTask
+
+    from thinwire.integrations.lm_eval import HarnessLM
+
+    model = trained()
+    ranked = model.next("the cat", k=model.model.vocab_size, words_only=True)
+    likely, unlikely = ranked[0].word, ranked[-1].word
+    docs = tmp_path / "docs.jsonl"
+    rows = [{"text": "the cat", "choices": [likely, unlikely], "answer": n} for n in (0, 0, 1)]
+    docs.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    task = ConfigurableTask(
+        config={
+            "task": "next_word",
+            "dataset_path": "json",
+            "dataset_kwargs": {"data_files": {"test": str(docs)}, "cache_dir": str(tmp_path)},
+            "test_split": "test",
+            "output_type": "multiple_choice",
+            "doc_to_text": "{{text}}",
+            "doc_to_choice": "{{choices}}",
+            "doc_to_target": "answer",
+            "metric_list": [{"metric": "acc"}],
+        }
+    )
+    found = evaluator.simple_evaluate(model=HarnessLM(model), tasks=[task], bootstrap_iters=0)
+    assert found["results"]["next_word"]["acc,none"] == pytest.approx(2 / 3)

@@ -260,7 +260,7 @@ def torchrun(monkeypatch: pytest.MonkeyPatch) -> None:
 def ways(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     """How runs start, and with how many workers by their settings; none does start."""
     from thinwire.launch import local
-    from thinwire.train import loop
+    from thinwire.training import loop
 
     taken: list[tuple[str, int]] = []
 

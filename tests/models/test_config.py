@@ -11,7 +11,7 @@ from thinwire.models.config import ModelConfig
 @pytest.mark.parametrize(
     ("settings", "sentence"),
     [
-        ({"kind": "gru"}, "model.kind is gru, which is none of lstm, transformer, causal_conv"),
+        ({"kind": "gru"}, "kind is gru, which is none of lstm, transformer, causal_conv, and"),
         ({"width": 0}, "model.width is 0, and must be 1 or more"),
         ({"layers": 0}, "model.layers is 0, and must be 1 or more"),
         ({"heads": -1}, "model.heads is -1, and must be 1 or more"),

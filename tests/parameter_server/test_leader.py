@@ -26,7 +26,7 @@ from thinwire.parameter_server.worker import Failed, Worker
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import read_metrics
 from thinwire.runs.run import Run
-from thinwire.train.loop import train
+from thinwire.training.loop import train
 from thinwire.transport.messages import Connection
 
 from .together import Together, together

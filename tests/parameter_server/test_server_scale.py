@@ -26,7 +26,7 @@ from thinwire.parameter_server.shard import Shard
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.folder import resumed_folder
 from thinwire.runs.run import Run
-from thinwire.train.loop import Trainer, train
+from thinwire.training.loop import Trainer, train
 from thinwire.transport.messages import InProcessListener
 
 from .test_leader import STEP_TOKENS, together

@@ -11,7 +11,7 @@ from thinwire.exchange.sizes import TouchedTables, sync_bytes, total_bytes
 from thinwire.plan import loopback
 from thinwire.plan.loopback import BLOCK_SHAPE, NUM_ROWS, WIDTH, exchange_seconds
 from thinwire.plan.traffic import sync_rounds
-from thinwire.train.agreement import STATEMENT_NUMBERS
+from thinwire.training.agreement import STATEMENT_NUMBERS
 from thinwire.transport.c10d import loopback_group
 
 

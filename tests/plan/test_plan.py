@@ -32,7 +32,7 @@ from thinwire.plan.plan import make_plan
 from thinwire.plan.traffic import Counter, Sent
 from thinwire.runs.metrics import read_metrics
 from thinwire.touched import Touched
-from thinwire.train.loop import train
+from thinwire.training.loop import train
 from thinwire.transport.c10d import loopback_group
 from thinwire.transport.in_process import in_process_group
 

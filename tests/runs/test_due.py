@@ -13,7 +13,7 @@ from thinwire.config import RunConfig
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.clock import Budget
 from thinwire.runs.due import Due
-from thinwire.train.loop import train
+from thinwire.training.loop import train
 
 Settings = Callable[..., RunConfig]
 DECAY = {"rows": "adamw", "weight_decay": 0.5, "row_lr": 0.01}

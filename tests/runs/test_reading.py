@@ -15,7 +15,7 @@ from thinwire.errors import UserError
 from thinwire.parameter_server.leader import serve
 from thinwire.runs.checkpoints import Checkpoints, _checksum
 from thinwire.runs.reading import check_reading
-from thinwire.train.loop import train
+from thinwire.training.loop import train
 from thinwire.transport.messages import InProcessListener
 
 GOOD: dict[str, Any] = {"epoch": 1, "step": 2, "streams": 8, "length": 7}

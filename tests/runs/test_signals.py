@@ -10,7 +10,7 @@ import pytest
 
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.signals import handled, hang_up, stop_on_signals
-from thinwire.train.loop import Trainer, train
+from thinwire.training.loop import Trainer, train
 
 
 class Run:

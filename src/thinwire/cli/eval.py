@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from math import isfinite
 from pathlib import Path
@@ -15,7 +16,6 @@ from thinwire.errors import UserError
 if TYPE_CHECKING:
     from thinwire.inference.evaluate import Measured
     from thinwire.inference.load import TrainedModel
-    from thinwire.inference.neural_cache import NeuralCache
     from thinwire.runs.evaluation import Evaluation
 
 
@@ -35,6 +35,8 @@ def evaluate(
     dynamic: int | None = None,
     dynamic_rate: float | None = None,
     dynamic_decay: float | None = None,
+    arpa: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    arpa_weight: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -78,6 +80,12 @@ def evaluate(
     dynamic_decay
         The part of the way back to its trained value that each step takes a parameter which it
         touches. Default: 0.001.
+    arpa
+        Measure an n-gram model in ARPA format alone and interpolated with the model too, in rows of
+        their own. Its words are the model's tokens.
+    arpa_weight
+        The part of the probability that the n-gram model gives, from 0 to 1. Default: what suits
+        the validation text best.
     as_json
         Print one JSON object and nothing else.
     device
@@ -103,13 +111,17 @@ def evaluate(
             "add --split test, or name a text with --text"
         )
 
+    from thinwire.inference.arpa import check_weight, interpolation
+
+    check_weight(arpa, arpa_weight)
+
     from thinwire.inference.evaluate import evaluate_split, evaluate_text
     from thinwire.inference.load import load
 
-    def measure(model: TrainedModel, *further: Any) -> Measured:
+    def measure(model: TrainedModel, **further: Any) -> Measured:
         if text is not None:
-            return evaluate_text(model, text, *further)
-        return evaluate_split(model, data, split or "valid", *further)
+            return evaluate_text(model, text, **further)
+        return evaluate_split(model, data, split or "valid", **further)
 
     mean = None
     if average is not None:
@@ -120,13 +132,21 @@ def evaluate(
         mean = load(run, average=average, device=device, threads=threads)
     model = load(run, step, adapter=adapter, device=device, threads=threads)
     found_cache = None if asked is None else asked.resolve(model)
-    measured = measure(model, found_cache, learning)
+    ngram = None
+    if arpa is not None:
+        ngram = interpolation(model, arpa, arpa_weight, model.run.config.data.context, data)
+    measured = measure(model, cache=found_cache, dynamic=learning, ngram=ngram)
     if mean is not None:
         measured = replace(measured, averaged=measure(mean).evaluation)
-    print(_json(run, model.loaded_step, measured, found_cache) if as_json else _lines(measured))
+    settings: dict[str, float] = {}
+    if found_cache is not None:
+        settings |= {"cache_theta": found_cache.theta, "cache_lambda": found_cache.weight}
+    if ngram is not None:
+        settings["arpa_weight"] = ngram.weight
+    print(_json(run, model.loaded_step, measured, settings) if as_json else _lines(measured))
 
 
-def _json(run: Path, step: int, measured: Measured, cache: NeuralCache | None = None) -> str:
+def _json(run: Path, step: int, measured: Measured, settings: Mapping[str, float]) -> str:
     """What is not a number, or beyond all numbers, is null."""
     found = measured.evaluation
     where = {"text": measured.source} if measured.split is None else {"data": measured.source}
@@ -142,8 +162,7 @@ def _json(run: Path, step: int, measured: Measured, cache: NeuralCache | None = 
         **where,
         "split": measured.split,
     }
-    if cache is not None:
-        record |= {"cache_theta": cache.theta, "cache_lambda": cache.weight}
+    record |= settings
     for name, _, one in _further(measured):
         record[f"{name}_ppl"] = one.ppl
         record[f"{name}_ppl_known"] = one.ppl_known
@@ -177,5 +196,7 @@ def _further(measured: Measured) -> list[tuple[str, str, Evaluation]]:
         ("dynamic_plain", "as one stream", plain),
         ("dynamic", "  learning from it", learning),
         ("average", "with the average", measured.averaged),
+        ("ngram", "the n-gram model", measured.ngram),
+        ("interpolated", "both together", measured.interpolated),
     ]
     return [(key, title, one) for key, title, one in found if one is not None]

@@ -29,6 +29,8 @@ def rescore(
     beam: int | None = None,
     tune: Annotated[str | None, Parameter(metavar="REFERENCE")] = None,
     reference: str | None = None,
+    arpa: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    arpa_weight: float | None = None,
     step: int | None = None,
     adapter: str | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
@@ -72,6 +74,12 @@ def rescore(
         for each, or a JSON object with the key text.
     reference
         The same to print the word error rates of a given weight and bonus.
+    arpa
+        Interpolate every token's probability with that of an n-gram model in ARPA format, whose
+        words are the model's tokens.
+    arpa_weight
+        The part of the probability that the n-gram model gives, from 0 to 1. Default: what suits
+        the validation text best.
     step
         The step of the run to load. Default: the step with the best validation.
     adapter
@@ -100,7 +108,8 @@ def rescore(
 
     import numpy as np
 
-    from thinwire.console import progress_bar
+    from thinwire.console import console, progress_bar
+    from thinwire.inference.arpa import check_weight, interpolation
     from thinwire.inference.load import load
     from thinwire.inference.nbest import read_kaldi, read_references, read_tsv
     from thinwire.inference.rescore import (
@@ -113,6 +122,7 @@ def rescore(
     )
     from thinwire.inference.score import line_logprobs
 
+    check_weight(arpa, arpa_weight)
     is_merged = format == "tsv" or any(
         each is not None for each in (scores, weight, length_bonus, tune)
     )
@@ -126,11 +136,16 @@ def rescore(
         if references is not None:
             lists = _grouped(nbest, lists, beam, len(references))
     model = load(run, step, adapter=adapter, device=device, threads=threads)
+    ngram = None if arpa is None else interpolation(model, arpa, arpa_weight, "line")
+    if ngram is not None and arpa_weight is None:
+        console.print(f"--arpa-weight {ngram.weight:.6g}")
     logprobs, words = [], []
     with progress_bar() as progress:
         task = progress.add_task("hypotheses", total=len(lists.texts))
         window = model.run.config.data.length
         scored = line_logprobs(model.model, model.tokenizer, lists.texts, window=window)
+        if ngram is not None:
+            scored = ngram.mix(scored)
         for text, line in zip(lists.texts, scored, strict=True):
             logprobs.append(float(line.logprob_T.sum()))
             if not is_merged:

@@ -37,6 +37,8 @@ def score(
     dynamic: int | None = None,
     dynamic_rate: float | None = None,
     dynamic_decay: float | None = None,
+    arpa: Annotated[Path | None, Parameter(metavar="FILE")] = None,
+    arpa_weight: float | None = None,
     as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
     threads: int | None = None,
@@ -88,6 +90,12 @@ def score(
     dynamic_decay
         The part of the way back to its trained value that each step takes a parameter which it
         touches. Default: 0.001.
+    arpa
+        Interpolate every token's probability with that of an n-gram model in ARPA format, whose
+        words are the model's tokens.
+    arpa_weight
+        The part of the probability that the n-gram model gives, from 0 to 1. Default: what suits
+        the validation text best.
     as_json
         Print one JSON object per line, with the keys logprob, num_tokens and num_unknown; with
         --tokens also tokens and logprobs; with --average, --cache or --dynamic also
@@ -111,14 +119,20 @@ def score(
         "dynamic": dynamic_evaluation(dynamic, dynamic_rate, dynamic_decay),
     }
     further = [name for name, one in asked.items() if one is not None]
-    if further and (out is not None or tokens or (context, base) != ("line", "e")):
-        raise UserError(f"--{further[0]} goes without --out, --context, --tokens and --base")
+    if further and (out is not None or tokens or (context, base) != ("line", "e") or arpa):
+        others = "--out, --context, --tokens, --base and --arpa"
+        raise UserError(f"--{further[0]} goes without {others}")
     if len(further) > 1:
         raise UserError(
             f"--{further[0]} and --{further[1]} add one number each: ask for one of them"
         )
     if average is not None and adapter is not None:
         raise UserError("--average is of the run's own steps: leave out --adapter")
+
+    from thinwire.console import console
+    from thinwire.inference.arpa import check_weight, interpolation
+
+    check_weight(arpa, arpa_weight)
 
     from thinwire.data.sources import find_sources
     from thinwire.inference.load import load
@@ -136,16 +150,26 @@ def score(
             print(_json(plain, other, further[0]) if as_json else _columns(plain, other))
         return
     rows = Rows(model.tokenizer, as_json, tokens, base == "10")
+
+    def mix(lines: Iterator[LineLogprobs]) -> Iterator[LineLogprobs]:
+        return lines
+
+    if arpa is not None:
+        trained = model.run.config.data.context
+        ngram = interpolation(model, arpa, arpa_weight, "line" if context == "line" else trained)
+        if arpa_weight is None:
+            console.print(f"--arpa-weight {ngram.weight:.6g}")
+        mix = ngram.mix
     if out is not None:
-        _say(_to_file(model, sources, out, rows, context), base, out)
+        _say(_to_file(model, sources, out, rows, context, mix), base, out)
         return
     if context == "text":
-        for line in _carried(model, read_lines(sources)):
+        for line in mix(_carried(model, read_lines(sources))):
             print(rows.row(line))
         return
     window = model.run.config.data.length
     for lines in read_lines(sources, wait=False):
-        for line in line_logprobs(model.model, model.tokenizer, lines, window=window):
+        for line in mix(line_logprobs(model.model, model.tokenizer, lines, window=window)):
             print(rows.row(line))
         print(end="", flush=True)
 
@@ -169,7 +193,12 @@ def _pairs(
 
 
 def _to_file(
-    model: TrainedModel, sources: list[Path], out: Path, rows: Rows, context: str
+    model: TrainedModel,
+    sources: list[Path],
+    out: Path,
+    rows: Rows,
+    context: str,
+    mix: Callable[[Iterator[LineLogprobs]], Iterator[LineLogprobs]],
 ) -> Totals:
     """Score with a bar, over the bytes read where each line is on its own."""
     from thinwire.console import progress_bar
@@ -186,7 +215,7 @@ def _to_file(
                 read_lines(sources),
                 lambda done, total: progress.update(task, completed=done, total=total),
             )
-            return write_carried_rows(out, rows, lines)
+            return write_carried_rows(out, rows, mix(lines))
         task = progress.add_task("bytes", total=total_bytes(sources))
         blocks = read_lines(sources, advance=lambda number: progress.advance(task, number))
         window = model.run.config.data.length
@@ -194,7 +223,7 @@ def _to_file(
             out,
             rows,
             chain.from_iterable(blocks),
-            lambda some: line_logprobs(model.model, model.tokenizer, some, window=window),
+            lambda some: mix(line_logprobs(model.model, model.tokenizer, some, window=window)),
         )
 
 

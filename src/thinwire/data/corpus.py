@@ -158,7 +158,7 @@ def file_digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Corpus:
     """A data folder that has been checked: `Corpus.open(path)`."""
 
@@ -166,6 +166,13 @@ class Corpus:
     meta: Meta
 
     splits: ClassVar[tuple[str, ...]] = SPLITS
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{name} {about.tokens:,}" for name, about in self.meta.splits.items())
+        return (
+            f"Corpus({str(self.path)!r}: {sizes} {self.meta.tokenizer} tokens, vocabulary "
+            f"{self.meta.vocab_size:,})"
+        )
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True) -> Corpus:

@@ -16,19 +16,16 @@ temporary file for that.
 
 from __future__ import annotations
 
-import errno
 import os
-import re
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from functools import lru_cache, partial
-from hashlib import blake2b
 from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -41,21 +38,21 @@ from thinwire.data.corpus import (
     TOKENIZER_FILE,
     Corpus,
     Meta,
-    SplitMeta,
     file_digest,
     narrowest_dtype,
     unknown_sentence,
 )
 from thinwire.data.encoders import Encoder
+from thinwire.data.given_lines import Line, first_of, text_file, write_ids
+from thinwire.data.new_folder import new_folder
 from thinwire.data.recipes import Options, Recipe, find_recipe
 from thinwire.data.sources import find_sources, name_of, read_blocks, spooled, total_bytes
+from thinwire.data.split_file import SplitFile, SplitPart
 from thinwire.data.splits import TEST, TRAIN, VALID, Division
 from thinwire.data.spool import Piece, map_in_order, read_tokens, spool
 from thinwire.data.tokenizers import train_bpe
 from thinwire.data.vocabulary import Tally, Vocabulary
 from thinwire.errors import UserError
-from thinwire.interrupts import interrupt_later
-from thinwire.locks import only_writer
 
 DEFAULT_FRACTION = 0.01
 BPE_SAMPLE_BYTES = 1 << 26  # of a larger text every n-th block is learnt from
@@ -66,30 +63,59 @@ Divide = Callable[[int], Division]  # number of lines -> which of them go where
 
 
 def prepare(
-    texts: Sequence[str],
+    texts: str | Path | Sequence[str | Path] | None = None,
     *,
-    out: Path,
-    tokenizer: str = "word",
+    lines: Iterable[Line] | None = None,
+    out: str | Path,
+    tokenizer: str | Path = "word",
     vocab_size: int | None = None,
     min_count: int | None = None,
-    vocab: Path | None = None,
-    valid: str | float | None = None,
-    test: str | float | None = None,
+    vocab: str | Path | None = None,
+    valid: str | Path | float | None = None,
+    test: str | Path | float | None = None,
     force: bool = False,
     num_processes: int | None = None,
 ) -> Corpus:
-    """Write the data folder `out`, and open it.
+    """Turn text into a data folder of token ids, and open it.
 
-    `texts` are files, folders, globs or `-`; `tokenizer` is `word`, `space`, `bpe`, `bytes` or a
-    `tokenizer.json`; `valid` and `test` are a file (folder, glob) or the fraction of the lines to
-    hold out, by default 0.01, or nothing where the other one is a file. `force` replaces a data
-    folder.
+    More than a few megabytes are read by several processes, which Python spawns: a script that
+    calls this needs the usual `if __name__ == "__main__":`.
 
-    More than a few megabytes are read by `num_processes` processes (default: one a core), which
-    Python spawns: a script that calls this needs the usual `if __name__ == "__main__":`.
+    Args:
+        texts: files, folders, globs, or `-` for standard input.
+        lines: instead of `texts`, lines from any iterator: strings, or lists (arrays) of token ids
+            of the file `tokenizer`, whose end-of-line token is added where it does not end them. A
+            string with line ends is several lines. They are copied to the disk first; memory does
+            not grow with their number.
+        out: the data folder to create.
+        tokenizer: `word`, `space`, `bpe`, `bytes` or a file (`tokenizer.json`, a SentencePiece
+            `.model`, a table of symbols and ids), whose ids are kept.
+        vocab_size: largest number of ids, special ones included.
+        min_count: words that occur less often in the training text are unknown.
+        vocab: a file with one word per line: these words get ids, and no others.
+        valid: text for validation (file, folder, glob), or the fraction of the lines to hold out.
+            None: 0.01, or nothing where `test` is a text.
+        test: the same for the final test.
+        force: replace a data folder.
+        num_processes: processes that read; None: one per core.
 
-    Raises UserError for what the user can mend; `out` is untouched then.
+    Raises:
+        UserError: what the user can mend; `out` is untouched then.
     """
+    if (texts is None) == (lines is None):
+        raise UserError("prepare takes either texts or lines")
+    out, tokenizer = Path(out), str(tokenizer)
+    vocab = None if vocab is None else Path(vocab)
+    given, first = first_of(lines) if lines is not None else (None, None)
+    if given is not None and not isinstance(first, str):
+        if not (vocab_size is None and min_count is None and vocab is None):
+            raise UserError("lines of ids have the vocabulary of their tokenizer: give no other")
+        fractions = [
+            _fraction_of_ids(name, what) for name, what in (("valid", valid), ("test", test))
+        ]
+        with new_folder(out, force) as folder:
+            write_ids(given, tokenizer, folder, valid=fractions[0], test=fractions[1])
+        return _opened(out)
     valid_files, valid_fraction = _held_out("valid", valid)
     test_files, test_fraction = _held_out("test", test)
     default = 0.0 if valid_files or test_files else DEFAULT_FRACTION
@@ -100,14 +126,20 @@ def prepare(
             f"--valid {valid_fraction} and --test {test_fraction} leave nothing to train on: "
             "their sum must be below 1"
         )
-    train_files = _without(find_sources(texts), [*valid_files, *test_files])
+    train_files: list[Path] = []
+    if texts is not None:
+        named = [texts] if isinstance(texts, str | Path) else texts
+        sources = find_sources([str(text) for text in named])
+        train_files = _without(sources, [*valid_files, *test_files])
     divide_train = partial(Division.by_fraction, valid=valid_fraction, test=test_fraction)
     options = Options(vocab_size=vocab_size, min_count=min_count, vocab=vocab)
     num_processes = num_processes or _num_cores()
 
-    with _new_folder(out, force) as folder, progress_bar(DownloadColumn()) as progress:
+    with new_folder(out, force) as folder, progress_bar(DownloadColumn()) as progress:
         work = folder / "work"
         work.mkdir()
+        if given is not None:
+            train_files = [text_file(given, work)]
         if tokenizer == "bpe":
             train_files = spooled(train_files, work)
         recipe = find_recipe(
@@ -127,6 +159,11 @@ def prepare(
         vocabulary = recipe.vocabulary(_count(divided[0], work))
         _write(divided, recipe, vocabulary, folder, num_processes, progress)
         shutil.rmtree(work)
+    return _opened(out)
+
+
+def _opened(out: Path) -> Corpus:
+    """The data folder; says so where many words are unknown."""
     corpus = Corpus.open(out, verify=False)
     for name, about in corpus.meta.splits.items():
         if sentence := unknown_sentence(f"the {name} split", about.unknown, about.tokens):
@@ -190,30 +227,19 @@ def _count(text: _Text, folder: Path) -> Tally:
     return tally
 
 
-class _Run(NamedTuple):
-    """What one piece gives to one split."""
-
-    split: int
-    ids: Ids
-    totals: npt.NDArray[np.int64]
-    """As `Totals`."""
-    num_lines: int
-    """Lines that end here."""
-
-
-def _divided(piece: Piece, labels_L: Labels) -> Iterator[_Run]:
+def _divided(piece: Piece, labels_L: Labels) -> Iterator[SplitPart]:
     ids = piece.read_ids()
     lines_that_end_L = labels_L if piece.ends_line else labels_L[:-1]
     num_lines_S = np.bincount(lines_that_end_L, minlength=len(SPLITS)).tolist()
     splits = np.unique(labels_L).tolist()
     if len(splits) == 1:
-        yield _Run(splits[0], ids, np.array(piece.totals), num_lines_S[splits[0]])
+        yield SplitPart(splits[0], ids, np.array(piece.totals), num_lines_S[splits[0]])
         return
     lines_L3 = piece.read_lines()
     labels_N = np.repeat(labels_L, lines_L3[:, 0])
     for split in splits:
         totals = lines_L3[labels_L == split].sum(axis=0)
-        yield _Run(split, ids[labels_N == split], totals, num_lines_S[split])
+        yield SplitPart(split, ids[labels_N == split], totals, num_lines_S[split])
 
 
 def _write(
@@ -233,12 +259,12 @@ def _write(
     def table(shard: Path) -> Ids:
         return np.array([ids.get(token, unk_id or 0) for token in read_tokens(shard)], dtype)
 
-    def final(labelled: tuple[Piece, Labels]) -> list[_Run]:
+    def final(labelled: tuple[Piece, Labels]) -> list[SplitPart]:
         runs = _divided(*labelled)
         return [run._replace(ids=table(labelled[0].shard)[run.ids]) for run in runs]
 
     with ExitStack() as stack:
-        files = [stack.enter_context(_SplitFile(folder / f"{split}.bin")) for split in SPLITS]
+        files = [stack.enter_context(SplitFile(folder / f"{split}.bin")) for split in SPLITS]
         pool = stack.enter_context(ThreadPoolExecutor(num_threads))
         pieces = [piece for text in texts for piece in text.pieces]
         size = sum(piece.totals.tokens for piece in pieces) * dtype.itemsize
@@ -259,43 +285,6 @@ def _write(
         counts=vocabulary.counts,
         splits={split: file.meta() for split, file in zip(SPLITS, files, strict=True)},
     ).write(folder / META_FILE)
-
-
-class _SplitFile:
-    """A `.bin` file that grows, and what is known about it."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._digest = blake2b(digest_size=16)
-        self._totals = np.zeros(3, dtype=np.int64)
-        self._num_lines = self._num_unknown = 0
-
-    def __enter__(self) -> _SplitFile:
-        self._file = self._path.open("wb")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
-
-    def write(self, run: _Run, unk_id: int | None) -> None:
-        data = run.ids.tobytes()
-        self._file.write(data)
-        self._digest.update(data)
-        self._totals += run.totals
-        self._num_lines += run.num_lines
-        if unk_id is not None:
-            self._num_unknown += int(np.count_nonzero(run.ids == unk_id))
-
-    def meta(self) -> SplitMeta:
-        tokens, words, characters = self._totals.tolist()
-        return SplitMeta(
-            tokens=tokens,
-            unknown=self._num_unknown,
-            words=words,
-            characters=characters,
-            lines=self._num_lines,
-            blake2b=self._digest.hexdigest(),
-        )
 
 
 def _learn_bpe(
@@ -324,12 +313,19 @@ def _learn_bpe(
     return train_bpe(lines(), vocab_size)
 
 
-def _held_out(name: str, what: str | float | None) -> tuple[list[Path], float]:
+def _fraction_of_ids(name: str, what: str | Path | float | None) -> float:
+    files, fraction = _held_out(name, what)
+    if files:
+        raise UserError(f"--{name} {what} is a text, and lines of ids are held out by a fraction")
+    return DEFAULT_FRACTION if what is None else fraction
+
+
+def _held_out(name: str, what: str | Path | float | None) -> tuple[list[Path], float]:
     """The files of a held-out split, or the fraction to cut off."""
     if what is None:
         return [], 0.0
-    if isinstance(what, str) and Path(what).exists():
-        return find_sources([what]), 0.0
+    if isinstance(what, Path) or (isinstance(what, str) and Path(what).exists()):
+        return find_sources([str(what)]), 0.0
     try:
         fraction = float(what)
     except ValueError:
@@ -359,70 +355,3 @@ def _num_cores() -> int:
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
-
-
-@contextmanager
-def _new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when all has gone well."""
-    out = out.absolute()
-    if out.exists() and not out.is_dir():
-        raise UserError(f"{out} is a file: give --out another name")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with only_writer(out.with_name(f".{out.name}.lock"), str(out)) as alone:
-        if alone:
-            _clear_leftovers(out)
-        with _filled(out, force) as folder:
-            yield folder
-
-
-def _clear_leftovers(out: Path) -> None:
-    """Tidy up after a prepare of this folder that was killed; that none runs is known."""
-    leftover = re.compile(rf"\.{re.escape(out.name)}\.\d+\.(new|old)")
-    for path in out.parent.iterdir():
-        if not (found := leftover.fullmatch(path.name)):
-            continue
-        if found[1] == "old" and not out.exists():  # killed while it replaced what was there
-            path.rename(out)
-        else:
-            shutil.rmtree(path)
-
-
-@contextmanager
-def _filled(out: Path, force: bool) -> Iterator[Path]:
-    if out.is_dir() and any(out.iterdir()):
-        if not (out / META_FILE).is_file():
-            raise UserError(f"{out} is no data folder and not empty: give --out another name")
-        if not force:
-            raise UserError(f"{out} holds data already: --force replaces it")
-    folder = out.with_name(f".{out.name}.{os.getpid()}.new")
-    old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    try:
-        folder.mkdir()
-        yield folder
-        for path in (*folder.iterdir(), folder):
-            _fsync(path)
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-        _fsync(out.parent)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"the disk of {out} is full: while it works, prepare needs four bytes a token "
-                "there, beside the folder itself"
-            ) from error
-        raise
-    finally:
-        with interrupt_later():  # Ctrl+C often comes twice
-            if old.exists() and not out.exists():
-                old.rename(out)
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -274,9 +274,14 @@ def spooled(sources: Iterable[Path], folder: Path) -> list[Path]:
 
 def _copied(source: Path, folder: Path, number: int) -> Path:
     name = name_of(source)
-    # Messages call a copy what they would call its source.
-    copy = folder / COPIES / str(number) / (quote(name, safe="")[-LONGEST_NAME:] + COPY)
-    copy.parent.mkdir(parents=True)
+    copy = copy_named(name, folder, number)
     with copy.open("wb") as file:
         file.writelines(_read_pieces(source, name, lambda _: None, True))
+    return copy
+
+
+def copy_named(name: str, folder: Path, number: int) -> Path:
+    """Where a copy in `folder` goes that messages call by this name."""
+    copy = folder / COPIES / str(number) / (quote(name, safe="")[-LONGEST_NAME:] + COPY)
+    copy.parent.mkdir(parents=True)
     return copy

@@ -152,7 +152,7 @@ class ExchangeConfig:
                 )
 
     def flushes(self, workers: int) -> bool:
-        """Whether an evaluation or a save changes the numbers, as `Exchange.settle` has to bring in
+        """Whether an evaluation or a save changes the numbers, as `Exchange.flush` has to bring in
         what is under way."""
         return workers > 1 and (self.kind == "periodic" or (self.kind == "sync" and self.delay > 0))
 

@@ -16,14 +16,6 @@ from thinwire.touched import Touched
 from thinwire.transport.collective import Pending
 
 
-def take_gradients(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients of those leaves that have one; then they have none."""
-    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
-    for name in gradients:
-        leaves[name].grad = None
-    return gradients
-
-
 class Traffic(NamedTuple):
     """What one worker has sent and waited for; the fields are those of `metrics.jsonl`."""
 

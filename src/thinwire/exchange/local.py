@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor
 
-from thinwire.exchange.contract import Exchange, ExchangeState, take_gradients
-from thinwire.optim.updater import Updater
+from thinwire.exchange.contract import Exchange, ExchangeState
+from thinwire.optim.updater import Updater, take_gradients
 from thinwire.touched import Touched
 from thinwire.transport.collective import Done, Pending
 

@@ -32,7 +32,7 @@ from torch.utils.hooks import RemovableHandle
 
 from thinwire.exchange.coded import CodedCollective
 from thinwire.exchange.config import ExchangeConfig
-from thinwire.exchange.contract import Exchange, ExchangeState, Traffic, take_gradients
+from thinwire.exchange.contract import Exchange, ExchangeState, Traffic
 from thinwire.exchange.hidden import HiddenBlocks, Selection
 from thinwire.exchange.unshared_rows import (
     MergedRows,
@@ -41,7 +41,7 @@ from thinwire.exchange.unshared_rows import (
     announcement,
     unshared_rows,
 )
-from thinwire.optim.updater import Updater
+from thinwire.optim.updater import Updater, take_gradients
 from thinwire.touched import Touched
 from thinwire.transport.collective import Collective, Pending
 

@@ -4,13 +4,12 @@ A decoder state is a tuple of tensors whose first dimension is the batch, and is
 place: it can be kept, selected from and put side by side as beams come and go (`select`, `stack`).
 
 - The first tensor is the hidden state, from which the next word's distribution follows.
-- The others are what the body needs to go on: its own state or, for a body without one, the tokens
-  of its window and their number.
+- The others are what the body needs to go on: its own state or, for a body without one, its window
+  (`windows`).
 
-A window moves on by half its length when it is full, as it does in scoring. So the sum of what
-`step` returns over a line is the line's score, for every kind of model.
+The sum of what `step` returns over a line is the line's score, for every kind of model.
 
-B batch, T tokens, W tokens of a window, D width, V vocabulary.
+B batch, T tokens, D width, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,11 +24,9 @@ from thinwire.data.config import DataConfig
 from thinwire.data.text import as_read
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
+from thinwire.inference.windows import CHUNK_POSITIONS, Windows
 from thinwire.language_model import LanguageModel
 from thinwire.models.contract import State, restart
-
-# At most so many positions go through the body at a time.
-CHUNK_POSITIONS = 4096
 
 Words = list[str] | list[int] | Tensor
 """Words or token ids, one for each member of a batch."""
@@ -95,13 +92,16 @@ class Decoder:
     @torch.no_grad()
     def read(self, prompts: Sequence[Sequence[int]]) -> State:
         """The state after each of these prompts, which may be empty."""
-        if self.data.context == "line":
-            prompts = [self._last_line(prompt) for prompt in prompts]
-        read = [[self.eos_id, *prompt] for prompt in prompts]
-        if self.model.body.carries_state:
-            return self._read_carrying(read)
-        window_BW, number_B1 = self._fill_windows(read)
-        return self._through_windows(window_BW, number_B1)
+        read = self._begun(prompts)
+        carries_state = self.model.body.carries_state
+        return self._read_carrying(read) if carries_state else self._windows.read(read)
+
+    @torch.no_grad()
+    def hidden(self, prompts: Sequence[Sequence[int]]) -> Tensor:
+        """The hidden state after each of these prompts, `[B, D]`: less memory than a state."""
+        read = self._begun(prompts)
+        carries_state = self.model.body.carries_state
+        return self._read_carrying(read)[0] if carries_state else self._windows.hidden(read)
 
     @torch.no_grad()
     def distribution(self, state: State) -> Tensor:
@@ -124,21 +124,23 @@ class Decoder:
         if self.model.body.carries_state:
             hidden_B1D, after = self.model.hidden(ids_B1, state[1:])
             return hidden_B1D[:, 0], *after
-        window_BW, number_B1 = state[1:]
-        stride, is_full_B1 = self._stride, number_B1 == window_BW.shape[1]
-        window_BW = torch.where(is_full_B1, window_BW.roll(-stride, dims=1), window_BW)
-        number_B1 = number_B1 - stride * is_full_B1
-        return self._through_windows(window_BW.scatter(1, number_B1, ids_B1), number_B1 + 1)
+        return self._windows.advance(state, ids_B1)
 
     @property
-    def _stride(self) -> int:
-        return max(1, self.data.length // 2)
+    def _windows(self) -> Windows:
+        return Windows(self.model, self.data.length, self.eos_id)
+
+    def _begun(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
+        """What is read of each prompt: an end-of-line, then all of it or its last line."""
+        if self.data.context == "line":
+            prompts = [self._last_line(prompt) for prompt in prompts]
+        return [[self.eos_id, *prompt] for prompt in prompts]
 
     def _restarted(self, state: State, is_fresh_B: Tensor) -> State:
         if self.model.body.carries_state:
             return restart(state, is_fresh_B)
-        hidden_BD, window_BW, number_B1 = state
-        return hidden_BD, window_BW, number_B1.masked_fill(is_fresh_B[:, None], 0)
+        hidden_BD, window_BW, number_B1, *past = state
+        return hidden_BD, window_BW, number_B1.masked_fill(is_fresh_B[:, None], 0), *past
 
     def _last_line(self, prompt: Sequence[int]) -> list[int]:
         """What comes after the last end-of-line."""
@@ -163,23 +165,3 @@ class Decoder:
             state = tuple(part[num_ended:] for part in state)
             num_read, num_left = length, num_left + num_ended
         return select(stack(found), torch.tensor(order).argsort())
-
-    def _fill_windows(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """The tokens of each prompt's last window, padded at the end, and their numbers."""
-        window, stride = self.data.length, self._stride
-        # The first window that holds the prompt's last token begins so many strides on.
-        seen = [ids[max(0, -(-(len(ids) - window) // stride)) * stride :] for ids in prompts]
-        rows = [[*ids, *[self.eos_id] * (window - len(ids))] for ids in seen]
-        device = self.model.embedding.weight.device
-        numbers = torch.tensor([[len(ids)] for ids in seen], device=device)
-        return torch.tensor(rows, device=device), numbers
-
-    def _through_windows(self, window_BW: Tensor, number_B1: Tensor) -> State:
-        longest = int(number_B1.max())
-        hidden = []
-        rows = max(1, CHUNK_POSITIONS // longest)
-        for window_bW, number_b1 in zip(window_BW.split(rows), number_B1.split(rows), strict=True):
-            hidden_bTD, _ = self.model.hidden(window_bW[:, :longest], None)
-            b = torch.arange(len(window_bW), device=window_bW.device)
-            hidden.append(hidden_bTD[b, number_b1[:, 0] - 1])
-        return torch.cat(hidden), window_BW, number_B1

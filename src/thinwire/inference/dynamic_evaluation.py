@@ -25,11 +25,11 @@ from torch import Tensor
 from thinwire.data.batches import Batch
 from thinwire.data.config import DataConfig
 from thinwire.errors import UserError
-from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
 from thinwire.loss.full import FullSoftmax
 from thinwire.loss.output import SoftmaxOutput
 from thinwire.optim.rowwise import RowSGD
+from thinwire.optim.updater import Updater, take_gradients
 from thinwire.runs.evaluation import (
     Evaluation,
     Ids,
@@ -87,13 +87,9 @@ class Learner:
         self._steps = 0
         if isinstance(self.model.output, SoftmaxOutput):
             self.model.output.criterion = FullSoftmax()
-        self._local = Local(
-            self._tables,
-            self._blocks,
-            RowSGD(self._tables.values(), settings.rate),
-            torch.optim.SGD([*self._blocks.values()], BLOCK_SHARE * settings.rate),
-            clip=0.0,
-        )
+        rows = RowSGD(self._tables.values(), settings.rate)
+        dense = torch.optim.SGD([*self._blocks.values()], BLOCK_SHARE * settings.rate)
+        self._updater = Updater(self._tables, self._blocks, rows, dense)
 
     def logprobs(
         self, ids: Ids, spans: list[Span], *, eos_id: int, window: int
@@ -118,10 +114,10 @@ class Learner:
     def _learn(self, piece: Piece, num_targets: int) -> None:
         batch = Batch(piece.inputs_ST, piece.targets_ST, None, num_targets)
         task = self.model.touch(batch, self._steps)
-        rows = self._local.fetch(task.touched)
+        rows = self._updater.rows(task.touched)
         total, _ = self.model.loss(task, rows, piece.before, None)
         (total / num_targets).backward()
-        self._local.push(task.touched, rows)
+        self._updater.apply(task.touched, take_gradients(rows), take_gradients(self._blocks))
         self._decay(task.touched.rows)
         self._steps += 1
 

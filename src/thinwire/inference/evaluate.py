@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import torch
 
 from thinwire.console import print_line, progress_bar, warn
 from thinwire.data.corpus import Corpus, file_digest, narrowest_dtype, unknown_sentence
 from thinwire.data.sources import find_sources
 from thinwire.errors import UserError
+from thinwire.inference.arpa import Interpolation, both_logprobs, interpolated
 from thinwire.inference.dynamic_evaluation import DynamicEvaluation
 from thinwire.inference.load import TrainedModel
 from thinwire.inference.neural_cache import THETAS, WEIGHTS, NeuralCache, tuned
+from thinwire.inference.score import Logprobs
 from thinwire.inference.text import read_lines
-from thinwire.runs.evaluation import Evaluation, Ids
+from thinwire.runs.evaluation import Evaluation, Ids, Tally
 
 
 @dataclass(frozen=True)
@@ -31,6 +35,8 @@ class Measured:
         dynamic: the same text as one stream, by the model as it is, and by a copy that learns from
             what it has read; None: not asked for.
         averaged: the same text with the average of the last steps; None: not asked for.
+        ngram: the same text by an n-gram model alone; None: not asked for.
+        interpolated: the same text by both together; None: not asked for.
     """
 
     evaluation: Evaluation
@@ -40,6 +46,8 @@ class Measured:
     cached: Evaluation | None = None
     dynamic: tuple[Evaluation, Evaluation] | None = None
     averaged: Evaluation | None = None
+    ngram: Evaluation | None = None
+    interpolated: Evaluation | None = None
 
     @property
     def bits_per_character(self) -> float:
@@ -53,6 +61,7 @@ def evaluate_split(
     split: str,
     cache: NeuralCache | None = None,
     dynamic: DynamicEvaluation | None = None,
+    ngram: Interpolation | None = None,
 ) -> Measured:
     """Evaluate on a split of `data`; None: the data folder that the model was trained on.
 
@@ -84,8 +93,7 @@ def evaluate_split(
         str(corpus.path),
         split,
         num_characters,
-        _cached(model, ids, cache),
-        _dynamic(model, ids, dynamic),
+        **_further(model, ids, cache, dynamic, ngram),
     )
 
 
@@ -94,6 +102,7 @@ def evaluate_text(
     text: str,
     cache: NeuralCache | None = None,
     dynamic: DynamicEvaluation | None = None,
+    ngram: Interpolation | None = None,
 ) -> Measured:
     """Evaluate on a text: a file, `-` for standard input, a folder or a glob.
 
@@ -114,8 +123,7 @@ def evaluate_text(
         text,
         None,
         num_characters,
-        _cached(model, whole, cache),
-        _dynamic(model, whole, dynamic),
+        **_further(model, whole, cache, dynamic, ngram),
     )
 
 
@@ -152,7 +160,7 @@ def tuned_cache(
         data=run.config.data,
     )
     sentence = f"tuned on the validation split: theta {found.theta:g}, lambda {found.weight:g}"
-    console.print(Text(sentence), soft_wrap=True)
+    print_line(sentence)
     return found
 
 
@@ -173,6 +181,23 @@ def _cached(model: TrainedModel, ids: Ids, cache: NeuralCache | None) -> Evaluat
         return model.evaluate_cached(ids, cache, lambda n: progress.advance(task, n))
 
 
+def _further(
+    model: TrainedModel,
+    ids: Ids,
+    cache: NeuralCache | None,
+    dynamic: DynamicEvaluation | None,
+    ngram: Interpolation | None,
+) -> dict[str, Any]:
+    """What is asked for beside the plain figure, by its name in `Measured`."""
+    by_ngram, by_both = (None, None) if ngram is None else _with_ngram(model, ids, ngram)
+    return {
+        "cached": _cached(model, ids, cache),
+        "dynamic": _dynamic(model, ids, dynamic),
+        "ngram": by_ngram,
+        "interpolated": by_both,
+    }
+
+
 def _dynamic(
     model: TrainedModel, ids: Ids, settings: DynamicEvaluation | None
 ) -> tuple[Evaluation, Evaluation] | None:
@@ -181,3 +206,20 @@ def _dynamic(
     with progress_bar() as progress:
         task = progress.add_task("tokens, learning from them", total=len(ids))
         return model.evaluate_dynamic(ids, settings, lambda n: progress.advance(task, n))
+
+
+def _with_ngram(
+    model: TrainedModel, ids: Ids, ngram: Interpolation
+) -> tuple[Evaluation, Evaluation]:
+    """By the n-gram model alone, and by both together."""
+    context = model.run.config.data.context
+    own_N, ngram_N, ids_N = both_logprobs(model, ngram.arpa, ids, context)
+    mixed_N = interpolated(own_N, ngram_N, ngram.weight)
+    unk_id = model.tokenizer.unk_id
+    return _tallied(ngram_N, ids_N, unk_id), _tallied(mixed_N, ids_N, unk_id)
+
+
+def _tallied(logprob_N: Logprobs, ids_N: Ids, unk_id: int | None) -> Evaluation:
+    tally = Tally(unk_id)
+    tally.add(torch.from_numpy(logprob_N), torch.from_numpy(ids_N.astype(np.int64)))
+    return tally.evaluation()

@@ -1,6 +1,7 @@
 """Text that goes on from a prompt, a token at a time.
 
-1. The prompt's tokens, after an end-of-line, set the state (a Transformer: fill the window).
+1. The prompt's tokens, after an end-of-line, set the state (a Transformer: fill the window, which
+   moves on by half its length when it is full).
 2. The exact distribution of the next token is taken without the unknown word, sharpened by the
    temperature, and cut to its most probable part: `top_k` tokens, or (Holtzman et al. 2020, arXiv
    1904.09751) the fewest that hold `top_p` of the probability.
@@ -22,8 +23,8 @@ from thinwire.data.config import DataConfig
 from thinwire.data.text import as_read
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
+from thinwire.inference.decoding import Decoder
 from thinwire.language_model import LanguageModel
-from thinwire.models.contract import State
 from thinwire.seeds import torch_generator
 
 # What a decoder shows for bytes that are no character, or not yet a whole one.
@@ -79,12 +80,10 @@ def write(
     prompt = as_read(prompt, "the prompt")
     *lines, last = (tokenizer.encode(line) for line in prompt.split("\n"))
     before = [id for line in lines for id in [*line, tokenizer.eos_id]]
-    if data.context == "line":
-        before = []
     shown = tokenizer.decode(last)
     # Spaces come before words, unless the tokenizer spells them.
     yield prompt if shown.endswith((" ", "\t")) else prompt.rstrip(" \t")
-    tokens = _tokens(model, tokenizer, [tokenizer.eos_id, *before, *last], sampling, data)
+    tokens = _tokens(model, tokenizer, [*before, *last], sampling, data)
     yield from spelt(tokenizer, last, shown, islice(tokens, num_tokens))
 
 
@@ -97,25 +96,15 @@ def _tokens(
 ) -> Iterator[int]:
     """Tokens that follow the context, without end."""
     generator = torch_generator(sampling.seed, "generate")
-    device = model.embedding.weight.device
-    state: State | None = None
-    unseen = context
+    decoder = Decoder(model, tokenizer.eos_id, data)
+    state = decoder.read([context])
     while True:
-        if not model.body.carries_state:
-            unseen = unseen[-data.length :]
-        inputs_1T = torch.tensor([unseen], device=device)
-        hidden_1TD, state = model.hidden(inputs_1T, state)
-        logprob_V = model.output.distribution(hidden_1TD[:, -1])[0].cpu().to(torch.float64)
+        logprob_V = decoder.distribution(state)[0].cpu().to(torch.float64)
         if tokenizer.unk_id is not None:
             logprob_V[tokenizer.unk_id] = -torch.inf
         token = choose(logprob_V, sampling, generator)
         yield token
-        if data.context == "line" and token == tokenizer.eos_id:
-            state, unseen = None, [token]
-        elif model.body.carries_state:
-            unseen = [token]
-        else:
-            state, unseen = None, [*unseen, token]
+        state = decoder.advance(state, torch.tensor([token]))
 
 
 def choose(logprob_V: Tensor, sampling: Sampling, generator: torch.Generator) -> int:

@@ -100,9 +100,9 @@ def load(
     return TrainedModel(folder, saved.step, tokenizer, model)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class TrainedModel:
-    """A model to score text with, and to write it; made by `load`.
+    """A model to score text with, and to write it; made by `load` and `train`.
 
     Attributes:
         run: the run folder and its settings.
@@ -115,6 +115,13 @@ class TrainedModel:
     loaded_step: int
     tokenizer: Tokenizer
     model: LanguageModel
+
+    def __repr__(self) -> str:
+        about = self.run.config.model
+        return (
+            f"TrainedModel({str(self.run.path)!r}, step {self.loaded_step}: {about.kind} of width "
+            f"{about.width}, {self.model.vocab_size:,} words)"
+        )
 
     def score(self, text: str) -> Score:
         """The natural-log probability of a text, its tokens and unknown words counted.
@@ -289,7 +296,7 @@ class TrainedModel:
         """The hidden states after some prompts, a few prompts at a time."""
         size = num_rows_at_a_time(self.model.vocab_size)
         for first in range(0, len(prompts), size):
-            yield self._decoder.read(self._read(prompts[first : first + size]))[0]
+            yield self._decoder.hidden(self._read(prompts[first : first + size]))
 
     def _read(self, prompts: list[str]) -> list[list[int]]:
         return [read_prompt(self.tokenizer, prompt) for prompt in prompts]

@@ -135,7 +135,7 @@ def text_logprobs(
         ids_N: Ids = np.memmap(ids_file, dtype, "r")
         logprob_N: Logprobs = np.memmap(Path(folder) / "logprobs", np.float64, "w+", 0, ids_N.shape)
         spans = streams(ids_N, tokenizer.eos_id)
-        for done in _fill(logprob_N, model, ids_N, spans, tokenizer.eos_id, window):
+        for done in fill(logprob_N, model, ids_N, spans, tokenizer.eos_id, window):
             advance(done, len(ids_N))
         begin = 0
         for first in range(0, len(ids_N), BLOCK_TOKENS):
@@ -168,14 +168,14 @@ def _score_pool(
     )
     ids_N = np.concatenate([encoded[line] for line in shortest_first])
     logprob_N = np.empty(len(ids_N))
-    for _ in _fill(logprob_N, model, ids_N, spans, tokenizer.eos_id, window):
+    for _ in fill(logprob_N, model, ids_N, spans, tokenizer.eos_id, window):
         pass
     span_of = dict(zip(shortest_first, spans, strict=True))
     for line, ids_T in enumerate(encoded):
         yield LineLogprobs(ids_T, logprob_N[slice(*span_of[line])])
 
 
-def _fill(
+def fill(
     logprob_N: Logprobs,
     model: LanguageModel,
     ids_N: Ids,

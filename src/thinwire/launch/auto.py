@@ -18,7 +18,7 @@ from thinwire.plan.forecast import Link
 from thinwire.plan.plan import KINDS, REPLICATED, Plan, make_plan
 from thinwire.runs.device import set_up_device
 from thinwire.runs.precision import with_precision, with_precision_of_first
-from thinwire.train.replicas import introduce
+from thinwire.training.replicas import introduce
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective
 

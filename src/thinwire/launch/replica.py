@@ -11,7 +11,7 @@ from thinwire.config import RunConfig
 from thinwire.errors import UserError
 from thinwire.launch.handover import SETTINGS_FILE, meeting_store, message_file
 from thinwire.launch.rendezvous import TorchrunMeeting, joined
-from thinwire.train.loop import train
+from thinwire.training.loop import train
 
 
 def run_replica(data: str, out: str, resume: bool, rank: int, folder: str) -> None:

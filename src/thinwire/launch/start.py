@@ -5,9 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
+
+if TYPE_CHECKING:
+    from thinwire.runs.metrics import OnEvent
 
 
 def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
@@ -20,8 +24,22 @@ def team_size(environment: Mapping[str, str] = os.environ) -> int:
     return int(environment["WORLD_SIZE"]) if under_torchrun(environment) else 1
 
 
-def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
+def start(
+    data: Path,
+    out: Path,
+    config: RunConfig,
+    *,
+    resume: bool,
+    on_event: OnEvent | None = None,
+) -> None:
     """Train with the workers that the settings, or torchrun, ask for.
+
+    Args:
+        data: a data folder.
+        out: the run folder.
+        config: all settings.
+        resume: continue the run in `out`.
+        on_event: hears of each line of metrics.jsonl; for a single worker.
 
     Raises:
         UserError: what the user can mend.
@@ -37,14 +55,19 @@ def start(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
 
         train_under_torchrun(data, out, config, resume=resume)
         return
+    if on_event is not None and config.run.workers > 1:
+        raise UserError(
+            f"on_event is called by a single worker, in its process, and {config.run.workers} "
+            "workers were asked for: train with one, or read metrics.jsonl"
+        )
     if config.exchange.kind == "auto":
         from thinwire.launch.auto import chosen
 
         config = chosen(data, config)
     if config.run.workers == 1:
-        from thinwire.train.loop import train
+        from thinwire.training.loop import train
 
-        train(data, out, config, resume=resume)
+        train(data, out, config, resume=resume, on_event=on_event)
     elif config.exchange.kind == "async":
         from thinwire.launch.supervisor import run_async
 

@@ -9,6 +9,7 @@ from typing import Literal, get_args
 from thinwire.errors import UserError
 
 ModelKind = Literal["lstm", "transformer", "causal_conv"]
+OWN = ":"  # what a kind that names a class has: package.module:Class
 AdapterPlaces = Literal["none", "output", "both"]
 
 # Convolutions carry their past inputs: a longer past than this is a mistake in the settings.
@@ -19,9 +20,9 @@ MAX_REACH = 1 << 14
 class ModelConfig:
     """The network between the embedding and the output layer."""
 
-    kind: ModelKind = "lstm"
+    kind: ModelKind | str = "lstm"
     """lstm and causal_conv: carry their state from batch to batch; transformer: sees `data.length`
-    tokens."""
+    tokens. package.module:Class: a body of your own, a `thinwire.Body` that can be imported."""
     width: int = 256
     """Width of the hidden states, and of the output rows."""
     embedding_width: int = 0
@@ -53,9 +54,10 @@ class ModelConfig:
     are trained. Empty: everything is trained. `thinwire adapt --method layers` sets this."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(ModelKind):
+        if self.kind not in get_args(ModelKind) and OWN not in self.kind:
             raise UserError(
-                f"model.kind is {self.kind}, which is none of {', '.join(get_args(ModelKind))}"
+                f"model.kind is {self.kind}, which is none of {', '.join(get_args(ModelKind))}, "
+                "and no package.module:Class"
             )
         if self.adapters not in get_args(AdapterPlaces):
             raise UserError(

@@ -3,7 +3,7 @@
 Sources: Vaswani et al. 2017 (arXiv 1706.03762); RMSNorm, Zhang & Sennrich 2019 (arXiv 1910.07467);
 rotary positions, Su et al. 2021 (arXiv 2104.09864).
 
-B streams, T tokens, D width, H heads, K width of a head.
+B streams, T tokens, W tokens of a window, L layers, D width, H heads, K width of a head.
 """
 
 from __future__ import annotations
@@ -59,6 +59,51 @@ class Transformer(Body):
         x_BTD = self.norm(x_BTD)
         return (noise.drop(x_BTD) if noise else x_BTD), ()
 
+    def empty_window(self, num_streams: int, length: int, like: Tensor) -> State:
+        """Room for the keys and values of all layers, `[B, L, H, W, K]` each."""
+        first = self.layers[0]
+        assert isinstance(first, _Block)
+        shape = num_streams, len(self.layers), first.heads, length, first.head_width
+        return like.new_zeros(shape), like.new_zeros(shape)
+
+    def read_on(self, x_BTE: Tensor, past: State, first_B1: Tensor) -> tuple[Tensor, State]:
+        """What `forward` gives for tokens of a window, from the keys and values of those before.
+
+        Args:
+            x_BTE: embedded words, as `embed` returns them.
+            past: keys and values, of `empty_window` or an earlier call; they stay as they are.
+            first_B1: the position of the first of these words in its window, from 0; what `past`
+                holds from there on is not looked at.
+
+        Returns:
+            Hidden states `[B, T, D]`, and the keys and values with those of these words in place.
+        """
+        T, W, K = x_BTE.shape[1], past[0].shape[3], past[0].shape[4]
+        position_BT = first_B1 + torch.arange(T, device=x_BTE.device)
+        cos_WK, sin_WK = _rotation(W, K, x_BTE)
+        cos_B1TK, sin_B1TK = cos_WK[position_BT][:, None], sin_WK[position_BT][:, None]
+        seen = int(position_BT.max()) + 1
+        is_seen_B1TS = torch.arange(seen, device=x_BTE.device) <= position_BT[:, None, :, None]
+        x_BTD = self.widen(x_BTE)
+        keys, values = [], []
+        for layer, key_BHWK, value_BHWK in zip(
+            self.layers, past[0].unbind(1), past[1].unbind(1), strict=True
+        ):
+            assert isinstance(layer, _Block)
+            q_BHTK, k_BHTK, v_BHTK = layer.project(x_BTD)
+            k_BHTK = _rotate(k_BHTK, cos_B1TK, sin_B1TK)
+            place_BHTK = position_BT[:, None, :, None].expand_as(k_BHTK)
+            keys.append(key_BHWK.scatter(2, place_BHTK, k_BHTK))
+            values.append(value_BHWK.scatter(2, place_BHTK, v_BHTK))
+            mixed_BHTK = F.scaled_dot_product_attention(
+                _rotate(q_BHTK, cos_B1TK, sin_B1TK),
+                keys[-1][:, :, :seen],
+                values[-1][:, :, :seen],
+                attn_mask=is_seen_B1TS,
+            )
+            x_BTD = layer.add(x_BTD, mixed_BHTK, None)
+        return self.norm(x_BTD), (torch.stack(keys, 1), torch.stack(values, 1))
+
 
 class _Block(nn.Module):
     def __init__(self, width: int, heads: int) -> None:
@@ -73,13 +118,22 @@ class _Block(nn.Module):
         self.feed_out = nn.Linear(4 * width, width, bias=False)
 
     def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, noise: Noise | None) -> Tensor:
-        B, T, D = x_BTD.shape
-        qkv = self.attend_in(self.attend_norm(x_BTD))
-        q_BHTK, k_BHTK, v_BHTK = qkv.view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD)
         mixed_BHTK = F.scaled_dot_product_attention(
             _rotate(q_BHTK, cos_TK, sin_TK), _rotate(k_BHTK, cos_TK, sin_TK), v_BHTK, is_causal=True
         )
-        attended_BTD = self.attend_out(mixed_BHTK.transpose(1, 2).reshape(B, T, D))
+        return self.add(x_BTD, mixed_BHTK, noise)
+
+    def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values, not rotated yet."""
+        B, T, _ = x_BTD.shape
+        qkv = self.attend_in(self.attend_norm(x_BTD))
+        q_BHTK, k_BHTK, v_BHTK = qkv.view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        return q_BHTK, k_BHTK, v_BHTK
+
+    def add(self, x_BTD: Tensor, mixed_BHTK: Tensor, noise: Noise | None) -> Tensor:
+        """The residual with what attention has mixed, and with the feed-forward part after it."""
+        attended_BTD = self.attend_out(mixed_BHTK.transpose(1, 2).flatten(2))
         x_BTD = x_BTD + (noise.drop(attended_BTD) if noise else attended_BTD)
         fed_BTD = self.feed_out(F.gelu(self.feed_in(self.feed_norm(x_BTD))))
         return x_BTD + (noise.drop(fed_BTD) if noise else fed_BTD)

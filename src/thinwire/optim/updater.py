@@ -18,6 +18,14 @@ from thinwire.optim.rows import RowOptimizer
 from thinwire.touched import Touched
 
 
+def take_gradients(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients of those leaves that have one; then they have none."""
+    gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
+    for name in gradients:
+        leaves[name].grad = None
+    return gradients
+
+
 class Updater:
     """Both optimisers, and the parameters that they update.
 

@@ -15,7 +15,7 @@ from thinwire.optim.updater import Updater
 from thinwire.plan.timing import mean_seconds
 from thinwire.plan.traffic import sync_rounds
 from thinwire.touched import Touched
-from thinwire.train.agreement import STATEMENT_NUMBERS
+from thinwire.training.agreement import STATEMENT_NUMBERS
 from thinwire.transport.c10d import C10d, loopback_group
 from thinwire.transport.keys import Key
 from thinwire.transport.zeromq import ZeroMQConnection, ZeroMQListener

@@ -32,7 +32,7 @@ from thinwire.language_model import LanguageModel
 from thinwire.parameter_server.parameter_codec import ParameterCodec
 from thinwire.parameter_server.protocol import pull_bytes, push_bytes, rows_bytes
 from thinwire.touched import Touched
-from thinwire.train.agreement import STATEMENT_NUMBERS
+from thinwire.training.agreement import STATEMENT_NUMBERS
 from thinwire.wire.codecs import make_codec
 
 STEPS = 6

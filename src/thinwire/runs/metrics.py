@@ -9,7 +9,7 @@ What cannot be written, as on a full disk, ends no run: it waits in memory until
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from math import isfinite
 from pathlib import Path
@@ -21,6 +21,9 @@ from thinwire.errors import UserError, reason_of
 from thinwire.files import parse_json
 
 METRICS_FILE = "metrics.jsonl"
+
+OnEvent = Callable[[dict[str, Any]], object]
+"""Hears of each line as it is written, as a dict; it stops the run by returning False."""
 
 
 class MetricsWriter:
@@ -35,8 +38,9 @@ class MetricsWriter:
         self._warned = False
         self._file = self._path.open("ab", buffering=0)
 
-    def write(self, event: str, **values: Any) -> None:
-        """One line, which readers see at once. What is no number becomes null."""
+    def write(self, event: str, **values: Any) -> dict[str, Any]:
+        """One line, which readers see at once, and which is returned. What is no number becomes
+        null."""
         line = {"event": event} | {name: _finite(value) for name, value in values.items()}
         self._waiting += json.dumps(line, allow_nan=False).encode() + b"\n"
         self._flush()
@@ -44,6 +48,7 @@ class MetricsWriter:
             for name, value in values.items():
                 if isinstance(value, int | float) and name != "step":
                     self._board.add_scalar(f"{event}/{name}", value, values["step"])
+        return line
 
     def _flush(self) -> None:
         try:

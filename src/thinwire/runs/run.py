@@ -7,7 +7,7 @@ report, evaluate and save when that is due.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import replace
 from math import isfinite, log
 from typing import Any
@@ -28,7 +28,7 @@ from thinwire.runs.clock import Budget, Clock
 from thinwire.runs.due import Due
 from thinwire.runs.evaluation import Evaluation, evaluate
 from thinwire.runs.folder import RunFolder, load_parameters
-from thinwire.runs.metrics import Averages, MetricsWriter
+from thinwire.runs.metrics import Averages, MetricsWriter, OnEvent
 from thinwire.runs.opening import start_values, summary
 from thinwire.runs.progress import TrainingDisplay, wire_sentence
 from thinwire.runs.reading import check_reading, read_from
@@ -48,6 +48,7 @@ class Run:
         corpus: the data folder.
         device: where the model lives.
         num_workers: workers that train it.
+        on_event: hears of what is recorded, and may stop the run.
     """
 
     def __init__(
@@ -57,9 +58,10 @@ class Run:
         corpus: Corpus,
         device: torch.device,
         num_workers: int = 1,
+        on_event: OnEvent | None = None,
     ) -> None:
         self.folder, self.config, self.corpus, self.device = folder, config, corpus, device
-        self.num_workers = num_workers
+        self.num_workers, self._on_event = num_workers, on_event
         counts_V = torch.from_numpy(corpus.counts_V)
         in_bf16 = config.run.precision == "bf16"
         model = LanguageModel(config.model, config.loss, counts_V, config.run.seed, in_bf16=in_bf16)
@@ -85,6 +87,7 @@ class Run:
         self.smoothed_loss = log(self.model.vocab_size)
         self.lowest_loss = self.smoothed_loss
         self.stop_asked = self._said_unknown = False
+        self._stopped_by_listener = False
         self.wire: Mapping[str, Any] = {}
         """What all workers together have sent and waited, by the names in metrics.jsonl."""
 
@@ -96,8 +99,8 @@ class Run:
     # Budget and rates
 
     def progress(self) -> float:
-        """The part of the budget that is spent."""
-        return self.budget.progress(**self._spent())
+        """The part of the budget that is spent; 1 too where `on_event` has stopped the run."""
+        return 1.0 if self._stopped_by_listener else self.budget.progress(**self._spent())
 
     @property
     def spent_for_certain(self) -> bool:
@@ -117,6 +120,8 @@ class Run:
     @property
     def why_over(self) -> str:
         """The reason, for the record."""
+        if self._stopped_by_listener:
+            return "stopped by on_event"
         if self.out_of_patience and self.progress() < 1.0:
             return f"no new best in {self.num_worse} evaluations"
         return self.budget.reason(**self._spent())
@@ -191,17 +196,15 @@ class Run:
             return
         metrics = MetricsWriter(self.folder.path, tensorboard=self.config.metrics.tensorboard)
         self._metrics = metrics
-        with TrainingDisplay() as self._display:
+        with closing(metrics), TrainingDisplay() as self._display:
             self._describe(resumed)
             self.clock.start()
             try:
                 yield
             except UserError as error:
                 with suppress(OSError):  # on a full disk: what has gone wrong is said already
-                    metrics.write("end", reason=str(error), step=self.step, **self._record())
+                    self._write("end", reason=str(error), step=self.step, **self._record())
                 raise
-            finally:
-                metrics.close()
 
     @property
     def report_due(self) -> bool:
@@ -229,7 +232,7 @@ class Run:
         if self.folder is None:
             return
         rate = self.updater.dense_optimizer.param_groups[0]["lr"]
-        self._metrics.write("train", step=self.step, **self._record(), **found, lr=rate)
+        self._write("train", step=self.step, **self._record(), **found, lr=rate)
         self._display.train(
             progress=min(1.0, self.progress()),
             seconds=self.clock.seconds,
@@ -258,7 +261,7 @@ class Run:
         self.num_worse = 0 if best else self.num_worse + 1
         self.schedule.observe(ppl)
         if found is not None:
-            self._metrics.write(
+            self._write(
                 "valid",
                 step=self.step,
                 **self._record(),
@@ -281,16 +284,21 @@ class Run:
         reason = "interrupted" if self.stop_asked else self.why_over
         if self.folder is None:
             return
-        self._metrics.write("end", reason=reason, step=self.step, **self._record())
+        self._write("end", reason=reason, step=self.step, **self._record())
         if self.wire.get("bytes_dense"):
             self._display.note(wire_sentence(self.wire))
         path = self.folder.path
         if self.stop_asked:
             self._display.note(f"{path} has what was trained; the command with --resume goes on.")
         else:
-            if self.out_of_patience:
+            if self.out_of_patience or self._stopped_by_listener:
                 self._display.note(f"Stopped early: {reason}.")
             self._display.note(f"The model is in {path}; thinwire eval {path} scores it.")
+
+    def _write(self, event: str, **values: Any) -> None:
+        line = self._metrics.write(event, **values)
+        if self._on_event is not None and self._on_event(line) is False:
+            self._stopped_by_listener = True
 
     # Checkpoints
 
@@ -412,7 +420,7 @@ class Run:
     def _describe(self, resumed: bool) -> None:
         assert self.folder is not None
         if resumed:
-            self._metrics.write("resume", step=self.step, **self._record())
+            self._write("resume", step=self.step, **self._record())
             saved = self.checkpoints is not None and self.checkpoints.newest is not None
             place = f"step {self.step}" if saved else "the start, as no step was saved"
             self._display.note(f"Going on from {place}, in {self.folder.path}")
@@ -429,7 +437,7 @@ class Run:
                 self._display.note(change)
         about = self.config, self.device, self.num_workers, self.num_parameters
         start = start_values(*about, self.folder.fingerprint)
-        self._metrics.write("start", step=self.step, **start)
+        self._write("start", step=self.step, **start)
         num_dense = sum(p.numel() for p in self.blocks.values())
         words = self.corpus.meta.vocab_size
         self._display.note(summary(*about, num_dense, words, self.budget.limits))

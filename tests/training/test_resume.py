@@ -24,7 +24,7 @@ from thinwire.runs import checkpoints as checkpoints_module
 from thinwire.runs.folder import CONFIG_FILE, RunFolder
 from thinwire.runs.metrics import read_metrics
 from thinwire.runs.run import Run
-from thinwire.train.loop import Trainer, train
+from thinwire.training.loop import Trainer, train
 
 Settings = Callable[..., RunConfig]
 STEP_TOKENS = 28

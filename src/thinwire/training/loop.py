@@ -37,12 +37,13 @@ from thinwire.models.contract import State
 from thinwire.models.noise import Noise
 from thinwire.runs.device import set_up_device
 from thinwire.runs.folder import RunFolder, resumed_folder
+from thinwire.runs.metrics import OnEvent
 from thinwire.runs.precision import with_precision, with_precision_of_first
 from thinwire.runs.run import Run
 from thinwire.runs.signals import stop_on_signals
-from thinwire.train.agreement import Agreed, Statement
-from thinwire.train.barrier import Result, keep_alive_barrier
-from thinwire.train.replicas import (
+from thinwire.training.agreement import Agreed, Statement
+from thinwire.training.barrier import Result, keep_alive_barrier
+from thinwire.training.replicas import (
     check_replicas,
     gathered_state,
     hand_out,
@@ -60,12 +61,14 @@ def train(
     *,
     resume: bool = False,
     collective: Collective | None = None,
+    on_event: OnEvent | None = None,
 ) -> None:
     """Train a language model on the data folder `data` and leave it in the run folder `out`.
 
     Ctrl+C saves and raises KeyboardInterrupt. With `resume` a run goes on from its newest whole
     step, or from the beginning if it was stopped before it saved one; its budgets may have grown.
-    Every worker of `collective` calls this; only the first one uses `out`.
+    Every worker of `collective` calls this; only the first one uses `out`. `on_event` hears of each
+    line of metrics.jsonl, as a dict, and ends the run as a spent budget does by returning False.
 
     Raises:
         UserError: what the user can mend, among it a run whose loss is no longer finite, and a run
@@ -73,11 +76,16 @@ def train(
     """
     leads = collective is None or collective.rank == 0
     with one_writer(out) if leads else nullcontext():
-        _train(data, out, config, resume, collective)
+        _train(data, out, config, resume, collective, on_event)
 
 
 def _train(
-    data: Path, out: Path, config: RunConfig, resume: bool, collective: Collective | None
+    data: Path,
+    out: Path,
+    config: RunConfig,
+    resume: bool,
+    collective: Collective | None,
+    on_event: OnEvent | None,
 ) -> None:
     corpus = Corpus.open(data)
     if not len(corpus.ids("valid")):
@@ -91,7 +99,7 @@ def _train(
         folder = replace(folder, config=with_precision(folder.config, device))
     first = config if folder is None else folder.config
     config = with_precision_of_first(config, first, collective or Alone())
-    trainer = Trainer(folder, config, corpus, device, collective)
+    trainer = Trainer(folder, config, corpus, device, collective, on_event)
     introduce(trainer.collective, config, corpus)
     trainer.restore(resume=resume)
     # Only now, so that settings which do not fit the data leave no run behind.
@@ -117,10 +125,11 @@ class Trainer:
         corpus: Corpus,
         device: torch.device,
         collective: Collective | None = None,
+        on_event: OnEvent | None = None,
     ) -> None:
         self.config = config
         self.collective = collective or Alone()
-        self.job = Run(folder, config, corpus, device, self.collective.size)
+        self.job = Run(folder, config, corpus, device, self.collective.size, on_event)
         self.model, self.checkpoints = self.job.model, self.job.checkpoints
         self.exchange = make_exchange(
             self.job.updater, self.collective, config.exchange, config.run.seed

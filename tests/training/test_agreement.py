@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from thinwire.exchange.contract import Traffic
-from thinwire.train.agreement import STATEMENT_NUMBERS, Statement
+from thinwire.training.agreement import STATEMENT_NUMBERS, Statement
 
 TRAFFIC = Traffic(100, 200, 1000, 3.0, 1.0)
 

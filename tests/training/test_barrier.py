@@ -12,7 +12,7 @@ import pytest
 
 from thinwire.errors import UserError
 from thinwire.exchange.coded import CodedCollective
-from thinwire.train.barrier import keep_alive_barrier
+from thinwire.training.barrier import keep_alive_barrier
 from thinwire.transport.collective import Collective
 
 Together = Callable[..., list[Any]]

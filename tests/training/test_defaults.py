@@ -13,7 +13,7 @@ from thinwire.data.prepare import prepare
 from thinwire.loss.config import LossKind
 from thinwire.models.config import ModelKind
 from thinwire.optim.config import DenseKind, RowKind
-from thinwire.train.loop import Trainer
+from thinwire.training.loop import Trainer
 
 torch.set_num_threads(1)
 

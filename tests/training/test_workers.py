@@ -23,7 +23,7 @@ from thinwire.runs import precision as precision_module
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.folder import RunFolder
 from thinwire.runs.metrics import read_metrics
-from thinwire.train.loop import Trainer, train
+from thinwire.training.loop import Trainer, train
 from thinwire.transport.collective import Collective
 from thinwire.transport.faulty import Faulty
 

@@ -18,7 +18,7 @@ from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
 from thinwire.exchange.contract import ExchangeState
 from thinwire.runs.run import Run
-from thinwire.train.replicas import (
+from thinwire.training.replicas import (
     check_replicas,
     gathered_state,
     hand_out,

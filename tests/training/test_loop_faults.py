@@ -22,7 +22,7 @@ from thinwire.locks import one_writer
 from thinwire.runs import checkpoints as checkpoints_module
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import METRICS_FILE, read_metrics
-from thinwire.train.loop import Trainer, train
+from thinwire.training.loop import Trainer, train
 
 Settings = Callable[..., RunConfig]
 STEP_TOKENS = 28

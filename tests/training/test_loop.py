@@ -26,7 +26,7 @@ from thinwire.runs.due import COUNTED_TIMES
 from thinwire.runs.evaluation import evaluate
 from thinwire.runs.folder import RunFolder
 from thinwire.runs.metrics import METRICS_FILE, read_metrics
-from thinwire.train.loop import Trainer, train
+from thinwire.training.loop import Trainer, train
 
 Settings = Callable[..., RunConfig]
 STEP_TOKENS = 28
