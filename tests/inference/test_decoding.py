@@ -18,6 +18,10 @@ SETTINGS = [
     {"kind": "transformer", "context": "line"},
     {"kind": "causal_conv"},
     {"context": "line"},
+    {"ngrams": 3},
+    {"ngrams": 4, "context": "line", "tied": True},
+    {"ngrams": 3, "kind": "transformer"},
+    {"ngrams": 2, "kind": "causal_conv"},
 ]
 LINES = ["The cat sees the dog.", "", "The xyzzy hears", "dog " * 40]
 
@@ -68,14 +72,15 @@ def test_a_prompt_is_its_steps(trained, settings: dict) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
-def test_beams_are_selected_and_stacked(trained, kind: str) -> None:
-    model = trained(kind=kind)
+@pytest.mark.parametrize("ngrams", [0, 3])
+def test_beams_are_selected_and_stacked(trained, kind: str, ngrams: int) -> None:
+    model = trained(kind=kind, ngrams=ngrams)
     begun = model.start("The cat sees")
     kept = [part.clone() for part in begun]
     beams = select(begun, [0, 0, 0])
     beams, logp_B = model.step(beams, ["the", "dog", "</s>"])
     singles = [model.step(begun, word) for word in ("the", "dog", "</s>")]
-    assert logp_B.tolist() == pytest.approx([logp for _, logp in singles], rel=1e-5)
+    assert logp_B.tolist() == pytest.approx([logp for _, logp in singles], rel=1e-5, abs=1e-5)
     again = stack([state for state, _ in singles])
     assert torch.allclose(model.distribution(beams), model.distribution(again), atol=1e-5)
     reversed_ = select(beams, torch.tensor([2, 1, 0]))
