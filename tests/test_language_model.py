@@ -16,6 +16,7 @@ from thinwire.language_model import EMBEDDING, NGRAMS, LanguageModel, Task
 from thinwire.loss.config import LossConfig
 from thinwire.models.config import ModelConfig
 from thinwire.models.contract import State, restart
+from thinwire.models.ngrams import add_up
 from thinwire.models.noise import Noise
 
 torch.set_num_threads(1)
@@ -110,7 +111,7 @@ def densely(
     more_BTE = None
     if model.ngrams is not None:
         found = model.ngrams.rows(_tokens(batch), batch.inputs_BT.shape[1])
-        more_BTE = model.ngrams.add_up(model.ngrams.weight, *found)
+        more_BTE = add_up(model.ngrams.weight, *found)
     x_BTE = model.body.embed(embedding_VE, batch.inputs_BT, more_BTE)
     hidden_BTD, _ = model.body(x_BTE, state, None)
     at = batch.targets_BT >= 0

@@ -29,7 +29,7 @@ from thinwire.models.causal_conv import CausalConv
 from thinwire.models.config import ModelConfig
 from thinwire.models.contract import Body, State, restart
 from thinwire.models.lstm import LSTM
-from thinwire.models.ngrams import NOTHING, Ngrams
+from thinwire.models.ngrams import NOTHING, Ngrams, add_up
 from thinwire.models.noise import Noise
 from thinwire.models.transformer import Transformer
 from thinwire.seeds import torch_generator
@@ -53,9 +53,8 @@ class Task:
             None: they are the touched rows of a table of their own.
         plan: the output layer's plan.
         frozen_rows: the rows that the step reads of tables that are not trained.
-        ngram_rows_BTK: where each position's n-grams stand among their table's touched rows; None:
-            the model has no n-grams.
-        ngram_factors_BTK: what their rows are multiplied with.
+        ngrams: where the rows of each position's n-grams stand among their table's touched rows,
+            and what they are multiplied with, both `[B, T, K]`; None: the model has no n-grams.
     """
 
     batch: Batch
@@ -64,8 +63,7 @@ class Task:
     output_rows_R: Tensor | None
     plan: Plan
     frozen_rows: Mapping[str, Tensor | None] = field(default_factory=dict)
-    ngram_rows_BTK: Tensor | None = None
-    ngram_factors_BTK: Tensor | None = None
+    ngrams: tuple[Tensor, Tensor] | None = None
 
 
 class LanguageModel(nn.Module):
@@ -203,13 +201,14 @@ class LanguageModel(nn.Module):
         plan = self.output.plan(targets_N, step)
         ids_I, input_rows_BT = torch.unique(batch.inputs_BT, return_inverse=True)
         rows: dict[str, Tensor | None] = {EMBEDDING: ids_I}
-        ngram_rows_BTK = ngram_factors_BTK = None
+        ngrams = None
         if self.ngrams is not None:
             tokens_BS = batch.inputs_BT + 1
             if self.num_before and batch.before_BP is not None:
                 tokens_BS = torch.cat([batch.before_BP + 1, tokens_BS], dim=1)
-            found_BTK, ngram_factors_BTK = self.ngrams.rows(tokens_BS, batch.inputs_BT.shape[1])
-            rows[NGRAMS], ngram_rows_BTK = torch.unique(found_BTK, return_inverse=True)
+            found_BTK, factor_BTK = self.ngrams.rows(tokens_BS, batch.inputs_BT.shape[1])
+            rows[NGRAMS], at_BTK = torch.unique(found_BTK, return_inverse=True)
+            ngrams = at_BTK, factor_BTK
         for name in self.output.tables():
             rows[f"output.{name}"] = plan.ids_R
         num_drawn = 0 if plan.log_inclusion_S is None else len(plan.log_inclusion_S)
@@ -233,16 +232,7 @@ class LanguageModel(nn.Module):
             rows = {name: ids for name, ids in rows.items() if name in trained}
             num_shared = {name: n for name, n in num_shared.items() if name in trained}
         touched = Touched(rows, num_shared)
-        return Task(
-            batch,
-            touched,
-            input_rows_BT,
-            output_rows_R,
-            plan,
-            frozen_rows,
-            ngram_rows_BTK,
-            ngram_factors_BTK,
-        )
+        return Task(batch, touched, input_rows_BT, output_rows_R, plan, frozen_rows, ngrams)
 
     def loss(
         self, task: Task, rows: Mapping[str, Tensor], state: State | None, noise: Noise | None
@@ -263,13 +253,7 @@ class LanguageModel(nn.Module):
         with torch.autocast(embedding_RE.device.type, torch.bfloat16, enabled=self.in_bf16):
             if self.input_adapter is not None:
                 embedding_RE = self.input_adapter(embedding_RE)
-            more_BTE = None
-            if task.ngram_rows_BTK is not None:
-                assert self.ngrams is not None
-                assert task.ngram_factors_BTK is not None
-                more_BTE = self.ngrams.add_up(
-                    rows[NGRAMS], task.ngram_rows_BTK, task.ngram_factors_BTK
-                )
+            more_BTE = None if task.ngrams is None else add_up(rows[NGRAMS], *task.ngrams)
             x_BTE = self.body.embed(embedding_RE, task.input_rows_BT, more_BTE)
             hidden_BTD, after = self._through_body(x_BTE, state, noise)
         targets_N = batch.targets_BT >= 0
@@ -293,16 +277,16 @@ class LanguageModel(nn.Module):
 
         With n-grams a state that is carried begins with the last tokens, as `Ngrams` has them.
         """
-        more_BTE, past = None, ()
+        past: State = ()
+        more_BTE = None
         if self.ngrams is not None:
             (B, T), P = inputs_BT.shape, self.num_before
-            before_BP = inputs_BT.new_full((B, P), NOTHING)
-            if P and state is not None:
-                before_BP, *others = state
-                state = tuple(others)
-            tokens_BS = torch.cat([before_BP, inputs_BT + 1], dim=1)
+            if P:
+                nothing_BP = inputs_BT.new_full((B, P), NOTHING)
+                past, state = (state[:1], state[1:]) if state else ((nothing_BP,), None)
+            tokens_BS = torch.cat([*past, inputs_BT + 1], dim=1)
             past = (tokens_BS[:, T:],) if P else ()
-            more_BTE = self.ngrams.add_up(self.ngrams.weight, *self.ngrams.rows(tokens_BS, T))
+            more_BTE = add_up(self.ngrams.weight, *self.ngrams.rows(tokens_BS, T))
         rows_RE = self.embedding.weight
         if self.input_adapter is not None:
             ids_R, inputs_BT = torch.unique(inputs_BT, return_inverse=True)

@@ -275,8 +275,8 @@ class _Lines(_Cut):
         is_end_BQ = tokens_BQ == self._eos_id
         # What an end-of-line comes after is another line.
         num_ends_BQ = is_end_BQ[:, ::-1].cumsum(axis=1)[:, ::-1] - is_end_BQ
-        tokens_BQ[num_ends_BQ > 0] = NO_TOKEN
-        return tokens_BQ[:, :-1]
+        before_BP: Positions = np.where(num_ends_BQ > 0, NO_TOKEN, tokens_BQ)[:, :-1]
+        return before_BP
 
     def _shuffled(self, generator: np.random.Generator) -> Positions:
         """The lines in the order of the epoch, neighbours of like length, [L]."""

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 NOTHING = 0
 """Stands before the first token that was read; tokens stand as their id + 1."""
@@ -51,7 +52,7 @@ class Ngrams(nn.Module):
         """
         missing = T + self.largest - 1 - tokens_BS.shape[1]
         if missing > 0:
-            tokens_BS = nn.functional.pad(tokens_BS, (missing, 0), value=NOTHING)
+            tokens_BS = F.pad(tokens_BS, (missing, 0), value=NOTHING)
         S = tokens_BS.shape[1]
         hash_BT = tokens_BS[:, S - T :]
         hashes, is_whole = [], []
@@ -65,16 +66,13 @@ class Ngrams(nn.Module):
         factor_BTK = sign_BTK * torch.stack(is_whole, dim=2)
         return (hash_BTK & _MOST) % len(self.weight), factor_BTK
 
-    def add_up(self, rows_GE: Tensor, at_BTK: Tensor, factor_BTK: Tensor) -> Tensor:
-        """The sum over the orders, `[B, T, E]`, of the rows at these places times their factors."""
-        B, T, K = at_BTK.shape
-        sums_NE = nn.functional.embedding_bag(
-            at_BTK.view(-1, K),
-            rows_GE,
-            mode="sum",
-            per_sample_weights=factor_BTK.view(-1, K).to(rows_GE.dtype),
-        )
-        return sums_NE.view(B, T, -1)
+
+def add_up(rows_GE: Tensor, at_BTK: Tensor, factor_BTK: Tensor) -> Tensor:
+    """The sum over the orders, `[B, T, E]`, of the rows at these places times their factors."""
+    B, T, K = at_BTK.shape
+    factor_NK = factor_BTK.view(-1, K).to(rows_GE.dtype)
+    sums_NE = F.embedding_bag(at_BTK.view(-1, K), rows_GE, mode="sum", per_sample_weights=factor_NK)
+    return sums_NE.view(B, T, -1)
 
 
 def _mixed(hash: Tensor) -> Tensor:
