@@ -50,11 +50,12 @@ def main() -> None:
     for seed in arguments.seeds:
         for case, flags in cases.items():
             found[case].append(measure(data, [*kind, *flags], seconds, seed, eval_tokens))
+    seeds = ", ".join(map(str, arguments.seeds))
     body = (
         f"{data.name}, {arguments.model}, {seconds:g} s of training each, one thread, settings\n"
         f"of `thinwire train` but for what is named; perplexity on {eval_tokens:,} validation\n"
-        f"tokens. Seeds {', '.join(map(str, arguments.seeds))}; ratios to the run without n-grams of\n"
-        f"the same seed.\n\n{table([row(case, found) for case in cases])}\n"
+        f"tokens. Seeds {seeds}; ratios to the run without n-grams of the same seed.\n\n"
+        f"{table([row(case, found) for case in cases])}\n"
     )
     record = {"found": found, "seeds": arguments.seeds, "seconds": seconds}
     write(name, "Rows for hashed n-grams", body, record)
