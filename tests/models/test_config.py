@@ -22,6 +22,7 @@ from thinwire.models.config import ModelConfig
         ({"ngrams": -1}, "model.ngrams is -1, and must be 0 or more"),
         ({"ngrams": 17}, "model.ngrams is 17, and must be 16 or less"),
         ({"ngram_rows": 0}, "model.ngram_rows is 0, and must be 1 or more"),
+        ({"ngram_rows": 10**15}, "model.ngram_rows is 1000000000000000, and must be 1099511627776"),
         ({"kernel": 1}, "model.kernel is 1, and must be 2 or more"),
         ({"dilation": 0}, "model.dilation is 0, and must be 1 or more"),
         ({"window": 1}, "model.window is 1, and must be 2 or more"),

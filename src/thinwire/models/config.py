@@ -15,6 +15,8 @@ AdapterPlaces = Literal["none", "output", "both"]
 MAX_REACH = 1 << 14
 # Longer n-grams hardly ever come twice.
 MAX_NGRAMS = 16
+# No machine has more, and what they take can still be counted in bytes.
+MAX_NGRAM_ROWS = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,8 +86,10 @@ class ModelConfig:
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"model.{name} is {value}, and must be {least} or more")
-        if self.ngrams > MAX_NGRAMS:
-            raise UserError(f"model.ngrams is {self.ngrams}, and must be {MAX_NGRAMS} or less")
+        for name, most in (("ngrams", MAX_NGRAMS), ("ngram_rows", MAX_NGRAM_ROWS)):
+            value = getattr(self, name)
+            if value > most:
+                raise UserError(f"model.{name} is {value}, and must be {most} or less")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"model.dropout is {self.dropout}, but it must lie in [0, 1)")
         if self.tied and self.embedding_width not in (0, self.width):
