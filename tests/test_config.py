@@ -44,6 +44,8 @@ DEMANDS: dict[str, st.SearchStrategy[Any]] = {
     "model.kernel": st.integers(2, 4),
     "model.dilation": st.integers(1, 4),
     "model.window": st.integers(2, 99),
+    "model.ngrams": st.integers(0, 16),
+    "model.ngram_rows": st.integers(1, 1 << 40),
     "model.embedding_width": st.just(0),
     "model.dropout": FRACTION,
     "model.adapters": st.sampled_from(["output", "both"]),  # without them nothing is frozen

@@ -12,11 +12,12 @@ from torch.nn import functional as F
 
 from thinwire.data.batches import Batch
 from thinwire.errors import UserError
-from thinwire.language_model import EMBEDDING, LanguageModel, Task
+from thinwire.language_model import EMBEDDING, NGRAMS, LanguageModel, Task
 from thinwire.loss.config import LossConfig
 from thinwire.matmul import ONEDNN_KNOWS_BF16
 from thinwire.models.config import ModelConfig
 from thinwire.models.contract import State, restart
+from thinwire.models.ngrams import add_up
 from thinwire.models.noise import Noise
 
 torch.set_num_threads(1)
@@ -108,7 +109,12 @@ def densely(
     embedding_VE = parameters[EMBEDDING]
     if state is not None and batch.fresh_B is not None:
         state = restart(state, batch.fresh_B)
-    hidden_BTD, _ = model.body(model.body.embed(embedding_VE, batch.inputs_BT), state, None)
+    more_BTE = None
+    if model.ngrams is not None:
+        found = model.ngrams.rows(_tokens(batch), batch.inputs_BT.shape[1])
+        more_BTE = add_up(model.ngrams.weight, *found)
+    x_BTE = model.body.embed(embedding_VE, batch.inputs_BT, more_BTE)
+    hidden_BTD, _ = model.body(x_BTE, state, None)
     at = batch.targets_BT >= 0
     hidden_ND, targets_N = hidden_BTD[at], batch.targets_BT[at]
     weight_VD = embedding_VE if model.tied else parameters["output.weight"]
@@ -127,6 +133,12 @@ def densely(
     if len(targets_N):
         value.backward()
     return value.detach(), {n: _zeros_if_none(p.grad, p) for n, p in parameters.items()}
+
+
+def _tokens(batch: Batch) -> Tensor:
+    if batch.before_BP is None:
+        return batch.inputs_BT + 1
+    return torch.cat([batch.before_BP, batch.inputs_BT], dim=1) + 1
 
 
 def _zeros_if_none(gradient: Tensor | None, like: Tensor) -> Tensor:
@@ -160,6 +172,76 @@ def test_touched_rows_are_all_that_a_step_needs(
                 others = torch.ones(V, dtype=torch.bool)
                 others[ids] = False
                 assert not dense[table][others].any()
+
+
+@pytest.mark.parametrize("name", BATCHES)
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
+def test_rows_of_n_grams_are_touched_too(name: str, kind: str) -> None:
+    model = language_model(kind=kind, ngrams=3, ngram_rows=11, embedding_width=4)
+    value, gradients, task = through_rows(model, BATCHES[name])
+    expected, dense = densely(model, BATCHES[name], task)
+    torch.testing.assert_close(value, expected)
+    close(gradients, dense)
+    ids, T = task.touched.rows[NGRAMS], BATCHES[name].inputs_BT.shape[1]
+    assert ids is not None and ids.tolist() == sorted(set(ids.tolist()))
+    assert model.ngrams is not None
+    if T > 1 and name != "no target":
+        assert gradients[NGRAMS].any()
+        without = language_model(kind=kind, embedding_width=4)
+        without.load_state_dict(model.state_dict(), strict=False)
+        assert float(value) != pytest.approx(float(through_rows(without, BATCHES[name])[0]))
+
+
+@pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
+def test_n_grams_reach_back_as_far_as_the_state(kind: str) -> None:
+    """What a batch is told of the tokens before it, and what the state keeps of them, agree."""
+    model = language_model(kind=kind, ngrams=4, ngram_rows=300)
+    carries = model.body.carries_state
+    assert model.num_before == (3 if carries else 0)
+    ids_BT = torch.randint(0, V, (2, 9), generator=torch.Generator().manual_seed(5))
+    whole_BTD, _ = model.hidden(ids_BT, None)
+    state, found = None, []
+    for id_B1 in ids_BT.split(1, dim=1):
+        hidden_B1D, after = model.hidden(id_B1, state)
+        state = after if carries else None
+        found.append(hidden_B1D)
+    same = torch.allclose(torch.cat(found, dim=1), whole_BTD, atol=1e-5)
+    assert same == carries
+
+    batch = Batch(ids_BT[:, 4:], ids_BT[:, 4:], None, 10, ids_BT[:, 1:4] if carries else None)
+    task = model.touch(batch, 0)
+    before = model.hidden(ids_BT[:, :4], None)[1] if carries else None
+    hidden_BTD, _ = model.hidden(ids_BT[:, 4:], before)
+    expected = model.output.loss(
+        hidden_BTD.flatten(0, 1),
+        task.plan,
+        {n: model.by_name()[f"output.{n}"][task.plan.ids_R] for n in ("weight", "bias")},
+    )
+    value, _ = model.loss(task, fetch(model, task), before and before[1:], None)
+    torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.parametrize("kind", ["lstm", "causal_conv"])
+def test_a_state_set_back_has_no_n_grams(kind: str) -> None:
+    model = language_model(kind=kind, ngrams=3, ngram_rows=300)
+    ids_BT = BATCHES["plain"].inputs_BT
+    _, state = model.hidden(ids_BT, None)
+    assert state[0].dtype == torch.int64
+    again, _ = model.hidden(ids_BT, restart(state, torch.tensor([True, False])))
+    afresh, _ = model.hidden(ids_BT, None)
+    carried, _ = model.hidden(ids_BT, state)
+    torch.testing.assert_close(again[0], afresh[0])
+    torch.testing.assert_close(again[1], carried[1])
+
+
+def test_an_untrained_table_of_n_grams_changes_nothing() -> None:
+    with_them, without = (
+        LanguageModel(ModelConfig(width=D, ngrams=ngrams), LossConfig(), COUNTS, seed=1)
+        for ngrams in (3, 1)
+    )
+    assert without.ngrams is None
+    ids_BT = BATCHES["plain"].inputs_BT
+    assert torch.equal(with_them.hidden(ids_BT, None)[0], without.hidden(ids_BT, None)[0])
 
 
 @pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])

@@ -1,7 +1,7 @@
 """Embedding, body and output put together: one model, seen through what a step touches.
 
-B streams, T tokens, N positions with a target, E embedding width, D width, I input rows touched,
-R rows touched.
+B streams, T tokens, P tokens before them, K orders of n-grams, N positions with a target, E
+embedding width, D width, I input rows touched, R rows touched.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from thinwire.models.causal_conv import CausalConv
 from thinwire.models.config import OWN, ModelConfig
 from thinwire.models.contract import Body, State, restart
 from thinwire.models.lstm import LSTM
+from thinwire.models.ngrams import NOTHING, Ngrams, add_up
 from thinwire.models.noise import Noise
 from thinwire.models.own import check_body, own_body
 from thinwire.models.transformer import Transformer
@@ -36,6 +37,7 @@ from thinwire.seeds import torch_generator
 from thinwire.touched import Touched
 
 EMBEDDING = "embedding.weight"
+NGRAMS = "ngrams.weight"
 OUTPUT_BIAS = "output.bias"
 EMBEDDING_DEVIATION = 0.1
 
@@ -52,6 +54,8 @@ class Task:
             None: they are the touched rows of a table of their own.
         plan: the output layer's plan.
         frozen_rows: the rows that the step reads of tables that are not trained.
+        ngrams: where the rows of each position's n-grams stand among their table's touched rows,
+            and what they are multiplied with, both `[B, T, K]`; None: the model has no n-grams.
     """
 
     batch: Batch
@@ -60,13 +64,15 @@ class Task:
     output_rows_R: Tensor | None
     plan: Plan
     frozen_rows: Mapping[str, Tensor | None] = field(default_factory=dict)
+    ngrams: tuple[Tensor, Tensor] | None = None
 
 
 class LanguageModel(nn.Module):
     """A language model whose large tables are read and trained row by row.
 
-    `tables` (embedding rows, output rows, output biases) stay out of automatic differentiation: a
-    step gathers the rows it touches, and their gradients are as small as they are. `blocks` are the
+    `tables` (rows of the embedding, of n-grams and of the output, output biases) stay out of
+    automatic differentiation: a step gathers the rows it touches, and their gradients are as small
+    as they are. `blocks` are the
     dense parameters of the body, which every step touches whole. Without `initialise` their values
     are left to whoever loads them. With `in_bf16` the matrix products of the training loss are
     computed from factors rounded to bf16; parameters, states, gradients and evaluation stay in
@@ -92,6 +98,9 @@ class LanguageModel(nn.Module):
         self.tied = model.tied
         self.embedding = nn.Embedding(
             vocab_size, model.input_width, _weight=torch.empty(vocab_size, model.input_width)
+        )
+        self.ngrams = (
+            Ngrams(model.ngram_rows, model.input_width, model.ngrams) if model.ngrams > 1 else None
         )
         self.body: Body = _body(model)
         self.output = self._output(loss, counts, width)
@@ -150,6 +159,13 @@ class LanguageModel(nn.Module):
         """Number of words."""
         return self.embedding.num_embeddings
 
+    @property
+    def num_before(self) -> int:
+        """How many tokens before a batch `touch` has to know; a window's past is none."""
+        if self.ngrams is None or not self.body.carries_state:
+            return 0
+        return self.ngrams.largest - 1
+
     def tables(self) -> dict[str, nn.Parameter]:
         """The parameters that are trained row by row, by name; a tied table once."""
         tables = self._all_tables()
@@ -171,6 +187,8 @@ class LanguageModel(nn.Module):
 
     def _all_tables(self) -> dict[str, nn.Parameter]:
         tables = {EMBEDDING: self._embedding_VE}
+        if self.ngrams is not None:
+            tables[NGRAMS] = self.ngrams.weight
         for name, parameter in self.output.tables().items():
             if parameter is not self._embedding_VE:
                 tables[f"output.{name}"] = parameter
@@ -186,6 +204,14 @@ class LanguageModel(nn.Module):
         plan = self.output.plan(targets_N, step)
         ids_I, input_rows_BT = torch.unique(batch.inputs_BT, return_inverse=True)
         rows: dict[str, Tensor | None] = {EMBEDDING: ids_I}
+        ngrams = None
+        if self.ngrams is not None:
+            tokens_BS = batch.inputs_BT + 1
+            if self.num_before and batch.before_BP is not None:
+                tokens_BS = torch.cat([batch.before_BP + 1, tokens_BS], dim=1)
+            found_BTK, factor_BTK = self.ngrams.rows(tokens_BS, batch.inputs_BT.shape[1])
+            rows[NGRAMS], at_BTK = torch.unique(found_BTK, return_inverse=True)
+            ngrams = at_BTK, factor_BTK
         for name in self.output.tables():
             rows[f"output.{name}"] = plan.ids_R
         num_drawn = 0 if plan.log_inclusion_S is None else len(plan.log_inclusion_S)
@@ -210,7 +236,7 @@ class LanguageModel(nn.Module):
             num_shared = {name: n for name, n in num_shared.items() if name in trained}
         outputs = tuple(name for name in rows if name.startswith("output."))
         touched = Touched(rows, num_shared, () if plan.ids_R is None else (outputs,))
-        return Task(batch, touched, input_rows_BT, output_rows_R, plan, frozen_rows)
+        return Task(batch, touched, input_rows_BT, output_rows_R, plan, frozen_rows, ngrams)
 
     def loss(
         self, task: Task, rows: Mapping[str, Tensor], state: State | None, noise: Noise | None
@@ -231,7 +257,8 @@ class LanguageModel(nn.Module):
         with torch.autocast(embedding_RE.device.type, torch.bfloat16, enabled=self.in_bf16):
             if self.input_adapter is not None:
                 embedding_RE = self.input_adapter(embedding_RE)
-            x_BTE = self.body.embed(embedding_RE, task.input_rows_BT)
+            more_BTE = None if task.ngrams is None else add_up(rows[NGRAMS], *task.ngrams)
+            x_BTE = self.body.embed(embedding_RE, task.input_rows_BT, more_BTE)
             hidden_BTD, after = self._through_body(x_BTE, state, noise)
         targets_N = batch.targets_BT >= 0
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[2])
@@ -250,12 +277,33 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def hidden(self, inputs_BT: Tensor, state: State | None) -> tuple[Tensor, State]:
-        """Hidden states `[B, T, D]` of word ids, and the state after them; no dropout."""
-        return self._through_body(self._embedded(inputs_BT), state, None)
+        """Hidden states `[B, T, D]` of word ids, and the state after them; no dropout.
+
+        With n-grams a state that is carried begins with the last tokens, as `Ngrams` has them.
+        """
+        past: State = ()
+        more_BTE = None
+        if self.ngrams is not None:
+            (B, T), P = inputs_BT.shape, self.num_before
+            if P:
+                nothing_BP = inputs_BT.new_full((B, P), NOTHING)
+                past, state = (state[:1], state[1:]) if state else ((nothing_BP,), None)
+            tokens_BS = torch.cat([*past, inputs_BT + 1], dim=1)
+            past = (tokens_BS[:, T:],) if P else ()
+            more_BTE = add_up(self.ngrams.weight, *self.ngrams.rows(tokens_BS, T))
+        hidden_BTD, after = self._through_body(self._embedded(inputs_BT, more_BTE), state, None)
+        return hidden_BTD, (*past, *after)
+
+    def taken_apart(self, state: State | None) -> tuple[Tensor | None, State | None]:
+        """A state of `hidden` as `touch` and `loss` want it: the tokens before, and the body's."""
+        if state is None or not self.num_before:
+            return None, state
+        return state[0] - 1, state[1:]
 
     def empty_window(self, num_rows: int, length: int) -> State | None:
-        """What `hidden_in_window` begins with; None: the body keeps nothing of a window."""
-        if not isinstance(self.body, Transformer):
+        """What `hidden_in_window` begins with; None: nothing is kept of a window, which is read
+        anew, as with n-grams, which need its tokens."""
+        if self.ngrams is not None or not isinstance(self.body, Transformer):
             return None
         return self.body.empty_window(num_rows, length, self.embedding.weight)
 
@@ -268,12 +316,12 @@ class LanguageModel(nn.Module):
         hidden_BTD, past = self.body.read_on(self._embedded(inputs_BT), past, first_B1)
         return self._adapted(hidden_BTD), past
 
-    def _embedded(self, inputs_BT: Tensor) -> Tensor:
+    def _embedded(self, inputs_BT: Tensor, more_BTE: Tensor | None = None) -> Tensor:
         rows_RE = self.embedding.weight
         if self.input_adapter is not None:
             ids_R, inputs_BT = torch.unique(inputs_BT, return_inverse=True)
             rows_RE = self.input_adapter(rows_RE[ids_R])
-        return self.body.embed(rows_RE, inputs_BT)
+        return self.body.embed(rows_RE, inputs_BT, more_BTE)
 
     def _through_body(
         self, x_BTE: Tensor, state: State | None, noise: Noise | None

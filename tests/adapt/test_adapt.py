@@ -89,6 +89,18 @@ def test_new_words(adapted: Adapt, tmp_path: Path, toy_run: Path) -> None:
     assert moved_new.min() > moved.median()  # new rows learn faster
 
 
+def test_new_words_keep_the_rows_of_n_grams(
+    adapted: Adapt, toy_data: Path, tiny: Any, tmp_path: Path
+) -> None:
+    base = tmp_path / "base"
+    train(toy_data, base, tiny(run={"tokens": 560}, model={"ngrams": 3, "ngram_rows": 100}))
+    rows = thinwire.load(base).model.by_name()["ngrams.weight"]
+    adapted("out", base=base, new_words=2, lr=1e-30, row_lr=1e-30, tokens=500)
+    assert torch.equal(thinwire.load(tmp_path / "out").model.by_name()["ngrams.weight"], rows)
+    account = adapted("more", base=base, new_words=2)
+    assert account.new.after.ppl < account.new.before.ppl
+
+
 @pytest.mark.parametrize("method", ["continue", "layers"])
 def test_it_is_a_run_like_any_other(
     method: str, new_text: Path, toy_run: Path, tmp_path: Path, capsys: Any

@@ -98,8 +98,13 @@ def test_another_base_and_a_damaged_file_are_refused(base: Path, adapted: Adapt)
 
 @pytest.mark.parametrize(
     "model",
-    [{"tied": True}, {"kind": "transformer", "heads": 2}, {"layers": 2, "dropout": 0.2}],
-    ids=["tied", "transformer", "deep"],
+    [
+        {"tied": True},
+        {"kind": "transformer", "heads": 2},
+        {"layers": 2, "dropout": 0.2},
+        {"ngrams": 3, "ngram_rows": 100},
+    ],
+    ids=["tied", "transformer", "deep", "n-grams"],
 )
 @pytest.mark.parametrize("loss", ["sampled", "full", "nce"])
 def test_other_models(

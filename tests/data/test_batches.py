@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import islice
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinwire.data.batches import NO_TARGET, Batch, Batches
+from thinwire.data.batches import NO_TARGET, NO_TOKEN, Batch, Batches
 from thinwire.data.config import DataConfig
 from thinwire.errors import UserError
 
@@ -27,6 +28,8 @@ def same(one: Batch, other: Batch) -> bool:
         and (one.fresh_B is None) == (other.fresh_B is None)
         and (one.fresh_B is None or torch.equal(one.fresh_B, other.fresh_B))
         and one.num_targets == other.num_targets
+        and (one.before_BP is None) == (other.before_BP is None)
+        and (one.before_BP is None or torch.equal(one.before_BP, other.before_BP))
     )
 
 
@@ -143,7 +146,8 @@ def test_many_workers_read_what_one_reads(context: str, num_workers: int) -> Non
 
     def batches(worker: int, num_workers: int) -> Batches:
         config = DataConfig(batch=6 // num_workers, length=7, context=context)
-        return Batches(ids, config, seed=5, eos_id=EOS, worker=worker, num_workers=num_workers)
+        which = {"worker": worker, "num_workers": num_workers, "num_before": 2}
+        return Batches(ids, config, seed=5, eos_id=EOS, **which)
 
     together = batches(0, 1)
     apart = [batches(worker, num_workers) for worker in range(num_workers)]
@@ -151,6 +155,7 @@ def test_many_workers_read_what_one_reads(context: str, num_workers: int) -> Non
         whole, parts = next(together), [next(worker) for worker in apart]
         assert torch.equal(torch.cat([part.inputs_BT for part in parts]), whole.inputs_BT)
         assert torch.equal(torch.cat([part.targets_BT for part in parts]), whole.targets_BT)
+        assert torch.equal(torch.cat([part.before_BP for part in parts]), whole.before_BP)
         assert {part.num_targets for part in parts} == {whole.num_targets}
         if whole.fresh_B is None:
             assert all(part.fresh_B is None for part in parts)
@@ -159,15 +164,39 @@ def test_many_workers_read_what_one_reads(context: str, num_workers: int) -> Non
 
 
 @pytest.mark.parametrize("context", ["text", "line"])
+@pytest.mark.parametrize("length", [1, 2, 7])
+@pytest.mark.parametrize("num_before", [1, 3, 9])
+def test_tells_what_each_stream_has_read_before(context: str, length: int, num_before: int) -> None:
+    """Since it last started afresh, as a state that is carried knows it; over two epochs."""
+    ids, _ = numbered_lines([length % 23 for length in range(60)])
+    config = DataConfig(batch=4, length=length, context=context)
+    batches = Batches(ids, config, seed=5, eos_id=EOS, num_before=num_before)
+    plain = Batches(ids, config, seed=5, eos_id=EOS)
+    read: list[list[int]] = [[] for _ in range(4)]
+    while batches.epoch < 2:
+        batch, without = next(batches), next(plain)
+        assert without.before_BP is None
+        assert same(replace(batch, before_BP=None), without)
+        for b, inputs in enumerate(batch.inputs_BT.tolist()):
+            if batch.fresh_B is not None and batch.fresh_B[b]:
+                read[b] = []
+            if batch.targets_BT[b, 0] != NO_TARGET:
+                known = [*[NO_TOKEN] * num_before, *read[b]][-num_before:]
+                assert batch.before_BP is not None
+                assert batch.before_BP[b].tolist() == known
+            read[b] += inputs
+
+
+@pytest.mark.parametrize("context", ["text", "line"])
 @pytest.mark.parametrize("after", [0, 1, 5, "end", 40])
 def test_resumes_to_the_bit(context: str, after: int | str) -> None:
     ids, _ = numbered_lines([length % 11 for length in range(60)])
     config = DataConfig(batch=3, length=5, context=context)
-    straight = Batches(ids, config, seed=2, eos_id=EOS)
+    straight = Batches(ids, config, seed=2, eos_id=EOS, num_before=3)
     for _ in range(straight.steps_per_epoch if after == "end" else int(after)):
         next(straight)
     state = json.loads(json.dumps(straight.state_dict()))
-    resumed = Batches(ids, config, seed=2, eos_id=EOS)
+    resumed = Batches(ids, config, seed=2, eos_id=EOS, num_before=3)
     assert resumed.load_state_dict(state)
     assert resumed.epoch == straight.epoch
     assert all(same(next(straight), next(resumed)) for _ in range(50))

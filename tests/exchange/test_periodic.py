@@ -120,11 +120,15 @@ def test_everything_updates_what_rows_do(
         assert rows[0].sent[-1] < everything[0].sent[-1]
 
 
+@pytest.mark.parametrize("ngrams", [0, 3])
 def test_near_one_worker_with_the_whole_batch(
-    toy_data: Path, tiny: Settings, trained: Any, together: Together
+    ngrams: int, toy_data: Path, tiny: Settings, trained: Any, together: Together
 ) -> None:
     """It is not the same, but learns as well."""
-    sizes = {"optim": {"lr": 0.01, "row_lr": 0.3}}
+    sizes = {
+        "optim": {"lr": 0.01, "row_lr": 0.3},
+        "model": {"width": 16, "ngrams": ngrams, "ngram_rows": 999},
+    }
     one = trained(toy_data, tiny(data={"batch": 8}, **sizes), 60)
     two = together(2, partial(trained, toy_data, tiny(**sizes, **settings()), 60))
     mean_of_last = [sum(found.losses[-10:]) / 10 for found in (one, two[0])]

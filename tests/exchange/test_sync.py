@@ -66,6 +66,13 @@ MODELS: dict[str, dict[str, dict[str, Any]]] = {
     "nce": {"loss": {"kind": "nce"}, "optim": SGD | {"row_lr": 0.02}},
     "adaptive": {"loss": {"kind": "adaptive"}, "model": {"width": 64}},
     "lines": {"data": {"context": "line"}},
+    "n-grams": {"model": {"ngrams": 3, "ngram_rows": 64}},
+    "n-grams of lines": {
+        "model": {"ngrams": 4, "ngram_rows": 64, "tied": True},
+        "data": {"context": "line"},
+    },
+    "n-grams of a causal_conv": {"model": {"kind": "causal_conv", "ngrams": 3, "ngram_rows": 64}},
+    "n-grams of a transformer": {"model": {"kind": "transformer", "ngrams": 2, "ngram_rows": 64}},
     "lines of a tied transformer": {
         "data": {"context": "line"},
         "model": {"kind": "transformer", "tied": True},

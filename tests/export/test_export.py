@@ -52,6 +52,20 @@ def test_a_missing_package_is_named(
         export(trained(), "onnx", tmp_path / "out")
 
 
+@pytest.mark.parametrize("to", ["onnx", "hf", "icefall"])
+@pytest.mark.parametrize("kind", ["lstm", "transformer"])
+def test_formats_without_n_grams_refuse_them(
+    trained: Trained, tmp_path: Path, to: str, kind: str
+) -> None:
+    model = trained(kind=kind, ngrams=2, ngram_rows=50)
+    with pytest.raises(
+        UserError, match=r"no place for n-grams|holds LSTM models|needs the package"
+    ):
+        export(model, to, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    export(model, "words", tmp_path / "words")
+
+
 def test_the_command_refuses(
     trained: Trained, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -25,14 +25,26 @@ def trained(toy_data: Path, tmp_path_factory: pytest.TempPathFactory) -> Trained
 
     @cache
     def make(
-        kind: str = "lstm", loss: str = "sampled", tied: bool = False, context: str = "text"
+        kind: str = "lstm",
+        loss: str = "sampled",
+        tied: bool = False,
+        context: str = "text",
+        ngrams: int = 0,
     ) -> TrainedModel:
         out = tmp_path_factory.mktemp("run") / "run"
         width = 64 if loss == "adaptive" else 16
         config = RunConfig.from_dict(
             {
                 "run": {"tokens": 6000, "threads": 1},
-                "model": {"kind": kind, "width": width, "layers": 1, "heads": 2, "tied": tied},
+                "model": {
+                    "kind": kind,
+                    "width": width,
+                    "layers": 1,
+                    "heads": 2,
+                    "tied": tied,
+                    "ngrams": ngrams,
+                    "ngram_rows": 500,
+                },
                 "loss": {"kind": loss, "samples": 40},
                 "data": {"batch": 8, "length": 12, "context": context},
                 "optim": {"lr": 0.01, "row_lr": 0.5},

@@ -18,6 +18,10 @@ SETTINGS = [
     {"kind": "transformer", "context": "line"},
     {"kind": "causal_conv"},
     {"context": "line"},
+    {"ngrams": 3},
+    {"ngrams": 4, "context": "line", "tied": True},
+    {"ngrams": 3, "kind": "transformer"},
+    {"ngrams": 2, "kind": "causal_conv"},
 ]
 LINES = ["The cat sees the dog.", "", "The xyzzy hears", "dog " * 40]
 
@@ -68,8 +72,9 @@ def test_a_prompt_is_its_steps(trained, settings: dict) -> None:
 
 
 @pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
-def test_beams_are_selected_and_stacked(trained, kind: str) -> None:
-    model = trained(kind=kind)
+@pytest.mark.parametrize("ngrams", [0, 3])
+def test_beams_are_selected_and_stacked(trained, kind: str, ngrams: int) -> None:
+    model = trained(kind=kind, ngrams=ngrams)
     begun = model.start("The cat sees")
     kept = [part.clone() for part in begun]
     beams = select(begun, [0, 0, 0])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,18 +17,18 @@ from thinwire.runs.evaluation import logprobs
 
 
 @pytest.mark.parametrize(
-    ("kind", "loss", "tied", "context"),
+    "settings",
     [
-        ("lstm", "sampled", False, "text"),
-        ("lstm", "full", True, "line"),
-        ("transformer", "sampled", False, "text"),
-        ("lstm", "adaptive", False, "text"),
+        {},
+        {"loss": "full", "tied": True, "context": "line"},
+        {"kind": "transformer"},
+        {"loss": "adaptive"},
+        {"ngrams": 2},
     ],
+    ids=str,
 )
-def test_scored_before_learned(
-    trained, toy_data: Path, kind: str, loss: str, tied: bool, context: str
-) -> None:
-    model = trained(kind=kind, loss=loss, tied=tied, context=context)
+def test_scored_before_learned(trained, toy_data: Path, settings: dict[str, Any]) -> None:
+    model = trained(**settings)
     before = {name: p.clone() for name, p in model.model.by_name().items()}
     ids, eos = Corpus.open(toy_data).ids("valid")[:120], model.tokenizer.eos_id
     spans, window = [(0, len(ids))], model.run.config.data.length

@@ -56,6 +56,7 @@ def test_how_often_it_is_drawn(temperature: float, settings: dict) -> None:
         {"kind": "transformer", "context": "line"},
         {"loss": "adaptive"},
         {"tied": True},
+        {"ngrams": 3},
     ],
     ids=str,
 )
@@ -72,8 +73,11 @@ def test_it_goes_on_from_the_prompt_without_unknown_words(trained, settings: dic
 
 @pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
 @pytest.mark.parametrize("context", ["text", "line"])
-def test_greedy_is_the_most_probable_word_each_time(trained, kind: str, context: str) -> None:
-    model = trained(kind=kind, context=context)
+@pytest.mark.parametrize("ngrams", [0, 3])
+def test_greedy_is_the_most_probable_word_each_time(
+    trained, kind: str, context: str, ngrams: int
+) -> None:
+    model = trained(kind=kind, context=context, ngrams=ngrams)
     tokenizer, network = model.tokenizer, model.model
     eos = tokenizer.eos_id
     prompt = "The dog hears the cat.\nThe bird"

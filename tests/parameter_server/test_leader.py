@@ -58,8 +58,9 @@ def model(run: Path) -> dict[str, Tensor]:
         {"loss": {"kind": "full"}, "exchange": {"kind": "async", "select": "everything"}},
         {"model": {"kind": "transformer"}, "data": {"context": "line"}},
         {"loss": {"kind": "adaptive"}, "model": {"width": 64}},
+        {"model": {"ngrams": 3, "ngram_rows": 64}, "data": {"context": "line"}},
     ],
-    ids=["lstm", "tied", "everything", "lines", "adaptive"],
+    ids=["lstm", "tied", "everything", "lines", "adaptive", "n-grams"],
 )
 def test_one_worker_is_the_trainer_bit_for_bit(
     sections: dict[str, Any], toy_data: Path, tmp_path: Path, tiny: Settings, plain: None
@@ -81,10 +82,12 @@ def test_one_worker_is_the_trainer_bit_for_bit(
 
 
 @pytest.mark.parametrize("optim", [{}, {"kind": "adaptahead", "rows": "adam", "row_lr": 0.01}])
+@pytest.mark.parametrize("ngrams", [0, 3])
 def test_several_servers_are_one(
-    optim: dict[str, Any], toy_data: Path, tmp_path: Path, tiny: Settings, plain: None
+    optim: dict[str, Any], ngrams: int, toy_data: Path, tmp_path: Path, tiny: Settings, plain: None
 ) -> None:
     sections: dict[str, Any] = {
+        "model": {"width": 16, "ngrams": ngrams, "ngram_rows": 64},
         "optim": {"lr": 0.002, "row_lr": 0.1, "schedule": "constant", **optim},
         "checkpoint": {"every_seconds": 0.0},
     }

@@ -46,11 +46,11 @@ MACHINE = Machine(
 )
 
 
-def settings(**exchange: object) -> RunConfig:
+def settings(ngrams: int = 0, **exchange: object) -> RunConfig:
     return RunConfig.from_dict(
         {
             "run": {"tokens": 20 * 2 * 4 * 35, "threads": 1, "workers": 2},
-            "model": {"width": 16},
+            "model": {"width": 16, "ngrams": ngrams, "ngram_rows": 5000},
             "loss": {"samples": 50},
             "data": {"batch": 4},
             "exchange": exchange,
@@ -67,10 +67,11 @@ def counter_of(data: Path, config: RunConfig) -> Counter:
 
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
 @pytest.mark.parametrize("select", ["rows", "everything"])
+@pytest.mark.parametrize("ngrams", [0, 3])
 def test_sync_sends_what_is_counted(
-    toy_data: Path, tmp_path: Path, codec: str, select: str
+    toy_data: Path, tmp_path: Path, codec: str, select: str, ngrams: int
 ) -> None:
-    config = settings(codec=codec, select=select)
+    config = settings(ngrams, codec=codec, select=select)
     counted = counter_of(toy_data, config).sync(2, codec, everything=select == "everything")
 
     threads = [
@@ -126,9 +127,11 @@ def test_workers_meet_in_as_many_rounds_as_counted(
     assert counted.rounds == pytest.approx((rounds(40) - rounds(20)) / 20)
 
 
-@pytest.mark.parametrize("codec", ["fp32", "bf16", "int4"])
-def test_async_sends_what_is_counted(toy_data: Path, tmp_path: Path, codec: str) -> None:
-    config = settings(kind="async", codec=codec)
+@pytest.mark.parametrize(("codec", "ngrams"), [("fp32", 0), ("bf16", 0), ("int4", 0), ("fp32", 3)])
+def test_async_sends_what_is_counted(
+    toy_data: Path, tmp_path: Path, codec: str, ngrams: int
+) -> None:
+    config = settings(ngrams, kind="async", codec=codec)
     counted = counter_of(toy_data, config).asynchronous(2, codec)
 
     served(toy_data, tmp_path / "run", config, num_workers=2)
@@ -310,6 +313,17 @@ def test_memory_is_parameters_and_optimiser_state(
     # Adam and Adagrad count the steps of each block besides.
     steps = 4 * len(blocks) if per_number else 0
     assert alone.memory_bytes == 4 * numbers + steps
+
+
+def test_rows_of_n_grams_are_in_the_plan(toy_data: Path) -> None:
+    corpus = Corpus.open(toy_data)
+    plain, with_them = (make_plan(corpus, settings(ngrams), Link(1e8), (2,)) for ngrams in (0, 3))
+    assert with_them.num_parameters == plain.num_parameters + 5000 * 16
+    # Adagrad keeps a number a row.
+    more = with_them.forecasts[0].memory_bytes - plain.forecasts[0].memory_bytes
+    assert more == 4 * 5000 * (16 + 1)
+    for a, b in zip(plain.forecasts[1:], with_them.forecasts[1:], strict=True):
+        assert b.step_bytes > a.step_bytes
 
 
 def test_less_travels_as_rows_than_densely(toy_data: Path) -> None:

@@ -26,10 +26,11 @@ torch.set_num_threads(1)
 
 
 def model(
-    kind: str = "lstm", loss: str = "full", tied: bool = False, width: int = 8
+    kind: str = "lstm", loss: str = "full", tied: bool = False, width: int = 8, ngrams: int = 0
 ) -> LanguageModel:
     """A model whose parameters are all random, so that context and words matter."""
-    config = ModelConfig(kind=kind, width=width, layers=2, heads=2, tied=tied)  # type: ignore[arg-type]
+    sizes = {"width": width, "layers": 2, "heads": 2, "ngrams": ngrams, "ngram_rows": 100}
+    config = ModelConfig(kind=kind, tied=tied, **sizes)  # type: ignore[arg-type]
     made = LanguageModel(config, LossConfig(kind=loss), torch.ones(V), seed=1)  # type: ignore[arg-type]
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -81,13 +82,15 @@ def test_is_what_ten_lines_find(loss: str, tied: bool) -> None:
 
 @pytest.mark.parametrize("kind", ["lstm", "transformer", "causal_conv"])
 @pytest.mark.parametrize("context", ["text", "line"])
+@pytest.mark.parametrize("ngrams", [0, 4])
 def test_depends_on_no_batch_and_no_chunk(
-    kind: str, context: str, monkeypatch: pytest.MonkeyPatch
+    kind: str, context: str, ngrams: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    of, ids = model(kind), text(1200)
+    of, ids = model(kind, ngrams=ngrams), text(1200)
     expected = evaluated(of, ids, context)
     for module, name, size in (
         (evaluation, "CHUNK_TOKENS", 5),
+        (evaluation, "CHUNK_TOKENS", 1),
         (evaluation, "CHUNK_POSITIONS", 40),
         (evaluation, "CHUNK_POSITIONS", 1),
         (full, "TILE_POSITIONS", 3),
@@ -96,6 +99,16 @@ def test_depends_on_no_batch_and_no_chunk(
         with monkeypatch.context() as patch:
             patch.setattr(module, name, size)
             assert evaluated(of, ids, context).nats == pytest.approx(expected.nats, rel=1e-6)
+
+
+def test_n_grams_reach_over_lines_and_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(evaluation, "CHUNK_TOKENS", 5)
+    of, ids = model(ngrams=4), text(200)
+    expected = sum(carried(of, ids))
+    assert evaluated(of, ids).nats == pytest.approx(expected, rel=1e-5)
+    assert of.ngrams is not None
+    torch.nn.init.zeros_(of.ngrams.weight)
+    assert evaluated(of, ids).nats != pytest.approx(expected, rel=1e-3)
 
 
 def test_streams_are_cut_at_line_ends_and_start_afresh(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -92,8 +92,9 @@ SMALL = (
         "--model.kind lstm --model.layers 2 --model.dropout 0.3",
         "--model.kind lstm --model.tied --optim.kind adamw --optim.rows adam",
         "--model.kind transformer --model.dropout 0.1",
+        "--model.ngrams 3 --model.ngram_rows 99 --optim.rows adam --model.dropout 0.2",
     ],
-    ids=["lstm", "tied lstm", "transformer"],
+    ids=["lstm", "tied lstm", "transformer", "n-grams"],
 )
 def test_killed_and_resumed_equals_straight(model: str, toy_data: Path, tmp_path: Path) -> None:
     settings = [*SMALL, *model.split(), "--checkpoint.every_seconds", 0]

@@ -13,8 +13,8 @@ and cut into groups of N * b lines, so that neighbours are of like length; the g
 shuffled. A stream whose line has ended takes the next line of that order; a line longer than
 `length` tokens takes several steps, with the state carried.
 
-Shapes: B sequences of this worker, T tokens a sequence, S = N * b streams; L lines, W windows
-(what one stream reads in one step), G steps of the epoch.
+Shapes: B sequences of this worker, T tokens a sequence, P tokens before them, S = N * b streams; L
+lines, W windows (what one stream reads in one step), G steps of the epoch.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from thinwire.errors import UserError
 from thinwire.seeds import numpy_generator
 
 NO_TARGET = -1
+NO_TOKEN = -1
 GROUPS_A_POOL = 64
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
@@ -55,18 +56,32 @@ class Batch:
     num_targets: int
     """Targets of this step over all workers."""
 
+    before_BP: torch.Tensor | None = None
+    """int64; the tokens before the inputs; `NO_TOKEN` where the sequence starts later. None: they
+    were not asked for."""
+
     def to(self, device: torch.device) -> Batch:
         """The same batch on another device."""
         if device.type == "cpu":
             return self
         fresh_B = None if self.fresh_B is None else self.fresh_B.to(device)
-        return Batch(
-            self.inputs_BT.to(device), self.targets_BT.to(device), fresh_B, self.num_targets
-        )
+        before_BP = None if self.before_BP is None else self.before_BP.to(device)
+        inputs_BT, targets_BT = self.inputs_BT.to(device), self.targets_BT.to(device)
+        return Batch(inputs_BT, targets_BT, fresh_B, self.num_targets, before_BP)
 
 
 class Batches:
-    """Endless iterator over the batches of one worker."""
+    """Endless iterator over the batches of one worker.
+
+    Args:
+        ids: the training split.
+        config: how it is cut.
+        seed: of where epochs start, or of the lines' order.
+        eos_id: the end-of-line token.
+        worker: the number of this worker.
+        num_workers: how many read the text together.
+        num_before: how many tokens before its inputs a batch tells.
+    """
 
     def __init__(
         self,
@@ -77,10 +92,11 @@ class Batches:
         eos_id: int,
         worker: int = 0,
         num_workers: int = 1,
+        num_before: int = 0,
     ) -> None:
         num_streams = num_workers * config.batch
         cutter = _Text if config.context == "text" else _Lines
-        self._cut: _Cut = cutter(ids, num_streams, config.length, seed, eos_id)
+        self._cut: _Cut = cutter(ids, num_streams, config.length, seed, eos_id, num_before)
         self._rows = slice(worker * config.batch, (worker + 1) * config.batch)
         self._state = {"epoch": 0, "step": 0, "streams": num_streams, "length": config.length}
         self._cut.start(0)
@@ -150,8 +166,11 @@ class _Cut(ABC):
 
 
 class _Text(_Cut):
-    def __init__(self, ids: Ids, num_streams: int, length: int, seed: int, eos_id: int) -> None:
+    def __init__(
+        self, ids: Ids, num_streams: int, length: int, seed: int, eos_id: int, num_before: int
+    ) -> None:
         self._ids, self._length, self._seed, self._eos_id = ids, length, seed, eos_id
+        self._num_before = num_before
         stream_tokens = len(ids) // num_streams
         self.num_steps = stream_tokens // length
         if self.num_steps == 0:
@@ -168,24 +187,30 @@ class _Text(_Cut):
         )
 
     def batch(self, step: int, rows: slice) -> Batch:
-        first_B = self._offset + self._starts_S[rows] + step * self._length
-        window = np.arange(-1, self._length)
-        tokens = self._ids[(first_B[:, None] + window) % len(self._ids)].astype(np.int64)
-        fresh_B = None
-        if step == 0:
-            tokens[:, 0] = self._eos_id
-            fresh_B = torch.ones(len(tokens), dtype=torch.bool)
+        P, window = self._num_before, np.arange(-1 - self._num_before, self._length)
+        first_B = self._offset + self._starts_S[rows]
+        in_stream = step * self._length + window
+        tokens = self._ids[(first_B[:, None] + in_stream) % len(self._ids)].astype(np.int64)
+        tokens[:, in_stream == -1] = self._eos_id
+        tokens[:, in_stream < -1] = NO_TOKEN
+        fresh_B = torch.ones(len(tokens), dtype=torch.bool) if step == 0 else None
         tokens_BT = torch.from_numpy(tokens)
         num_targets = len(self._starts_S) * self._length
         return Batch(
-            tokens_BT[:, :-1].contiguous(), tokens_BT[:, 1:].contiguous(), fresh_B, num_targets
+            tokens_BT[:, P:-1].contiguous(),
+            tokens_BT[:, P + 1 :].contiguous(),
+            fresh_B,
+            num_targets,
+            tokens_BT[:, :P].contiguous() if P else None,
         )
 
 
 class _Lines(_Cut):
-    def __init__(self, ids: Ids, num_streams: int, length: int, seed: int, eos_id: int) -> None:
+    def __init__(
+        self, ids: Ids, num_streams: int, length: int, seed: int, eos_id: int, num_before: int
+    ) -> None:
         self._ids, self._seed, self._eos_id = ids, seed, eos_id
-        self._num_streams = num_streams
+        self._num_streams, self._num_before = num_streams, num_before
         ends_L = _line_ends(ids, eos_id)
         if len(ends_L) < num_streams:
             raise UserError(
@@ -239,7 +264,19 @@ class _Lines(_Cut):
             torch.from_numpy(np.where(has_target_BT, targets_BT, NO_TARGET)),
             torch.from_numpy(before_B == self._eos_id),
             int(length_S.sum()),
+            torch.from_numpy(self._before(start_B)) if self._num_before else None,
         )
+
+    def _before(self, start_B: Positions) -> Positions:
+        """The tokens of the same line before the one before each start, [B, P]."""
+        place_BQ = start_B[:, None] + np.arange(-1 - self._num_before, 0)
+        tokens_BQ = self._ids[place_BQ.clip(min=0, max=len(self._ids) - 1)].astype(np.int64)
+        tokens_BQ[place_BQ < 0] = self._eos_id
+        is_end_BQ = tokens_BQ == self._eos_id
+        # What an end-of-line comes after is another line.
+        num_ends_BQ = is_end_BQ[:, ::-1].cumsum(axis=1)[:, ::-1] - is_end_BQ
+        before_BP: Positions = np.where(num_ends_BQ > 0, NO_TOKEN, tokens_BQ)[:, :-1]
+        return before_BP
 
     def _shuffled(self, generator: np.random.Generator) -> Positions:
         """The lines in the order of the epoch, neighbours of like length, [L]."""

@@ -60,6 +60,11 @@ def plain_tables(model: LanguageModel, form: str) -> PlainTables:
             f"{form} holds one output row per token, and loss.kind adaptive has clusters of "
             "different widths instead: train with another loss.kind"
         )
+    if model.ngrams is not None:
+        raise UserError(
+            f"{form} has no place for n-grams, which this model looks up beside its words: train "
+            "with model.ngrams 0"
+        )
     for name in model.by_name():
         if name not in HELD and not name.startswith(HELD_PARTS):
             raise UserError(f"{form} has no place for {name}, which this model computes with")

@@ -112,10 +112,11 @@ class Learner:
             self._learn(piece, len(targets_N))
 
     def _learn(self, piece: Piece, num_targets: int) -> None:
-        batch = Batch(piece.inputs_ST, piece.targets_ST, None, num_targets)
+        before_BP, state = self.model.taken_apart(piece.before)
+        batch = Batch(piece.inputs_ST, piece.targets_ST, None, num_targets, before_BP)
         task = self.model.touch(batch, self._steps)
         rows = self._updater.rows(task.touched)
-        total, _ = self.model.loss(task, rows, piece.before, None)
+        total, _ = self.model.loss(task, rows, state, None)
         (total / num_targets).backward()
         self._updater.apply(task.touched, take_gradients(rows), take_gradients(self._blocks))
         self._decay(task.touched.rows)

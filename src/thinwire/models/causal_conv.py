@@ -78,8 +78,11 @@ class CausalConv(Body):
             assert isinstance(layer, _Highway)
             layer.convolve.bias[self.width :] = GATE_BIAS
 
-    def embed(self, rows_RE: Tensor, ids_BT: Tensor) -> Tensor:
+    def embed(self, rows_RE: Tensor, ids_BT: Tensor, more_BTE: Tensor | None = None) -> Tensor:
         """What the tokens contribute to their own and the `first_kernel - 1` positions after each.
+
+        What is added to a position's row contributes to that position alone: it follows from more
+        than the token, so that it cannot be looked up, and later positions have their own.
 
         Returns:
             `[B, T + first_kernel - 1, 2D]`: sums by position, those after the last token included.
@@ -100,7 +103,11 @@ class CausalConv(Body):
             taps_BSK[:, i : i + T, i] = ids_BT * K + i
         table = torch.cat([table, table.new_zeros(1, 2 * self.width)])
         sums = F.embedding_bag(taps_BSK.view(-1, K), table, mode="sum", padding_idx=nothing)
-        return sums.view(B, T + K - 1, 2 * self.width)
+        sums_BS2 = sums.view(B, T + K - 1, 2 * self.width)
+        if more_BTE is None:
+            return sums_BS2
+        more_BT2 = F.linear(more_BTE, self.read.weight[: 2 * self.width]).to(sums_BS2.dtype)
+        return torch.cat([sums_BS2[:, :T] + more_BT2, sums_BS2[:, T:]], dim=1)
 
     def forward(
         self, x_BTE: Tensor, state: State | None, noise: Noise | None

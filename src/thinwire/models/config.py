@@ -14,6 +14,10 @@ AdapterPlaces = Literal["none", "output", "both"]
 
 # Convolutions carry their past inputs: a longer past than this is a mistake in the settings.
 MAX_REACH = 1 << 14
+# Longer n-grams hardly ever come twice.
+MAX_NGRAMS = 16
+# No machine has more, and what they take can still be counted in bytes.
+MAX_NGRAM_ROWS = 1 << 40
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +50,10 @@ class ModelConfig:
     """Use the embedding rows as output rows too."""
     dropout: float = 0.0
     """Fraction of units dropped in training: of embeddings, between layers and of the output."""
+    ngrams: int = 0
+    """Largest order of the hashed n-grams whose rows are added to the input. 0 or 1: none."""
+    ngram_rows: int = 1 << 18
+    """Rows of the n-grams' table, each as wide as an embedding row."""
     adapters: AdapterPlaces = "none"
     """Where a trained model has adaptation layers. output: before the output; both: after the
     embedding too. `thinwire adapt --method layers` sets this."""
@@ -75,6 +83,8 @@ class ModelConfig:
             ("heads", 1),
             ("embedding_width", 0),
             ("first_kernel", 0),
+            ("ngrams", 0),
+            ("ngram_rows", 1),
             ("kernel", 2),
             ("dilation", 1),
             ("window", 2),
@@ -82,6 +92,10 @@ class ModelConfig:
             value = getattr(self, name)
             if value < least:
                 raise UserError(f"model.{name} is {value}, and must be {least} or more")
+        for name, most in (("ngrams", MAX_NGRAMS), ("ngram_rows", MAX_NGRAM_ROWS)):
+            value = getattr(self, name)
+            if value > most:
+                raise UserError(f"model.{name} is {value}, and must be {most} or less")
         if not 0.0 <= self.dropout < 1.0:
             raise UserError(f"model.dropout is {self.dropout}, but it must lie in [0, 1)")
         if self.tied and self.embedding_width not in (0, self.width):

@@ -28,12 +28,18 @@ class Body(nn.Module, ABC):
     def initialise(self, generator: torch.Generator) -> None:
         """Draw all parameters afresh."""
 
-    def embed(self, rows_RE: Tensor, ids_BT: Tensor) -> Tensor:
+    def embed(self, rows_RE: Tensor, ids_BT: Tensor, more_BTE: Tensor | None = None) -> Tensor:
         """What `forward` takes, from embedding rows and the row of each token.
 
         Whatever follows from a token alone can be computed here, once per distinct token.
+
+        Args:
+            rows_RE: embedding rows.
+            ids_BT: which of them each token has.
+            more_BTE: what is added to each position's row; None: nothing.
         """
-        return F.embedding(ids_BT, rows_RE)
+        x_BTE = F.embedding(ids_BT, rows_RE)
+        return x_BTE if more_BTE is None else x_BTE + more_BTE
 
     @abstractmethod
     def forward(

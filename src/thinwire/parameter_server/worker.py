@@ -180,6 +180,7 @@ class Worker:
             eos_id=self.corpus.meta.eos_id,
             worker=place % N,
             num_workers=N,
+            num_before=self.model.num_before,
         )
         position = welcome.position
         self.batches.load_state_dict(

@@ -114,7 +114,11 @@ def _step(
 ) -> dict[str, Any]:
     """The parts of a step, and how many rows and tokens are in it, under their names in Machine."""
     batches = Batches(
-        corpus.ids("train"), config.data, seed=config.run.seed, eos_id=corpus.meta.eos_id
+        corpus.ids("train"),
+        config.data,
+        seed=config.run.seed,
+        eos_id=corpus.meta.eos_id,
+        num_before=model.num_before,
     )
     device = next(iter(local.updater.tables.values())).device
     now = partial(_now, device)

@@ -253,6 +253,7 @@ class Counter:
                 eos_id=self.corpus.meta.eos_id,
                 worker=worker,
                 num_workers=num_workers,
+                num_before=self.model.num_before,
             )
             for worker in range(min(num_workers, num_looked_at))
         ]

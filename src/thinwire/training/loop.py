@@ -141,6 +141,7 @@ class Trainer:
             eos_id=corpus.meta.eos_id,
             worker=self.collective.rank,
             num_workers=self.collective.size,
+            num_before=self.model.num_before,
         )
         self.position = self.batches.state_dict()
         """Where reading stands, the batch in `task` not counted."""
