@@ -143,7 +143,10 @@ def evaluate(
         settings |= {"cache_theta": found_cache.theta, "cache_lambda": found_cache.weight}
     if ngram is not None:
         settings["arpa_weight"] = ngram.weight
-    print(_json(run, model.loaded_step, measured, settings) if as_json else _lines(measured))
+    if as_json:
+        print(_json(run, model.loaded_step, measured, settings))
+    else:
+        print(_lines(measured, settings))
 
 
 def _json(run: Path, step: int, measured: Measured, settings: Mapping[str, float]) -> str:
@@ -174,7 +177,7 @@ def _json(run: Path, step: int, measured: Measured, settings: Mapping[str, float
     return json.dumps(finite)
 
 
-def _lines(measured: Measured) -> str:
+def _lines(measured: Measured, settings: Mapping[str, float]) -> str:
     found = measured.evaluation
     rows = [
         ("perplexity", f"{found.ppl:.2f}"),
@@ -185,6 +188,8 @@ def _lines(measured: Measured) -> str:
     ]
     for _, title, one in _further(measured):
         rows += [(title, f"{one.ppl:.2f}"), ("  known words", f"{one.ppl_known:.2f}")]
+    if "arpa_weight" in settings:
+        rows.append(("--arpa-weight", f"{settings['arpa_weight']:.4f}"))
     return "\n".join(f"{name:18}{value:>14}" for name, value in rows)
 
 
