@@ -56,8 +56,8 @@ class RunSettings:
     device: Annotated[Device, Parameter(name=("--device", "--run.device"))] = "auto"
     """Where to compute. auto: CUDA if there is a GPU, else the CPU."""
     precision: Precision = "fp32"
-    """Type of the factors in training's matrix products; everything else is fp32. auto: bf16 if the
-    first worker's device has units for it and is clearly faster with it, else fp32."""
+    """Type of the factors in the matrix products of training; everything else is fp32. auto: bf16
+    if the first worker's device has hardware for it and is clearly faster with it, else fp32."""
 
     def __post_init__(self) -> None:
         for name in ("seconds", "tokens", "epochs"):
@@ -84,17 +84,17 @@ class EvalSettings:
     """Evaluation while training."""
 
     every_seconds: float = 60.0
-    """Seconds of training between evaluations. Under a budget in tokens or epochs, evaluations that
-    steer the numbers (with the plateau schedule, `eval.patience`, periodic workers,
-    `exchange.delay` or rows that decay by `adamw`) come 20 times, at equal distances in tokens,
-    instead."""
+    """Seconds of training between evaluations. With a budget in tokens or epochs, a run whose
+    evaluations affect the results (plateau schedule, `eval.patience`, periodic exchange,
+    `exchange.delay`, or rows that decay by `adamw`) instead evaluates 20 times, at equal distances
+    in tokens."""
     every_tokens: int = 0
     """Training tokens between evaluations. 0: every_seconds applies."""
     tokens: int = 50_000
     """Validation tokens scored in each evaluation, spread evenly over the split. 0: all."""
     patience: int = 0
-    """Evaluations in a row without a new best perplexity after which training stops early. 0: never
-    stop early."""
+    """Number of evaluations in a row without a new best perplexity after which training stops. 0:
+    training never stops early."""
 
     def __post_init__(self) -> None:
         _require_not_negative("eval", self, "every_seconds", "every_tokens", "tokens", "patience")
@@ -105,13 +105,13 @@ class CheckpointSettings:
     """Saving."""
 
     every_seconds: float = 300.0
-    """Seconds of training between checkpoints. The final state is always saved. Under a budget in
-    tokens or epochs, periodic workers, those with `exchange.delay`, and runs whose rows decay by
-    `adamw` save 20 times, at equal distances in tokens, instead."""
+    """Seconds of training between checkpoints. The final state is always saved. With a budget in
+    tokens or epochs, a run whose saves affect the results (periodic exchange, `exchange.delay`, or
+    rows that decay by `adamw`) instead saves 20 times, at equal distances in tokens."""
     every_tokens: int = 0
     """Training tokens between checkpoints. 0: every_seconds applies."""
     keep: int = 2
-    """Number of newest checkpoints to keep; the best one is kept too."""
+    """Number of newest checkpoints to keep. The best one is always kept too."""
 
     def __post_init__(self) -> None:
         if self.keep < 1:
@@ -128,7 +128,7 @@ class MetricsSettings:
     every_steps: int = 0
     """Steps between `train` lines. 0: every_seconds applies."""
     tensorboard: bool = False
-    """Also write TensorBoard files to RUN/tensorboard (needs the package tensorboard)."""
+    """Also write TensorBoard files to RUN/tensorboard. This needs the package tensorboard."""
 
     def __post_init__(self) -> None:
         _require_not_negative("metrics", self, "every_seconds", "every_steps")

@@ -40,22 +40,23 @@ class ExchangeConfig:
     kind: ExchangeKind = "sync"
     """sync: the workers add up their gradients at every step. async: servers hold the parameters,
     and no worker waits for another. periodic: each worker takes local steps, then an outer step
-    merges the changes. auto: the exchange that `thinwire plan` finds best for --workers here."""
+    merges the changes. auto: the exchange that `thinwire plan` finds best for these workers."""
     select: Annotated[Select, Parameter(name=("--select", "--exchange.select"))] = "rows"
     """What is sent. rows: the rows and blocks that a step touched. everything: all parameters (the
-    dense baseline). It never changes which parameters are updated."""
+    dense baseline). The same parameters are updated in both cases."""
     codec: Annotated[CodecName, Parameter(name=("--codec", "--exchange.codec"))] = "fp32"
     """Encoding of values: fp32 4, bf16 2, int8 1, int4 0.5 bytes per value; int8 and int4 add one
     scale per row."""
     hidden_fraction: float = 1.0
     """sync and async: fraction of the rows of the hidden blocks that is sent in one step."""
     hidden_kind: HiddenKind = "feedback"
-    """What happens to the rows that are not sent. feedback: they are kept and added to what is sent
-    later. largest: the same, and the rows with the largest rest are sent first. unbiased: they are
-    dropped, and the rows that are sent are scaled up. feedback costs least."""
+    """What happens to the gradients of rows that are not sent. feedback: they are kept in a
+    residual and added when the row is next sent. largest: the same, and rows with the largest
+    residual are sent first. unbiased: they are dropped, and the rows that are sent are scaled up.
+    feedback costs the least quality."""
     delay: int = 0
     """sync: number of steps by which the gradients of the embedding and of the hidden blocks are
-    applied late. 1: the exchange overlaps with the arithmetic of the next step. 0: the results are
+    delayed. 1: the exchange overlaps with the computation of the next step. 0: the results are
     those of one worker."""
     local_steps: int = 4
     """periodic: number of steps between two exchanges of the same row of a block."""
@@ -64,11 +65,12 @@ class ExchangeConfig:
     local_steps. Rows change less between two exchanges than blocks do, and are most of what is
     sent. 0: local_steps."""
     fragments: int = 4
-    """periodic: number of parts of the model that are exchanged in turn, evenly spread over the
-    interval, so that the link is always in use."""
+    """periodic: number of parts of the model. The parts are exchanged one after another, evenly
+    spread over local_steps, so that the link is always in use."""
     overlap_steps: int = 0
-    """periodic: number of local steps during which what was sent travels, before it is applied;
-    fewer cost quality less, and a slow link more waiting. 0: until the next turn."""
+    """periodic: number of local steps between sending changes and applying the merged changes.
+    Fewer steps cost less quality, but workers wait longer for a slow link. 0: until the next
+    turn."""
     outer_lr: float = 1.0
     """periodic: learning rate of the outer step."""
     outer_momentum: float = 0.0
@@ -80,9 +82,10 @@ class ExchangeConfig:
     ] = False
     """sync and periodic: compare a hash of every worker's parameters at each evaluation."""
     servers: int = 1
-    """async with --workers: number of servers on this machine. Each holds every n-th row."""
+    """async with --workers: number of servers on this machine. Each of n servers holds every n-th
+    row."""
     staleness_bound: int = 0
-    """async: a push is dropped if more updates than this were applied since its pull; its worker
+    """async: a push is dropped if more updates than this were applied after its pull; its worker
     then pulls again. 0: no push is dropped."""
     accumulate: int = 0
     """async: number of pushes whose mean is applied as one update. 0: max(1, workers // 4)."""

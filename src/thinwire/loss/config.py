@@ -18,7 +18,7 @@ class LossConfig:
     """sampled: corrected softmax over a sample of the vocabulary. full: exact softmax. nce:
     noise-contrastive estimation. adaptive: PyTorch's adaptive softmax."""
     samples: int = 1000
-    """sampled and nce: expected number of distinct words drawn per step, without the targets."""
+    """sampled and nce: expected number of distinct words drawn per step, not counting targets."""
     power: float = 1.0
     """sampled and nce: words are drawn in proportion to their count raised to this power."""
 

@@ -25,41 +25,45 @@ class ModelConfig:
     """The network between the embedding and the output layer."""
 
     kind: ModelKind | str = "lstm"
-    """lstm and causal_conv: carry their state from batch to batch; transformer: sees `data.length`
-    tokens. package.module:Class: a body of your own, a `thinwire.Body` that can be imported."""
+    """Architecture. lstm and causal_conv carry their state from batch to batch. transformer sees at
+    most `data.length` tokens. package.module:Class: a body of your own, a `thinwire.Body` that can
+    be imported."""
     width: int = 256
     """Width of the hidden states, and of the output rows."""
     embedding_width: int = 0
     """Width of the embedding rows. 0: the same as `width`."""
     layers: int = 1
-    """Number of layers; causal_conv: highway convolutions after the one that reads the tokens."""
+    """Number of layers. causal_conv: number of highway convolutions after the convolution that
+    reads the tokens."""
     heads: int = 4
-    """Attention heads of a transformer or a causal_conv."""
+    """Number of attention heads of a transformer or a causal_conv."""
     first_kernel: int = 0
-    """causal_conv: tokens that the first convolution reads, at little cost over bytes. 0: as many
-    as `kernel`."""
+    """causal_conv: number of tokens that the first convolution reads, at little cost over bytes.
+    0: the same as `kernel`."""
     kernel: int = 4
-    """causal_conv: positions that a convolution looks at, its own the last."""
+    """causal_conv: number of positions that a convolution sees; its own position is the last."""
     dilation: int = 4
-    """causal_conv: growth of the distance between those positions from layer to layer."""
+    """causal_conv: factor by which the distance between those positions grows from layer to
+    layer."""
     attention: bool = True
     """causal_conv: attend to earlier positions of the stream after the convolutions."""
     window: int = 128
-    """causal_conv: positions that the attention sees, its own the last."""
+    """causal_conv: number of positions that the attention sees; its own position is the last."""
     tied: bool = False
-    """Use the embedding rows as output rows too."""
+    """Use the embedding rows also as output rows."""
     dropout: float = 0.0
-    """Fraction of units dropped in training: of embeddings, between layers and of the output."""
+    """Fraction of units that are dropped in training, in the embeddings, between layers and in the
+    output."""
     ngrams: int = 0
     """Largest order of the hashed n-grams whose rows are added to the input. 0 or 1: none."""
     ngram_rows: int = 1 << 18
-    """Rows of the n-grams' table, each as wide as an embedding row."""
+    """Number of rows of the n-grams' table. Each is as wide as an embedding row."""
     adapters: AdapterPlaces = "none"
-    """Where a trained model has adaptation layers. output: before the output; both: after the
-    embedding too. `thinwire adapt --method layers` sets this."""
+    """Where a trained model has adaptation layers. output: before the output. both: also after the
+    embedding. `thinwire adapt --method layers` sets this."""
     frozen: str = ""
-    """A file of parameters that stay as they are while the adaptation layers and the output biases
-    are trained. Empty: everything is trained. `thinwire adapt --method layers` sets this."""
+    """File of parameters that do not change while the adaptation layers and the output biases are
+    trained. Empty: all parameters are trained. `thinwire adapt --method layers` sets this."""
 
     def __post_init__(self) -> None:
         if self.kind not in get_args(ModelKind) and OWN not in self.kind:

@@ -50,11 +50,11 @@ class OptimConfig:
     """How parameters change: dense blocks by `kind`, embedding and output rows by `rows`."""
 
     kind: DenseKind = "adam"
-    """Optimiser of the dense blocks, which every step changes as a whole."""
+    """Optimiser of the dense blocks. Every step changes all of them."""
 
     rows: RowKind = "adagrad"
-    """Optimiser of embedding and output rows. State: adagrad one number per row, adagrad_full one
-    per element, adaptahead, adam and adamw two per element."""
+    """Optimiser of embedding and output rows. adagrad keeps one number per row, adagrad_full one
+    per element; adaptahead, adam and adamw keep two per element."""
 
     lr: float | None = None
     """Learning rate of the dense blocks. [default: by `model.kind` and `optim.kind`; 0.005 for an
@@ -64,8 +64,8 @@ class OptimConfig:
     """Learning rate of the rows. [default: by `optim.rows`; 0.2 for adagrad]"""
 
     weight_decay: float = 0.0
-    """adamw: decoupled weight decay. Vectors (biases, gains) do not decay. Either `kind` or `rows`
-    must be adamw."""
+    """adamw: decoupled weight decay. Vectors (biases, gains) do not decay. `kind` or `rows` must be
+    adamw."""
 
     beta1: float = 0.9
     """adam and adamw: decay of the average gradient."""
@@ -87,15 +87,16 @@ class OptimConfig:
     """Largest global norm of a step's gradient. 0: no clipping."""
 
     schedule: ScheduleKind = "cosine"
-    """Schedule of both learning rates. constant: no change. cosine: a cosine over the budget.
-    plateau: the rates are cut when the validation perplexity stops falling."""
+    """Schedule of both learning rates. constant: no change. cosine: the rates fall along a cosine
+    over the budget. plateau: the rates are cut when the validation perplexity stops falling."""
 
     warmup_steps: int = 20
-    """Number of first steps in which the rates rise linearly from near 0, under any schedule. An
-    asynchronous run counts the steps of each worker."""
+    """Number of steps at the start in which the rates rise linearly from near 0, with any schedule.
+    In an asynchronous run, each worker takes this many steps during the rise."""
 
     final_lr_fraction: float = 0.05
-    """cosine: fraction of the rate at the end. plateau: smallest fraction that cuts lead to."""
+    """cosine: the rates at the end, as a fraction of the initial rates. plateau: cuts do not lower
+    the rates below this fraction."""
 
     plateau_factor: float = 0.5
     """plateau: factor by which a cut multiplies the rates."""
