@@ -237,6 +237,8 @@ def _become(trial: Trial, folder: Path, streams: dict[str, Path], *, own_process
         signal.signal(signal.SIGALRM, _interrupt)
         signal.setitimer(signal.ITIMER_REAL, *(trial.signal_after or (INTERRUPT_SECONDS,))[:1], 2.0)
         tempfile.tempdir = None
+        # What processes that it spawns import, as those of `python -m thinwire` do.
+        sys.modules["__main__"] = sys.modules["thinwire.__main__"]
         try:
             status = thinwire(trial.tokens)
         except SystemExit as ended:
