@@ -33,6 +33,13 @@ class Touched:
     num_shared: Mapping[str, int] = field(default_factory=dict)
     alike: tuple[tuple[str, ...], ...] = ()
 
+    def is_early(self, name: str) -> bool:
+        """Whether all workers touch the same rows of a parameter, if not only those.
+
+        These are an output's, whose gradients are ready before the others.
+        """
+        return self.rows[name] is None or self.num_shared.get(name, 0) > 0
+
     def groups(self) -> list[tuple[tuple[str, ...], Tensor | None]]:
         """The parameters, those that are touched alike together, and the row ids of each group."""
         together = {name: names for names in self.alike for name in names}

@@ -16,7 +16,6 @@ temporary file for that.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,6 +31,7 @@ import numpy.typing as npt
 from rich.progress import DownloadColumn, Progress
 
 from thinwire.console import print_line, progress_bar, warn
+from thinwire.cores import num_cores
 from thinwire.data.corpus import (
     META_FILE,
     SPLITS,
@@ -133,7 +133,7 @@ def prepare(
         train_files = _without(sources, [*valid_files, *test_files])
     divide_train = partial(Division.by_fraction, valid=valid_fraction, test=test_fraction)
     options = Options(vocab_size=vocab_size, min_count=min_count, vocab=vocab)
-    num_processes = num_processes or _num_cores()
+    num_processes = num_processes or num_cores()
 
     with new_folder(out, force) as folder, progress_bar(DownloadColumn()) as progress:
         work = folder / "work"
@@ -349,9 +349,3 @@ def _without(files: Sequence[Path], held_out: Iterable[Path]) -> list[Path]:
         if file.resolve() in held:
             print_line(f"{file} is held out: not trained on")
     return left
-
-
-def _num_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1

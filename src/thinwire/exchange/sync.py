@@ -72,20 +72,20 @@ class _Step:
     announced: _Announced
 
     def early(self) -> list[str]:
-        """The tables of which all workers touch the same rows, if not only those."""
-        return [n for n, ids in self.touched.rows.items() if ids is None or self._num_shared(n)]
+        """The tables whose gradients go while the rest are computed."""
+        return [name for name in self.touched.rows if self.touched.is_early(name)]
 
     def late(self) -> list[str]:
         """The other tables."""
-        early = self.early()
-        return [name for name in self.touched.rows if name not in early]
-
-    def _num_shared(self, name: str) -> int:
-        return self.touched.num_shared.get(name, 0)
+        return [name for name in self.touched.rows if not self.touched.is_early(name)]
 
     def shared(self, name: str, gradient: Tensor) -> Tensor:
         """The part of a gradient that lies at the same place on every worker."""
-        return gradient if self.touched.rows[name] is None else gradient[: self._num_shared(name)]
+        return (
+            gradient
+            if self.touched.rows[name] is None
+            else gradient[: self.touched.num_shared.get(name, 0)]
+        )
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import replace
@@ -13,6 +12,7 @@ from rich.text import Text
 
 from thinwire.config import RunConfig
 from thinwire.console import console, print_line
+from thinwire.cores import num_threads
 from thinwire.data.corpus import Corpus
 from thinwire.plan.forecast import Link
 from thinwire.plan.plan import KINDS, REPLICATED, Plan, make_plan
@@ -66,7 +66,7 @@ def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> Run
     if W == 1:
         print_line("Planned: nothing, for one worker has nobody to exchange with")
         return replace(config, exchange=replace(config.exchange, kind="sync"))
-    threads = config.run.threads or max(1, (os.cpu_count() or 1) // W)
+    threads = num_threads(config.run.threads, W)
     with_threads = replace(config, run=replace(config.run, threads=threads))
     plan = planned(data, with_threads, None, (W,), team)
     best = plan.best(W, KINDS if team is None else REPLICATED)

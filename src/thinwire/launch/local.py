@@ -5,13 +5,13 @@ The command itself computes nothing, and starts them without importing torch.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from time import monotonic, sleep
 
 from thinwire.config import RunConfig
+from thinwire.cores import num_threads
 from thinwire.errors import UserError
 from thinwire.launch.children import Children, how_it_ended, passing_signals_on
 from thinwire.launch.handover import SETTINGS_FILE, last_message, post_failure
@@ -28,8 +28,7 @@ def train_on_this_machine(data: Path, out: Path, config: RunConfig, *, resume: b
         UserError: one has failed; the sentence says which, and why.
     """
     W = config.run.workers
-    cores = os.cpu_count() or 1
-    threads = config.run.threads or max(1, cores // W)
+    threads = num_threads(config.run.threads, W)
     config = replace(config, run=replace(config.run, threads=threads))
     with Children() as children, passing_signals_on(children) as received:
         folder = children.folder

@@ -16,6 +16,7 @@ from torch.distributed.rendezvous import rendezvous
 
 from thinwire.config import RunConfig
 from thinwire.console import print_line
+from thinwire.cores import num_threads
 from thinwire.errors import UserError, reason_of
 from thinwire.launch.attempt import agreed_attempt
 from thinwire.runs.device import find_device
@@ -38,7 +39,7 @@ class TorchrunMeeting:
     def __init__(self, config: RunConfig) -> None:
         self.rank, size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        threads = config.run.threads or max(1, (os.cpu_count() or 1) // here)
+        threads = num_threads(config.run.threads, here)
         self.config = replace(config, run=replace(config.run, workers=size, threads=threads))
         self._store, _, _ = next(rendezvous("env://", self.rank, size))
         restarts = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))

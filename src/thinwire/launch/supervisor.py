@@ -13,7 +13,6 @@ Nothing here needs torch, which takes seconds to import: the processes that do s
 
 from __future__ import annotations
 
-import os
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from typing import Any
 
 from thinwire.config import RunConfig
 from thinwire.console import print_line
+from thinwire.cores import num_threads
 from thinwire.errors import UserError
 from thinwire.launch.children import GRACE_SECONDS, Children, how_it_ended
 from thinwire.runs.signals import handled, hang_up
@@ -87,8 +87,7 @@ class Supervisor:
         """The signals that have been passed on."""
         self.timeout_seconds = config.exchange.timeout_seconds
         W, M = config.run.workers, config.exchange.servers
-        cores = os.cpu_count() or 1
-        threads = config.run.threads or max(1, cores // W)
+        threads = num_threads(config.run.threads, W)
         self._port_files = [str(children.folder / f"port-{shard}") for shard in range(M)]
         common = {"data": str(data), "port_files": self._port_files}
         settings = {"settings": asdict(config), "out": str(out)}

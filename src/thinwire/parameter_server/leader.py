@@ -10,7 +10,6 @@ find that they are unknown, and join again.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, replace
@@ -26,6 +25,7 @@ from torch import Tensor
 from thinwire import __version__
 from thinwire.config import RunConfig
 from thinwire.console import print_line, warn
+from thinwire.cores import num_threads
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.locks import one_writer
@@ -301,7 +301,7 @@ class Serving(ServingLoop):
 
         def help_out() -> None:
             # Of this thread: the workers stand still, so their cores are free.
-            torch.set_num_threads(self.config.run.threads or os.cpu_count() or 1)
+            torch.set_num_threads(num_threads(self.config.run.threads))
             try:
                 action()
             except BaseException as error:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from statistics import mean
 
 import torch
@@ -115,8 +116,9 @@ class Counter:
                 everything=everything,
                 hidden_fraction=fraction,
             )
-            only_early = [t for t in tables if t.num_own is None or t.num_shared]
-            only_late = [t for t in tables if t not in only_early]
+            are_early = [first.is_early(names[0]) for names, _ in first.groups()]
+            only_early = [*compress(tables, are_early)]
+            only_late = [table for table in tables if table not in only_early]
             early.append(sync_bytes(num_workers, codec, only_early, [], everything=everything))
             late.append(both - early[-1] + total_bytes(num_workers, STATEMENT_NUMBERS))
             rows.append(self._merged_rows(touched_by, num_workers))

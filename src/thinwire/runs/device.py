@@ -8,6 +8,7 @@ import os
 import torch
 
 from thinwire.config import RunConfig
+from thinwire.cores import num_threads
 from thinwire.errors import UserError
 
 # Of glibc's malloc.h.
@@ -31,7 +32,7 @@ def set_up_device(
     """
     reuse_freed_memory()
     wanted = config.run.threads if threads is None else threads
-    torch.set_num_threads(wanted or os.cpu_count() or 1)
+    torch.set_num_threads(num_threads(wanted))
     return find_device(device or config.run.device)
 
 
