@@ -121,7 +121,7 @@ VOCABULARY_QUICK = lowered("vocabulary", "--quick", SIZES=(20_000, 67_000), SECO
 SOAK_QUICK = "faults/soak.py --exchange supervised --seeds 1 --faults 3 --tokens 60000 --minutes 2"
 EXCHANGE_QUALITY_QUICK = "exchange_quality.py --quick --only 'sync int8'"
 EXCHANGE_QUICK = "exchange.py --rounds 1 --seconds 4 --only 'sync int8'"
-# What fits into six hours with the rest. They report whatever they have ever measured, so more can
+# What is worth its time. They report whatever they have ever measured, so more can
 # be added by hand.
 BARS, RIVALS = "bars.py --longest 400", "rivals.py --longest 120"
 BENCHMARKS = (
@@ -147,6 +147,11 @@ BENCHMARKS = (
         "defaults.py --tokens 20000 data.batch=16",
     ),
     Benchmark("models", "models.py", 25, "models.py --quick"),
+    Benchmark("transformer", "transformer.py", 60, "transformer.py --quick"),
+    Benchmark("ngrams", "ngrams.py", 10, "ngrams.py --quick"),
+    Benchmark("adaptation", "adaptation.py", 60, "adaptation.py --quick"),
+    Benchmark("rescoring", "rescoring.py", 15, "rescoring.py --quick"),
+    Benchmark("candidates", "candidates.py", 2, "candidates.py --quick"),
     Benchmark("cores", "cores.py --rounds 2", 6, "cores.py --rounds 1 --seconds 3", several=True),
     Benchmark(
         "exchange-quality",
@@ -155,6 +160,16 @@ BENCHMARKS = (
         EXCHANGE_QUALITY_QUICK,
         resumes=True,
         several=True,
+    ),
+    Benchmark("learning", "learning.py", 40, "learning.py --quick", resumes=True, several=True),
+    Benchmark(
+        "worth-poetry",
+        "worth.py",
+        110,
+        "worth.py --quick",
+        needs_root=True,
+        resumes=True,
+        plans=True,
     ),
     Benchmark("soak", "faults/soak.py", 60, SOAK_QUICK, needs_root=True, resumes=True),
     Benchmark("exchange", "exchange.py --rounds 2", 23, EXCHANGE_QUICK, needs_root=True),

@@ -81,7 +81,7 @@ def test_optimiser_state_grows_with_fresh_rows() -> None:
 
 
 def test_bytes_have_no_unknown_words() -> None:
-    from thinwire.data.tokenizers import bytes_tokenizer
+    from thinwire.data.tokenizer_json import bytes_tokenizer
 
     tokenizer = Tokenizer.parse(json.dumps(bytes_tokenizer()), "bytes")
     with pytest.raises(UserError, match="no unknown words"):

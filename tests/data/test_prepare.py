@@ -26,7 +26,8 @@ from thinwire.data.corpus import Corpus
 from thinwire.data.encoders import WordEncoder
 from thinwire.data.prepare import prepare
 from thinwire.data.spool import read_tokens
-from thinwire.data.tokenizers import EOS, UNK, Tokenizer, find_words
+from thinwire.data.tokenizer_json import EOS, UNK
+from thinwire.data.tokenizers import Tokenizer, find_words
 from thinwire.data.vocabulary import Tally
 from thinwire.errors import UserError
 

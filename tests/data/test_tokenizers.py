@@ -10,19 +10,16 @@ import tokenizers as hf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinwire.data.tokenizers import (
+from thinwire.data.tokenizer_json import (
     EOS,
     UNK,
-    HFTokenizer,
-    Tokenizer,
-    WordTokenizer,
     bytes_tokenizer,
-    find_words,
     renumbered,
     to_json,
     train_bpe,
     word_tokenizer_json,
 )
+from thinwire.data.tokenizers import HFTokenizer, Tokenizer, WordTokenizer, find_words
 from thinwire.errors import UserError
 
 LINES = [

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from thinwire.data.tokenizers import EOS, UNK
+from thinwire.data.tokenizer_json import EOS, UNK
 from thinwire.data.vocabulary import (
     Tally,
     all_tokens,

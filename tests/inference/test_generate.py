@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from thinwire.data.tokenizers import Tokenizer, bytes_tokenizer, to_json
+from thinwire.data.tokenizer_json import bytes_tokenizer, to_json
+from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.inference.generate import Sampling, choose, spelt
 from thinwire.seeds import torch_generator

@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from thinwire.data.tokenizers import Tokenizer, train_bpe, word_tokenizer_json
+from thinwire.data.tokenizer_json import train_bpe, word_tokenizer_json
+from thinwire.data.tokenizers import Tokenizer
 from thinwire.inference.nbest import NBest
 from thinwire.inference.rescore import (
     BONUSES,

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Size
 
 from thinwire.parameter_server.assignments import Assignments
+from thinwire.parameter_server.message_sizes import pull_bytes, push_bytes, rows_bytes
 from thinwire.parameter_server.protocol import (
     ABSENT,
     Kind,
@@ -22,10 +23,7 @@ from thinwire.parameter_server.protocol import (
     Selection,
     WireAccount,
     packed_mask,
-    pull_bytes,
-    push_bytes,
     read_message,
-    rows_bytes,
     unpacked_mask,
 )
 from thinwire.parameter_server.staleness import Staleness, StalenessCounts

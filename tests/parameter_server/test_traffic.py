@@ -10,7 +10,7 @@ import torch
 
 from thinwire.optim.config import OptimConfig
 from thinwire.parameter_server.connections import Lost
-from thinwire.parameter_server.protocol import pull_bytes, push_bytes, rows_bytes
+from thinwire.parameter_server.message_sizes import pull_bytes, push_bytes, rows_bytes
 from thinwire.wire.codecs import make_codec
 
 from .world import BLOCKS, STEPS, TABLES, Worker, World, touched

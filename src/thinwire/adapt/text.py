@@ -12,7 +12,8 @@ import numpy as np
 from thinwire.data.corpus import Corpus, narrowest_dtype
 from thinwire.data.sources import find_sources
 from thinwire.data.splits import TRAIN, VALID, Division
-from thinwire.data.tokenizers import UNK, Tokenizer, WordTokenizer, find_words
+from thinwire.data.tokenizer_json import UNK
+from thinwire.data.tokenizers import Tokenizer, WordTokenizer, find_words
 from thinwire.errors import UserError
 from thinwire.inference.text import read_lines
 from thinwire.runs.evaluation import Ids

@@ -19,7 +19,8 @@ from math import log
 import torch
 from torch import Tensor
 
-from thinwire.data.tokenizers import Tokenizer, WordTokenizer, word_tokenizer_json
+from thinwire.data.tokenizer_json import word_tokenizer_json
+from thinwire.data.tokenizers import Tokenizer, WordTokenizer
 from thinwire.errors import UserError
 from thinwire.language_model import EMBEDDING, OUTPUT_BIAS
 

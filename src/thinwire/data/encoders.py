@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from thinwire.data.tokenizers import EOS, UNK, Tokenizer, byte_tokens, find_words
+from thinwire.data.tokenizer_json import EOS, UNK, byte_tokens
+from thinwire.data.tokenizers import Tokenizer, find_words
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Counts = npt.NDArray[np.int64]

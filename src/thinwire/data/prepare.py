@@ -50,7 +50,7 @@ from thinwire.data.sources import find_sources, name_of, read_blocks, spooled, t
 from thinwire.data.split_file import SplitFile, SplitPart
 from thinwire.data.splits import TEST, TRAIN, VALID, Division
 from thinwire.data.spool import Piece, map_in_order, read_tokens, spool
-from thinwire.data.tokenizers import train_bpe
+from thinwire.data.tokenizer_json import train_bpe
 from thinwire.data.vocabulary import Tally, Vocabulary
 from thinwire.errors import UserError
 

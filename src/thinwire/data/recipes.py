@@ -12,18 +12,15 @@ from thinwire.console import print_line
 from thinwire.data.encoders import ByteEncoder, Encoder, FileEncoder, WordEncoder
 from thinwire.data.sentencepiece import read_sentencepiece
 from thinwire.data.symbols import read_symbols
-from thinwire.data.tokenizers import (
+from thinwire.data.tokenizer_json import (
     EOS,
     UNK,
-    Tokenizer,
-    WordTokenizer,
     bytes_tokenizer,
-    ending_lines,
-    read_tokenizer,
     renumbered,
     to_json,
     word_tokenizer_json,
 )
+from thinwire.data.tokenizers import Tokenizer, WordTokenizer, ending_lines, read_tokenizer
 from thinwire.data.vocabulary import (
     TYPES_IN_MEMORY,
     Tally,

@@ -16,7 +16,8 @@ import regex
 
 from thinwire.console import print_line
 from thinwire.data.text import lines_of
-from thinwire.data.tokenizers import EOS, PATTERNS, UNK, find_words
+from thinwire.data.tokenizer_json import EOS, PATTERNS, UNK
+from thinwire.data.tokenizers import find_words
 from thinwire.errors import UserError
 
 TYPES_IN_MEMORY = 1 << 20  # about 200 MB

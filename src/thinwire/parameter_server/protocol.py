@@ -41,8 +41,8 @@ from torch import Size, Tensor
 
 from thinwire.files import parse_json
 from thinwire.wire.codecs import Codec
-from thinwire.wire.frames import Frame, frame_bytes, pack, unpack
-from thinwire.wire.indices import decode_ids, encode_ids, encoded_bytes
+from thinwire.wire.frames import Frame, pack, unpack
+from thinwire.wire.indices import decode_ids, encode_ids
 
 PROTOCOL = 4
 ABSENT = -1
@@ -284,67 +284,6 @@ class Push:
         )
 
 
-# Sizes
-
-
-def pull_bytes(num_parameters: int, groups: Sequence[tuple[int, int] | None]) -> int:
-    """The size of a PULL: 48 + 8 P bytes, and for each group 8 and its ids.
-
-    Args:
-        num_parameters: P.
-        groups: for each, how many rows, and the largest gap between them; None: every row.
-    """
-    return frame_bytes(PULL_NUMBERS + num_parameters, _ids_bytes(groups))
-
-
-def rows_bytes(
-    codec: Codec,
-    masked: Sequence[int | None],
-    shapes: Sequence[Sequence[int]],
-    block_codec: Codec | None = None,
-    block_shapes: Sequence[Sequence[int]] = (),
-) -> int:
-    """The size of a ROWS: 56 bytes, a group 8 and a bit a row, a parameter 8 and its H rows.
-
-    Args:
-        codec: the one that rows of tables travel in.
-        masked: for each group, how many rows the pull has named; None: all are sent, unmasked.
-        shapes: for each table of the selection, the shape `[H, ...]` of the rows that are sent.
-        block_codec: the one that blocks travel in; None: the same.
-        block_shapes: for each block of the selection, that of its rows.
-    """
-    masks = [0 if num_rows is None else mask_bytes(num_rows) for num_rows in masked]
-    blocks = map((block_codec or codec).num_bytes, block_shapes)
-    return frame_bytes(ROWS_NUMBERS, [*masks, *map(codec.num_bytes, shapes), *blocks])
-
-
-def push_bytes(
-    codec: Codec,
-    num_parameters: int,
-    groups: Sequence[tuple[int, int] | None],
-    shapes: Sequence[Sequence[int]],
-) -> int:
-    """The size of a PUSH: 136 + 8 P bytes, a group 8 and its ids, a parameter 8 and its R rows.
-
-    Args:
-        codec: the one that gradients travel in.
-        num_parameters: P.
-        groups: for each, how many rows, and the largest gap between them; None: every row.
-        shapes: for each parameter of the selection, the shape `[R, ...]` of its gradients.
-    """
-    sizes = [*_ids_bytes(groups), *map(codec.num_bytes, shapes)]
-    return frame_bytes(PUSH_NUMBERS + num_parameters, sizes)
-
-
-def mask_bytes(num_rows: int) -> int:
-    """The size of a mask of so many rows: a bit each."""
-    return (num_rows + 7) // 8
-
-
-def _ids_bytes(groups: Sequence[tuple[int, int] | None]) -> list[int]:
-    return [0 if group is None else encoded_bytes(*group) for group in groups]
-
-
 # Small messages
 
 
@@ -417,6 +356,11 @@ def as_bytes(text: str) -> Tensor:
     """A text as bytes, uint8."""
     data = text.encode()
     return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else _nothing()
+
+
+def mask_bytes(num_rows: int) -> int:
+    """The size of a mask of so many rows: a bit each."""
+    return (num_rows + 7) // 8
 
 
 def packed_mask(mask_R: Tensor) -> Tensor:

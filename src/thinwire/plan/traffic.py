@@ -30,8 +30,8 @@ from thinwire.exchange.sizes import (
 from thinwire.exchange.turns import Turns
 from thinwire.exchange.unshared_rows import unshared_rows
 from thinwire.language_model import LanguageModel
+from thinwire.parameter_server.message_sizes import pull_bytes, push_bytes, rows_bytes
 from thinwire.parameter_server.parameter_codec import ParameterCodec
-from thinwire.parameter_server.protocol import pull_bytes, push_bytes, rows_bytes
 from thinwire.touched import Touched
 from thinwire.training.agreement import STATEMENT_NUMBERS
 from thinwire.wire.codecs import make_codec
