@@ -72,7 +72,7 @@ def test_what_is_no_number_is_null(toy_run: Path, stdin: Stdin, capsys) -> None:
 
     inf, nan = float("inf"), float("nan")
     measured = Measured(Evaluation(inf, nan, 3, 3, 1e9), "x", None, 12)
-    found = json.loads(_json(toy_run, model.loaded_step, measured))
+    found = json.loads(_json(toy_run, model.loaded_step, measured, {}))
     assert found["ppl"] is None and found["ppl_known"] is None
 
 

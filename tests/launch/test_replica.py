@@ -265,7 +265,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     taken: list[tuple[str, int]] = []
 
     def way(name: str) -> Callable[..., None]:
-        return lambda data, out, config, *, resume: taken.append((name, config.run.workers))
+        return lambda data, out, config, **_: taken.append((name, config.run.workers))
 
     monkeypatch.setattr(replica, "train_under_torchrun", way("torchrun"))
     monkeypatch.setattr(local, "train_on_this_machine", way("here"))

@@ -43,8 +43,9 @@ def test_times(seconds: float, shown: str) -> None:
 
 def test_on_a_terminal_one_line_moves(monkeypatch: pytest.MonkeyPatch) -> None:
     screen = StringIO()
-    monkeypatch.setattr(
-        module, "console", Console(file=screen, highlight=False, force_terminal=True, width=140)
+    show_on(
+        monkeypatch,
+        Console(file=screen, markup=False, highlight=False, force_terminal=True, width=140),
     )
     with TrainingDisplay() as display:
         display.note("in [brackets]")
@@ -65,7 +66,7 @@ def test_on_a_terminal_one_line_moves(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_in_a_log_lines_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
     log = StringIO()
-    monkeypatch.setattr(module, "console", Console(file=log, width=80))
+    show_on(monkeypatch, Console(file=log, width=80))
     with TrainingDisplay() as display:
         display.note("word " * 40)
         display.train(progress=0.05, seconds=1, tokens=1, loss=1.0, tokens_per_second=1.0)
@@ -75,7 +76,7 @@ def test_in_a_log_lines_stay_plain(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_log_has_a_line_for_every_tenth_of_the_budget(monkeypatch: pytest.MonkeyPatch) -> None:
     log = StringIO()
-    monkeypatch.setattr(module, "console", Console(file=log, width=80))
+    show_on(monkeypatch, Console(file=log, width=80))
     with TrainingDisplay() as display:
         for step in range(1, 201):
             display.train(
@@ -108,6 +109,11 @@ def test_a_log_has_a_line_for_every_tenth_of_the_budget(monkeypatch: pytest.Monk
 def test_the_account_of_the_wire_in_words(seconds: dict[str, float], said: str) -> None:
     wire = {"bytes_sent": 2_500_000, "bytes_dense": 50_000_000, **seconds}
     assert wire_sentence(wire) == f"2.5 MB were sent, 5.0% of what all parameters would be{said}"
+
+
+def show_on(monkeypatch: pytest.MonkeyPatch, console: Console) -> None:
+    for shown_by in (module, terminal):
+        monkeypatch.setattr(shown_by, "console", console)
 
 
 @pytest.mark.parametrize("width", [40, 80, 200])
