@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+import threading
+import time
 from collections.abc import Callable
 from math import exp
 from pathlib import Path
@@ -272,3 +274,28 @@ def test_a_budget_in_seconds(adapted: Adapt, tmp_path: Path) -> None:
     )
     config = thinwire.config.read_toml(tmp_path / "out/config.toml")
     assert (config["run"]["seconds"], config["eval"]["every_tokens"]) == (0.05, 0)
+
+
+def test_an_interrupt_while_step_0_is_written_leaves_nothing(
+    adapted: Adapt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, begun = Checkpoints._write, threading.Event()
+
+    def slowly(self: Checkpoints, *given: Any) -> None:
+        begun.set()
+        time.sleep(0.3)  # until after the folder would have been removed
+        write(self, *given)
+
+    def interrupted(self: Checkpoints) -> None:
+        if begun.is_set():
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Checkpoints, "_write", slowly)
+    monkeypatch.setattr(Checkpoints, "wait", interrupted)
+    before = set(tmp_path.iterdir())
+    with pytest.raises(KeyboardInterrupt):
+        adapted("new")
+    for thread in threading.enumerate():
+        if thread.name == "checkpoint":
+            thread.join()
+    assert set(tmp_path.iterdir()) == before

@@ -160,9 +160,13 @@ def write_run(
         num_workers=config.run.workers,
     )
     run.take_evaluation(run.measure().ppl, None)
-    run.save({}, batches.state_dict(), best=True)
     assert run.checkpoints is not None
-    run.checkpoints.wait()
+    try:
+        run.save({}, batches.state_dict(), best=True)
+        run.checkpoints.wait()
+    finally:
+        with interrupt_later():  # what still writes would write into what is being removed
+            run.checkpoints.finish()
     (folder / ABOUT_FILE).write_text(json.dumps(dict(about), indent=1) + "\n", encoding="utf-8")
     final = replace(planned, config=config, data=out.absolute() / DATA_FOLDER)
     final.write(corpus)

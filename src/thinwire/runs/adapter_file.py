@@ -14,13 +14,12 @@ from pathlib import Path
 from typing import get_args
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from thinwire.errors import UserError
 from thinwire.files import read_json
 from thinwire.models.config import AdapterPlaces
-from thinwire.runs.checkpoints import CHECKSUMS, Checkpoint, Checkpoints
+from thinwire.runs.checkpoints import CHECKSUMS, Checkpoint, Checkpoints, save_tensors
 from thinwire.runs.folder import RunFolder
 
 FOLDER = "adapters"
@@ -74,9 +73,12 @@ class AdapterFile:
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
         header = {"places": self.places, "step": str(self.step), "checksum": self.checksum}
-        tensors = {key: tensor.contiguous() for key, tensor in self.parameters.items()}
-        save_file(tensors, temporary, metadata=header)
-        os.replace(temporary, path)
+        try:
+            save_tensors(self.parameters, temporary, header)
+            os.replace(temporary, path)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
         return path
 
     def on(self, base: RunFolder) -> tuple[RunFolder, Checkpoint]:

@@ -357,7 +357,9 @@ def _copy(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
 
 
-def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
+def save_tensors(
+    tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None
+) -> None:
     """Write a safetensors file, readable for whom the umask says.
 
     `save_file` writes straight from the tensors' memory (1 GB saved: 0.3 MB more resident). It
@@ -377,7 +379,7 @@ def save_tensors(tensors: Mapping[str, torch.Tensor], file: Path) -> None:
         writable[name] = tensor.detach() if own else _copy(tensor)
         seen.add(address)
     try:
-        save_file(writable, file)
+        save_file(writable, file, metadata)
     except SafetensorError as error:  # its I/O errors carry the number in the text only
         number = re.search(r"os error (\d+)", str(error))
         if number is None:
