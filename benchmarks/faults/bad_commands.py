@@ -114,7 +114,12 @@ class Trial:
         if self.verb == "prepare" and "new" in made and not (folder / "cwd/new/meta.json").exists():
             odd.append("cwd/new without meta.json")
         if self.verb in ("eval", "score", "generate", "plan", "work", "completion"):
-            odd += [name for name in found if name.startswith("cwd/")]
+            asked = {token.removeprefix("--out=") for token in self.tokens}
+            odd += [
+                name
+                for name in found
+                if name.startswith("cwd/") and name.removeprefix("cwd/") not in asked
+            ]
         return [repr(name) for name in odd]
 
     def clean_up(self, folder: Path) -> None:

@@ -31,6 +31,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_SECONDS = 600.0
+LARGEST_WHOLE = 2**53
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
@@ -233,6 +234,8 @@ def _require_not_negative(section: str, settings: object, *names: str) -> None:
 
 
 def _typed(value: Any, hint: Any, where: str) -> Any:
+    if type(value) is int and abs(value) > LARGEST_WHOLE and int in _kinds(hint):
+        raise UserError(f"{where} is {value}, and must be {LARGEST_WHOLE:,} at most")
     for kind in _kinds(hint):
         if get_origin(kind) is Literal:
             if value in get_args(kind):

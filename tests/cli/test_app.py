@@ -249,6 +249,7 @@ def test_a_sentence_is_one_line_that_no_terminal_obeys(
     [
         MemoryError(),
         RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 4 bytes"),
+        RuntimeError("Storage size calculation overflowed with sizes=[14, 4611686018427387904]"),
     ],
 )
 def test_too_little_memory_is_a_sentence(
@@ -259,6 +260,14 @@ def test_too_little_memory_is_a_sentence(
     verb(error)
     assert app.main(["stumble"]) == 2
     assert capsys.readouterr().err.startswith("thinwire: there is not enough memory")
+
+
+def test_too_few_descriptors_are_a_sentence_whoever_says_it(
+    verb: Callable[[BaseException], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb(RuntimeError("unable to open file <a> in read-only mode: Too many open files (24)"))
+    assert app.main(["stumble"]) == 2
+    assert capsys.readouterr().err == "thinwire: Too many open files\n"
 
 
 def test_a_full_disk_under_standard_error_changes_no_status(

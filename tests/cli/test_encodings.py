@@ -115,3 +115,11 @@ def test_no_run_folder_is_made_that_could_not_be_loaded(
         assert (status, said.count("\n")) == (2, 1), said
         assert "is not UTF-8, so what is saved there could not be loaded" in said
         assert [path.name for path in beside.iterdir()] == ["text"]
+
+
+def test_a_run_that_was_given_a_name_that_is_not_utf8_is_not_resumed(
+    toy_data: Path, toy_run: Path, beside: Path
+) -> None:
+    shutil.copytree(toy_run, LATIN)
+    status, said = run(["train", str(toy_data), "--out", LATIN, "--resume", "--tokens", "99999"])
+    assert (status, said.count("\n")) == (2, 1) and "is not UTF-8, so what is saved there" in said

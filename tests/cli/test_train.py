@@ -70,6 +70,10 @@ def refused(capsys: Capture, *args: object) -> str:
         ("model = 3\n", "model in a.toml must be a section, [model]"),
         ('[model]\nwidth = "wide"\n', "[model] width in a.toml is 'wide', and must be a whole num"),
         ("[model]\nwidth = 16.5\n", "[model] width in a.toml is 16.5, and must be a whole number"),
+        (
+            "[model]\nwidth = 999999999999999999999\n",
+            "width in a.toml is 999999999999999999999, and must be 9,007,199,254,740,992 at most",
+        ),
         ('[model]\ntied = "yes"\n', "[model] tied in a.toml is 'yes', and must be true or false"),
         (
             '[model]\nkind = "gru"\n',
@@ -94,6 +98,10 @@ def test_a_file_of_settings(text: str, sentence: str, toy_data: Path, capsys: Ca
             "--model.width is 'wide', and must be a whole number",
         ),
         ("--model.width", "--model.width"),
+        (
+            "--model.width 99999999999999999999",
+            "--model.width is 99999999999999999999, and must be 9,007,199,254,740,992 at most",
+        ),
         ("--tokens -5", "--tokens is -5, but a budget must be above 0"),
         ("--seconds 0", "--seconds is 0.0, but a budget must be above 0"),
         ("--epochs nan", "--epochs is nan, but a budget must be above 0"),

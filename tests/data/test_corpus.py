@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -29,7 +30,7 @@ def write(folder: Path, splits: dict[str, list[int]], vocab_size: int) -> Corpus
         tokenizer_blake2b=file_digest(folder / "tokenizer.json"),
         vocab_size=vocab_size,
         dtype=dtype.name,
-        unk_id=1,
+        unk_id=min(1, vocab_size - 1),
         eos_id=0,
         counts=np.bincount(splits["train"], minlength=vocab_size).tolist(),
         splits=about,
@@ -153,6 +154,35 @@ def test_says_that_a_format_is_unknown(corpus: Corpus) -> None:
 def test_refuses_what_it_does_not_understand(corpus: Corpus, changes: dict[str, object]) -> None:
     with pytest.raises(UserError, match=r"meta\.json is damaged"):
         Corpus.open(edited(corpus, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"vocab_size": "7"},
+        {"vocab_size": -1},
+        {"eos_id": 1.5},
+        {"eos_id": 1000},
+        {"unk_id": True},
+        {"counts": [1]},
+        {"counts": [1, 1 << 63]},
+        {"counts": [None]},
+        {"dtype": "float32"},
+        {"tokenizer": 3},
+        {"tokens": "é"},
+        {"blake2b": 7},
+    ],
+    ids=str,
+)
+def test_refuses_values_of_wrong_types(corpus: Corpus, changes: dict[str, Any]) -> None:
+    """Even where the fingerprint is that of the content."""
+    (name,) = changes
+    meta = corpus.meta
+    if name in ("tokens", "blake2b"):
+        changes = {"splits": {**meta.splits, "train": replace(meta.splits["train"], **changes)}}
+    replace(meta, **changes).write(corpus.path / "meta.json")
+    with pytest.raises(UserError, match=rf"meta\.json is damaged \((count|{name})"):
+        Corpus.open(corpus.path)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"format": 1}', "\udcff"])

@@ -7,6 +7,7 @@ answers at once. Exit status: 0; 2 for what the user can mend, with one sentence
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -69,7 +70,7 @@ NO_MEMORY = (
     "--workers take less"
 )
 # What PyTorch says in a RuntimeError, on the CPU and on GPUs.
-TORCH_NO_MEMORY = ("can't allocate memory", "out of memory")
+TORCH_NO_MEMORY = ("can't allocate memory", "out of memory", "size calculation overflowed")
 TAKE_SETTINGS = ("train", "serve", "plan")
 OWN_FLAGS = ("--help", "-h", "--version")
 FIRST_STEPS = (
@@ -171,10 +172,12 @@ def guarded(action: Callable[[], object]) -> int:
         return _refuse(reason_of(error))
     except MemoryError:
         return _refuse(NO_MEMORY)
-    except RuntimeError as error:
-        if not any(words in str(error) for words in TORCH_NO_MEMORY):
-            raise
-        return _refuse(NO_MEMORY)
+    except RuntimeError as error:  # PyTorch's, whatever the system said to it
+        if any(words in str(error) for words in TORCH_NO_MEMORY):
+            return _refuse(NO_MEMORY)
+        if os.strerror(errno.EMFILE) in str(error):
+            return _refuse(os.strerror(errno.EMFILE))
+        raise
 
 
 def _print_in_any_encoding() -> None:

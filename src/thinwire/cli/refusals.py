@@ -15,7 +15,7 @@ from cyclopts import (
 )
 
 from thinwire.cli.spelling import SHORT, flags, negative
-from thinwire.config import in_words
+from thinwire.config import LARGEST_WHOLE, in_words
 from thinwire.errors import UserError
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def refuse_odd_values(app: App, commands: tuple[str, ...], arguments: ArgumentCo
     """Refuse values that cyclopts would accept: it makes "." of an empty path, 16 of 16.5.
 
     Raises:
-        UserError: an empty value where empty is not the default, or a fraction of a whole number.
+        UserError: an empty value where empty is not the default, a fraction of a whole number, or
+            a number that no computer counts to.
     """
     for argument in arguments:
         if argument.hint is bool:
@@ -39,9 +40,13 @@ def refuse_odd_values(app: App, commands: tuple[str, ...], arguments: ArgumentCo
         for token in argument.tokens:
             if not token.value.strip() and argument.field_info.default != "":
                 raise UserError(f"{_name(argument, token.keyword)} is empty, and needs a value")
-            if argument.hint in (int, int | None) and "." in token.value:
-                name = _name(argument, token.keyword)
+            if argument.hint not in (int, int | None):
+                continue
+            name = _name(argument, token.keyword)
+            if "." in token.value:
                 raise UserError(f"{name} is {token.value}, and must be a whole number")
+            if len(token.value.strip().lstrip("+-0")) > len(str(LARGEST_WHOLE)):
+                raise UserError(f"{name} is {token.value}, and must be {LARGEST_WHOLE:,} at most")
 
 
 def sentence_of(error: CycloptsError, verb: str, arguments: ArgumentCollection | None) -> str:

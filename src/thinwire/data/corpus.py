@@ -46,6 +46,9 @@ def unknown_sentence(name: str, unknown: int, tokens: int) -> str | None:
     )
 
 
+DTYPES = ("uint8", "uint16", "uint32")
+
+
 def narrowest_dtype(vocab_size: int) -> np.dtype[Any]:
     """The narrowest little-endian unsigned type that holds the ids 0 ... vocab_size - 1."""
     return np.min_scalar_type(max(vocab_size - 1, 0)).newbyteorder("<")
@@ -118,6 +121,28 @@ class Meta:
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
+    def _check_values(self) -> None:
+        """ValueError where a value is not of its type, or out of all range."""
+        numbers = {"vocab_size": self.vocab_size, "eos_id": self.eos_id, "unk_id": self.unk_id or 0}
+        texts = {"tokenizer": self.tokenizer, "tokenizer_blake2b": self.tokenizer_blake2b}
+        for split, about in self.splits.items():
+            for name, value in vars(about).items():
+                (texts if name == "blake2b" else numbers)[f"{name} of {split}"] = value
+        numbers |= {f"count {id}": count for id, count in enumerate(self.counts)}
+        for name, value in numbers.items():
+            if type(value) is not int or not 0 <= value < 1 << 63:
+                raise ValueError(f"{name} is {value!r}")
+        for name, text in texts.items():
+            if not isinstance(text, str):
+                raise ValueError(f"{name} is {text!r}")
+        for name, id in (("eos_id", self.eos_id), ("unk_id", self.unk_id or 0)):
+            if id >= self.vocab_size:
+                raise ValueError(f"{name} is {id}, and there are {self.vocab_size} ids")
+        if len(self.counts) != self.vocab_size:
+            raise ValueError(f"counts are {len(self.counts)}, and there are {self.vocab_size} ids")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype is {self.dtype!r}")
+
     def _content(self) -> dict[str, Any]:
         # Not `asdict`, which copies the counts one by one.
         return vars(self) | {"splits": {name: vars(about) for name, about in self.splits.items()}}
@@ -138,8 +163,9 @@ class Meta:
         try:
             content["splits"] = {name: SplitMeta(**s) for name, s in content["splits"].items()}
             meta = cls(**content)
+            meta._check_values()
             computed = meta.fingerprint
-        except (TypeError, KeyError, AttributeError) as error:
+        except (TypeError, ValueError, KeyError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}): prepare the data again") from error
         if computed != fingerprint:
             raise UserError(

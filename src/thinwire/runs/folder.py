@@ -201,7 +201,7 @@ def load_parameters(
 
 
 def require_utf8(path: Path) -> None:
-    """Refuse a new run folder whose model could never be loaded.
+    """Refuse a run folder whose model can never be loaded.
 
     Raises:
         UserError: its name is not UTF-8, and safetensors opens no other.
@@ -211,7 +211,7 @@ def require_utf8(path: Path) -> None:
     except UnicodeEncodeError:
         raise UserError(
             f"the name {os.fsencode(path)!r} is not UTF-8, so what is saved there could not be "
-            "loaded: give --out another name"
+            "loaded: give the folder another name"
         ) from None
 
 
@@ -222,6 +222,7 @@ def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
         UserError: there is none, or it was trained on other data or with other settings.
     """
     folder = RunFolder.open(out)
+    require_utf8(out)
     if corpus.meta.fingerprint != folder.fingerprint:
         raise UserError(
             f"{out} was trained on a corpus with fingerprint {folder.fingerprint[:12]}, "
