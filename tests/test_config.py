@@ -17,6 +17,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from thinwire.config import (
+    LARGEST_WHOLE,
     CheckpointSettings,
     EvalSettings,
     MetricsSettings,
@@ -36,7 +37,7 @@ POSITIVE = st.floats(min_value=0, exclude_min=True)
 NOT_NEGATIVE = st.floats(min_value=0, allow_nan=False)
 DEMANDS: dict[str, st.SearchStrategy[Any]] = {
     "model.kind": st.sampled_from(["lstm", "transformer", "causal_conv", "package.module:Class"]),
-    "run.seed": st.integers(),
+    "run.seed": st.integers(-LARGEST_WHOLE, LARGEST_WHOLE),
     "run.threads": st.integers(0, 99),
     "model.width": st.integers(1, 9).map(lambda n: 16 * n),
     "model.heads": st.sampled_from([1, 2, 4, 8]),

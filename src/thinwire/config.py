@@ -31,7 +31,7 @@ else:
     import tomli as tomllib
 
 DEFAULT_SECONDS = 600.0
-LARGEST_WHOLE = 2**53
+LARGEST_WHOLE = 2**63 - 1
 Device = Literal["auto", "cpu", "cuda", "mps"]
 Precision = Literal["auto", "fp32", "bf16"]
 _TYPES = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}

@@ -72,7 +72,7 @@ def refused(capsys: Capture, *args: object) -> str:
         ("[model]\nwidth = 16.5\n", "[model] width in a.toml is 16.5, and must be a whole number"),
         (
             "[model]\nwidth = 999999999999999999999\n",
-            "width in a.toml is 999999999999999999999, and must be 9,007,199,254,740,992 at most",
+            "width in a.toml is 999999999999999999999, and must be 9,223,372,036,854,775,807 at most",
         ),
         ('[model]\ntied = "yes"\n', "[model] tied in a.toml is 'yes', and must be true or false"),
         (
@@ -99,8 +99,8 @@ def test_a_file_of_settings(text: str, sentence: str, toy_data: Path, capsys: Ca
         ),
         ("--model.width", "--model.width"),
         (
-            "--model.width 99999999999999999999",
-            "--model.width is 99999999999999999999, and must be 9,007,199,254,740,992 at most",
+            "--model.width 999999999999999999999",
+            "--model.width is 999999999999999999999, and must be 9,223,372,036,854,775,807 at most",
         ),
         ("--tokens -5", "--tokens is -5, but a budget must be above 0"),
         ("--seconds 0", "--seconds is 0.0, but a budget must be above 0"),
