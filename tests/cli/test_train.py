@@ -72,7 +72,7 @@ def refused(capsys: Capture, *args: object) -> str:
         ("[model]\nwidth = 16.5\n", "[model] width in a.toml is 16.5, and must be a whole number"),
         (
             "[model]\nwidth = 999999999999999999999\n",
-            "width in a.toml is 999999999999999999999, and must be 9,223,372,036,854,775,807 at most",
+            "a.toml is 999999999999999999999, and must be 9,223,372,036,854,775,807 at most",
         ),
         ('[model]\ntied = "yes"\n', "[model] tied in a.toml is 'yes', and must be true or false"),
         (
