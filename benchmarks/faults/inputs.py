@@ -7,7 +7,7 @@ disks, too few file descriptors, closed pipes, Ctrl+C at a random moment. Demand
 exit status 0, 2 or 130; with 2 and 130 one sentence, on one line, at the end of standard error; no
 traceback, nothing half-written, no process left, bounded memory and time.
 
-    python benchmarks/faults/inputs.py [--trials 10000] [--seconds 600] [--seed 1] [--only SEED]
+    python benchmarks/faults/inputs.py [--trials 10000] [--seconds 600] [--seed 1] [--only SEED ...]
 
 Nearly all run in children that are forked from one warm process, because a start takes seconds; one
 in `--process-every` is a process of its own. What fails is printed with its seed, `--only SEED`
@@ -74,7 +74,7 @@ def main() -> int:
     parser.add_argument("--trials", type=int, default=10_000)
     parser.add_argument("--seconds", type=float, default=600.0, help="end after so long")
     parser.add_argument("--seed", type=int, default=1, help="of the first trial")
-    parser.add_argument("--only", type=int, help="play this seed alone")
+    parser.add_argument("--only", type=int, nargs="+", help="play these seeds alone")
     parser.add_argument("--keep", action="store_true", help="leave the folders of what failed")
     parser.add_argument("--process-every", type=int, default=200)
     parser.add_argument("--json", type=Path, help="write the result here, too")
@@ -82,9 +82,7 @@ def main() -> int:
     torch.set_num_threads(1)
     warm_up()
     began = time.monotonic()
-    seeds = range(arguments.seed, arguments.seed + arguments.trials)
-    if arguments.only is not None:
-        seeds = range(arguments.only, arguments.only + 1)
+    seeds = arguments.only or range(arguments.seed, arguments.seed + arguments.trials)
     found, failed, peak = Counter[str](), dict[int, list[str]](), 0
     with tempfile.TemporaryDirectory(prefix="inputs-") as scratch:
         bases = Path(scratch, "bases")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,29 @@ def write_whole(path: Path, content: str | bytes) -> None:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def set_aside(count: int = 4) -> Iterator[Callable[[], None]]:
+    """Inside, some file descriptors are kept, until the function that is yielded is called.
+
+    Removing a folder takes a few, and where all are in use it would stay.
+
+    Raises:
+        OSError: there are not as many.
+    """
+    kept: list[int] = []
+
+    def release() -> None:
+        while kept:
+            os.close(kept.pop())
+
+    try:
+        for _ in range(count):
+            kept.append(os.open(os.devnull, os.O_RDONLY))
+        yield release
+    finally:
+        release()
 
 
 def read_json(path: Path) -> Any:

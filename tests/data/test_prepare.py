@@ -5,6 +5,8 @@ import gzip
 import io
 import json
 import lzma
+import os
+import resource
 import signal
 import subprocess
 import sys
@@ -24,6 +26,7 @@ from thinwire.data import prepare as module
 from thinwire.data import sources, spool
 from thinwire.data.corpus import Corpus
 from thinwire.data.encoders import WordEncoder
+from thinwire.data.new_folder import new_folder
 from thinwire.data.prepare import prepare
 from thinwire.data.spool import read_tokens
 from thinwire.data.tokenizer_json import EOS, UNK
@@ -499,3 +502,21 @@ def test_helpers_end_with_a_killed_parent(book: Path, tmp_path: Path) -> None:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     assert len(done.stdout.split()) == 2
+
+
+def test_a_folder_is_removed_though_no_descriptor_is_left(tmp_path: Path) -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    opened: list[int] = []
+    resource.setrlimit(resource.RLIMIT_NOFILE, (min(256, hard), hard))
+    try:
+        sentence, data = "Too many open files", tmp_path / "data"
+        with pytest.raises(OSError, match=sentence), new_folder(data, force=False) as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / "file").touch()
+            while True:
+                opened.append(os.open(os.devnull, os.O_RDONLY))
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for descriptor in opened:
+            os.close(descriptor)
+    assert list(tmp_path.iterdir()) == []

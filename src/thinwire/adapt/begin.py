@@ -23,6 +23,7 @@ from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
+from thinwire.files import set_aside
 from thinwire.interrupts import interrupt_later
 from thinwire.runs.folder import CONFIG_FILE, FROZEN_FILE, RunFolder, require_utf8
 from thinwire.runs.run import Run
@@ -96,15 +97,17 @@ def new_run(out: Path) -> Iterator[Path]:
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = out.with_name(f".{out.name}.{os.getpid()}.new")
-    try:
-        folder.mkdir()
-        yield folder
-        if out.exists():
-            out.rmdir()  # empty, as was checked
-        folder.rename(out)
-    finally:
-        with interrupt_later():  # Ctrl+C often comes twice
-            shutil.rmtree(folder, ignore_errors=True)
+    with set_aside() as release:
+        try:
+            folder.mkdir()
+            yield folder
+            if out.exists():
+                out.rmdir()  # empty, as was checked
+            folder.rename(out)
+        finally:
+            with interrupt_later():  # Ctrl+C often comes twice
+                release()
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def refuse_existing(out: Path) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from thinwire.data.corpus import META_FILE
 from thinwire.errors import UserError
+from thinwire.files import set_aside
 from thinwire.interrupts import interrupt_later
 from thinwire.locks import only_writer
 
@@ -51,28 +52,30 @@ def _filled(out: Path, force: bool) -> Iterator[Path]:
             raise UserError(f"{out} holds data already: --force replaces it")
     folder = out.with_name(f".{out.name}.{os.getpid()}.new")
     old = out.with_name(f".{out.name}.{os.getpid()}.old")
-    try:
-        folder.mkdir()
-        yield folder
-        for path in (*folder.iterdir(), folder):
-            _fsync(path)
-        if out.exists():
-            out.rename(old)
-        folder.rename(out)
-        _fsync(out.parent)
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"the disk of {out} is full: while it works, prepare needs four bytes a token "
-                "there, beside the folder itself"
-            ) from error
-        raise
-    finally:
-        with interrupt_later():  # Ctrl+C often comes twice
-            if old.exists() and not out.exists():
-                old.rename(out)
-            shutil.rmtree(folder, ignore_errors=True)
-            shutil.rmtree(old, ignore_errors=True)
+    with set_aside() as release:
+        try:
+            folder.mkdir()
+            yield folder
+            for path in (*folder.iterdir(), folder):
+                _fsync(path)
+            if out.exists():
+                out.rename(old)
+            folder.rename(out)
+            _fsync(out.parent)
+        except OSError as error:
+            if error.errno == errno.ENOSPC:
+                raise UserError(
+                    f"the disk of {out} is full: while it works, prepare needs four bytes a token "
+                    "there, beside the folder itself"
+                ) from error
+            raise
+        finally:
+            with interrupt_later():  # Ctrl+C often comes twice
+                release()
+                if old.exists() and not out.exists():
+                    old.rename(out)
+                shutil.rmtree(folder, ignore_errors=True)
+                shutil.rmtree(old, ignore_errors=True)
 
 
 def _fsync(path: Path) -> None:
