@@ -304,6 +304,8 @@ def test_an_existing_folder_is_kept_or_replaced(book: Path, tmp_path: Path) -> N
         prepare([str(book)], out=tmp_path, force=True)
     with pytest.raises(UserError, match="is a file: give --out another name"):
         prepare([str(book)], out=book)
+    with pytest.raises(UserError, match="/ cannot be replaced by a data folder"):
+        prepare([str(book)], out=Path("/"))
     assert {path.name for path in tmp_path.iterdir()} == {"book.txt", "data", "blank.txt"}
 
 

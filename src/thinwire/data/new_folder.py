@@ -23,6 +23,8 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
     out = out.absolute()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give --out another name")
+    if not out.name:
+        raise UserError(f"{out} cannot be replaced by a data folder: give --out another name")
     out.parent.mkdir(parents=True, exist_ok=True)
     with only_writer(out.with_name(f".{out.name}.lock"), str(out)) as alone:
         if alone:
