@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import shutil
 import threading
-import time
 from collections.abc import Callable
 from math import exp
 from pathlib import Path
@@ -279,23 +278,15 @@ def test_a_budget_in_seconds(adapted: Adapt, tmp_path: Path) -> None:
 def test_an_interrupt_while_step_0_is_written_leaves_nothing(
     adapted: Adapt, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write, begun = Checkpoints._write, threading.Event()
+    write = Checkpoints._write
 
-    def slowly(self: Checkpoints, *given: Any) -> None:
-        begun.set()
-        time.sleep(0.3)  # until after the folder would have been removed
+    def interrupted(self: Checkpoints, *given: Any) -> None:
+        assert threading.current_thread() is threading.main_thread()
         write(self, *given)
+        raise KeyboardInterrupt
 
-    def interrupted(self: Checkpoints) -> None:
-        if begun.is_set():
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(Checkpoints, "_write", slowly)
-    monkeypatch.setattr(Checkpoints, "wait", interrupted)
+    monkeypatch.setattr(Checkpoints, "_write", interrupted)
     before = set(tmp_path.iterdir())
     with pytest.raises(KeyboardInterrupt):
         adapted("new")
-    for thread in threading.enumerate():
-        if thread.name == "checkpoint":
-            thread.join()
     assert set(tmp_path.iterdir()) == before

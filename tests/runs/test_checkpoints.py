@@ -273,7 +273,7 @@ def test_a_full_disk_keeps_what_was_saved(
 ) -> None:
     checkpoints = save(tmp_path, 1)
 
-    def full(tensors: object, file: Path) -> None:
+    def full(tensors: object, file: Path, metadata: object = None) -> None:
         Path(file).write_bytes(b"a part")
         raise module.SafetensorError(
             "Error while serializing: I/O error: No space left on device (os error 28)"

@@ -164,12 +164,8 @@ def write_run(
     )
     run.take_evaluation(run.measure().ppl, None)
     assert run.checkpoints is not None
-    try:
-        run.save({}, batches.state_dict(), best=True)
-        run.checkpoints.wait()
-    finally:
-        with interrupt_later():  # what still writes would write into what is being removed
-            run.checkpoints.finish()
+    run.checkpoints.in_background = False  # where Ctrl+C comes, the folder is removed at once
+    run.save({}, batches.state_dict(), best=True)
     (folder / ABOUT_FILE).write_text(json.dumps(dict(about), indent=1) + "\n", encoding="utf-8")
     final = replace(planned, config=config, data=out.absolute() / DATA_FOLDER)
     final.write(corpus)

@@ -74,6 +74,8 @@ class Checkpoints:
             raise UserError(f"At least 1 checkpoint has to be kept, and {keep} was asked for.")
         self.run = Path(run)
         self.keep = keep
+        self.in_background = True
+        """Whether small checkpoints are written by a thread."""
         self._writer: Thread | None = None
         self._error: BaseException | None = None
         self._damaged: set[int] = set()
@@ -86,7 +88,7 @@ class Checkpoints:
         """Store `tensors[stem][name]` and the JSON-able `state` as `step-N`, replacing one there.
 
         What is stored is the moment of the call: a small checkpoint is copied and written by a
-        background thread, a large one is written before the call returns, without a copy. One
+        background thread, a large one, or all without `in_background`, before the call returns. One
         write is in flight at most; the error of an earlier one is raised here or by `wait`.
         `best` says that no step so far validated better; a step keeps that mark when it is saved
         again.
@@ -94,7 +96,7 @@ class Checkpoints:
         self.wait()
         state_json = json.dumps(dict(state), indent=1)
         num_bytes = sum(t.nbytes for group in tensors.values() for t in group.values())
-        if num_bytes > BACKGROUND_MAX_bytes:
+        if num_bytes > BACKGROUND_MAX_bytes or not self.in_background:
             self._write(step, tensors, state_json, best, num_bytes)
             return
         copies = {
