@@ -71,7 +71,7 @@ class Together:
             )
         finally:
             for thread in self.threads:
-                thread.join(10.0)
+                thread.join(60.0)
         assert not any(thread.is_alive() for thread in self.threads), self.errors
 
 
