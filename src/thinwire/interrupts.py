@@ -67,3 +67,17 @@ def interrupt_kept() -> Iterator[None]:
         raise
     finally:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@contextmanager
+def interrupt_ignored() -> Iterator[None]:
+    """While inside, Ctrl+C changes nothing: it often comes twice, and the end is near."""
+    try:
+        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    except ValueError:  # not the main thread, which alone gets it
+        yield
+        return
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)

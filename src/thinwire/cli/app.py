@@ -11,10 +11,9 @@ import errno
 import io
 import json
 import os
-import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, NamedTuple
@@ -27,7 +26,7 @@ from thinwire.cli.help import Help, help_of
 from thinwire.cli.refusals import refuse_odd_values, sentence_of, unknown_verb
 from thinwire.cli.spelling import flags, spelled
 from thinwire.errors import UserError, reason_of, require_posix
-from thinwire.interrupts import interrupt_kept
+from thinwire.interrupts import interrupt_ignored, interrupt_kept
 
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
@@ -197,7 +196,7 @@ def _wait_politely() -> None:
 
 
 def _refuse(sentence: str) -> int:
-    with _undisturbed():
+    with interrupt_ignored():
         from rich.text import Text
 
         from thinwire.console import console, printable
@@ -207,20 +206,6 @@ def _refuse(sentence: str) -> int:
         console.print(Text.assemble(("thinwire: ", "bold red"), sentence), soft_wrap=True)
         _tell_torchrun(sentence)
     return 2
-
-
-@contextmanager
-def _undisturbed() -> Iterator[None]:
-    """While inside, Ctrl+C changes nothing: it often comes twice, and the end is near."""
-    try:
-        before = signal.signal(signal.SIGINT, signal.SIG_IGN)
-    except ValueError:  # not the main thread, which alone gets it
-        yield
-        return
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _tell_torchrun(sentence: str) -> None:
