@@ -5,6 +5,7 @@ import os
 import pytest
 
 from thinwire.cores import num_cores, num_threads
+from thinwire.errors import UserError
 
 
 def test_processes_share_the_cores_that_they_may_use(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -15,3 +16,10 @@ def test_processes_share_the_cores_that_they_may_use(monkeypatch: pytest.MonkeyP
     assert num_threads(3, 2) == 3
     monkeypatch.delattr(os, "sched_getaffinity")
     assert num_cores() == 64
+
+
+@pytest.mark.parametrize("asked", [1025, 2**31, 2**63 - 1])
+def test_no_library_is_asked_for_more_threads_than_it_could_start(asked: int) -> None:
+    with pytest.raises(UserError, match=f"{asked} threads were asked for, but it must be 1,024"):
+        num_threads(asked)
+    assert num_threads(1024) == 1024

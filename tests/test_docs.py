@@ -95,7 +95,9 @@ def test_the_page_of_the_benchmarks_has_their_tables() -> None:
     ]
     rows = [line for line in lines if line.startswith("|")]
     assert len(names) > 15
-    assert [row for row in rows if f"\n{row}\n" not in page] == [], "python benchmarks/tables.py"
+    assert [row for row in rows if f"\n{row}\n" not in page] == [], (
+        "python -m benchmarks.record.tables"
+    )
 
 
 def test_every_page_is_in_the_menu() -> None:

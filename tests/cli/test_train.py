@@ -102,6 +102,10 @@ def test_a_file_of_settings(text: str, sentence: str, toy_data: Path, capsys: Ca
             "--model.width 999999999999999999999",
             "--model.width is 999999999999999999999, and must be 9,223,372,036,854,775,807 at most",
         ),
+        (
+            "--model.width 9223372036854775808",
+            "--model.width is 9223372036854775808, and must be 9,223,372,036,854,775,807 at most",
+        ),
         ("--tokens -5", "--tokens is -5, but a budget must be above 0"),
         ("--seconds 0", "--seconds is 0.0, but a budget must be above 0"),
         ("--epochs nan", "--epochs is nan, but a budget must be above 0"),

@@ -177,6 +177,12 @@ def remove(name: str) -> Callable[[Path], object]:
     return lambda folder: (folder / name).unlink()
 
 
+def leave_out(checksums: Path, name: str) -> None:
+    manifest = json.loads(checksums.read_text())
+    del manifest["files"][name]
+    checksums.write_text(json.dumps(manifest))
+
+
 @pytest.mark.parametrize(
     "damage",
     [
@@ -188,6 +194,7 @@ def remove(name: str) -> Callable[[Path], object]:
         remove("state.json"),
         remove("checksums.json"),
         lambda folder: (folder / "checksums.json").write_text("[]"),
+        lambda folder: leave_out(folder / "checksums.json", "model.safetensors"),
         lambda folder: (folder / "checksums.json").write_bytes(b"\xff\0"),
     ],
 )

@@ -45,7 +45,9 @@ def refuse_odd_values(app: App, commands: tuple[str, ...], arguments: ArgumentCo
             name = _name(argument, token.keyword)
             if "." in token.value:
                 raise UserError(f"{name} is {token.value}, and must be a whole number")
-            if len(token.value.strip().lstrip("+-0")) > len(str(LARGEST_WHOLE)):
+            digits = token.value.strip().lstrip("+-0")
+            too_long = len(digits) > len(str(LARGEST_WHOLE))
+            if too_long or (digits.isdecimal() and int(digits) > LARGEST_WHOLE):
                 raise UserError(f"{name} is {token.value}, and must be {LARGEST_WHOLE:,} at most")
 
 

@@ -11,6 +11,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from thinwire.cores import num_threads
 from thinwire.data.text import lines_of, one_line
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
@@ -68,7 +69,7 @@ def load(
     if threads is not None:
         if threads < 1:
             raise UserError(f"{threads} threads were asked for, but it must be 1 or more")
-        torch.set_num_threads(threads)
+        torch.set_num_threads(num_threads(threads))
     where = find_device(device)
     tokenizer = Tokenizer.load(folder.tokenizer_file)
     if average is not None and (step is not None or adapter is not None):

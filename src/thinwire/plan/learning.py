@@ -3,8 +3,8 @@
 The batch of all workers together is larger than one worker's, so a run of so many tokens has fewer
 steps; workers that step alone for a while learn from copies that drift apart. Both cost tokens to
 the same perplexity. The powers below are rough: set by hand after single runs of 2.5 M tokens of
-the novels at width 256 with default rates (LOG.md), and not yet fitted; `benchmarks/learning.py`
-measures beside them what tokens teach.
+the novels at width 256 with default rates (LOG.md), and not yet fitted;
+`benchmarks/questions/learning.py` measures beside them what tokens teach.
 
     sync      (64 / B) ** 0.27
     periodic  (64 / B) ** 0.15 * (4 / H) ** 0.06 * (4 / R) ** 0.02

@@ -308,7 +308,11 @@ class Checkpoints:
 
     def _load_checked(self, step: int) -> Checkpoint:
         folder = self._folder(step)
-        for name, expected in _manifest(folder, step)["files"].items():
+        files = _manifest(folder, step)["files"]
+        unlisted = {file.name for file in folder.glob("*.safetensors")} - set(files)
+        if unlisted:
+            raise _Damaged(f"{CHECKSUMS} does not list {', '.join(sorted(unlisted))}")
+        for name, expected in files.items():
             try:
                 found = _checksum(folder / name)
             except PermissionError:
