@@ -16,8 +16,15 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from spoil import EDGES, FLAG_VALUES, NAMES, foreign, spoilt, spoilt_json, toml_value
-
+from benchmarks.faults.spoil import (
+    EDGES,
+    FLAG_VALUES,
+    NAMES,
+    foreign,
+    spoilt,
+    spoilt_json,
+    toml_value,
+)
 from thinwire.cli.app import arguments_of, build
 from thinwire.cli.spelling import flags
 from thinwire.config import RunConfig
@@ -147,7 +154,7 @@ def make_bases(folder: Path) -> None:
     (folder / "text.zst").write_bytes(zstandard.compress(text.read_bytes()))
     (folder / "vocab.txt").write_text("</s>\n<unk>\n" + "\n".join(words) + "\n", encoding="utf-8")
     for kind in TOKENIZERS:
-        size = {"vocab_size": 280} if kind == "bpe" else {}
+        size: dict[str, Any] = {"vocab_size": 280} if kind == "bpe" else {}
         data = folder / f"data-{kind}"
         prepare([str(text)], out=data, tokenizer=kind, valid=0.1, test=0.1, num_processes=1, **size)
         settings = {

@@ -7,7 +7,7 @@ disks, too few file descriptors, closed pipes, Ctrl+C at a random moment. Demand
 exit status 0, 2 or 130; with 2 and 130 one sentence, on one line, at the end of standard error; no
 traceback, nothing half-written, no process left, bounded memory and time.
 
-    python benchmarks/faults/inputs.py [--trials 10000] [--seconds 600] [--seed 1] [--only SEED ...]
+    python -m benchmarks.faults.inputs [--trials 10000] [--seconds 600] [--seed 1] [--only SEED ...]
 
 Nearly all run in children that are forked from one warm process, because a start takes seconds; one
 in `--process-every` is a process of its own. What fails is printed with its seed, `--only SEED`
@@ -44,9 +44,9 @@ from pkgutil import walk_packages
 from types import FrameType
 
 import torch
-from bad_commands import Trial, make_bases, make_trial
 
 import thinwire as thinwire_package
+from benchmarks.faults.bad_commands import Trial, make_bases, make_trial
 from thinwire.__main__ import main as thinwire
 from thinwire.errors import UserError
 from thinwire.runs.checkpoints import Checkpoints
@@ -186,8 +186,12 @@ def run(trial: Trial, folder: Path, *, own_process: bool) -> Outcome:
                 signals_due.pop(0)
                 os.killpg(child, signal.SIGINT)
             time.sleep(0.002)
-    output = [file.read_bytes() if file.exists() else b"" for file in list(streams.values())[1:]]
-    return Outcome(status, *output, usage.ru_maxrss * 1024, _some_are_left(child))
+    stdout, stderr = (
+        streams[name].read_bytes() if streams[name].exists() else b""
+        for name in ("stdout", "stderr")
+    )
+    assert usage is not None, "it has ended"
+    return Outcome(status, stdout, stderr, usage.ru_maxrss * 1024, _some_are_left(child))
 
 
 def _some_are_left(group: int) -> bool:
@@ -233,7 +237,8 @@ def _become(trial: Trial, folder: Path, streams: dict[str, Path], *, own_process
         for limit, value in trial.limits.items():
             resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
         signal.signal(signal.SIGALRM, _interrupt)
-        signal.setitimer(signal.ITIMER_REAL, *(trial.signal_after or (INTERRUPT_SECONDS,))[:1], 2.0)
+        first = (trial.signal_after or (INTERRUPT_SECONDS,))[0]
+        signal.setitimer(signal.ITIMER_REAL, first, 2.0)
         tempfile.tempdir = None
         # What processes that it spawns import, as those of `python -m thinwire` do.
         sys.modules["__main__"] = sys.modules["thinwire.__main__"]
@@ -242,7 +247,7 @@ def _become(trial: Trial, folder: Path, streams: dict[str, Path], *, own_process
         except SystemExit as ended:
             status = ended.code if isinstance(ended.code, int) else 1
         signal.setitimer(signal.ITIMER_REAL, 0)
-        threading._shutdown()  # as Python does: what still writes ends first
+        threading._shutdown()  # type: ignore[attr-defined]  # as Python does: what still writes ends first
         sys.stdout.flush()
     except BaseException:
         signal.setitimer(signal.ITIMER_REAL, 0)
@@ -265,8 +270,11 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def judge(trial: Trial, folder: Path, outcome: Outcome) -> list[str]:
     """What must not be; empty: all is well."""
     faults = []
-    # Ctrl+C before or after our code: for a shell that is 130, too.
-    interrupted_alone = outcome.status == -signal.SIGINT and "/thinwire/cli/" not in outcome.stderr
+    # Ctrl+C before or after our code: for a shell that is 130, too; while Python looks for the
+    # module, it makes 1 of it.
+    ours = "/thinwire/cli/" in outcome.stderr or "in main\n" in outcome.stderr
+    looked_for = outcome.status == 1 and outcome.stderr.rstrip().endswith("KeyboardInterrupt")
+    interrupted_alone = (outcome.status == -signal.SIGINT or looked_for) and not ours
     lines = [line for line in outcome.stderr.splitlines() if line.strip()]
     if outcome.status not in STATUSES and not interrupted_alone:
         last = lines[-1] if lines else ""

@@ -1,6 +1,6 @@
 """Runs the campaigns against saving, bad input, strangers and killed processes for a minute each.
 
-    python benchmarks/faults/minute.py [saving] [inputs] [strangers] [soak] [--seed 1]
+    python -m benchmarks.faults.minute [saving] [inputs] [strangers] [soak] [--seed 1]
 
 Without names: all four, as CI does. Each is bounded by its time, not by a number of trials, so a
 slow machine tries less and fails no more for it. Exit status 1 if any of them failed.
@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
-from pathlib import Path
 
 CAMPAIGNS = {
     "saving": ("--kills", "200", "--seconds", "60"),
@@ -31,9 +30,8 @@ def main() -> int:
     failed = []
     for name in arguments.names or CAMPAIGNS:
         print(f"{name}:", flush=True)
-        script = Path(__file__).with_name(f"{name}.py")
-        command = [sys.executable, str(script), *CAMPAIGNS[name], "--seed", arguments.seed]
-        if subprocess.run(command, check=False).returncode:
+        command = [sys.executable, "-m", f"benchmarks.faults.{name}", *CAMPAIGNS[name]]
+        if subprocess.run([*command, "--seed", arguments.seed], check=False).returncode:
             failed.append(name)
     print(f"failed: {', '.join(failed) or 'none'}")
     return bool(failed)

@@ -8,7 +8,7 @@ turn, by the kernel (RLIMIT_FSIZE), and, as root, a small tmpfs is left with eve
 of free pages: each save must either succeed or be refused in a sentence, with the step before whole
 and nothing half-written left.
 
-    python benchmarks/faults/saving.py [--kills 1000] [--seconds 600] [--seed 1] [--only SEED]
+    python -m benchmarks.faults.saving [--kills 1000] [--seconds 600] [--seed 1] [--only SEED]
 
 Each kill has a seed of its own, from which the folder before it, the moment and the damage follow;
 what fails is printed with its seed, and `--only SEED` plays that one again. Exit status 1 if
@@ -28,8 +28,9 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -63,13 +64,23 @@ def main() -> int:
     for seed in seeds:
         if time.monotonic() > deadline:
             break
-        failures += not tried(f"kill, seed {seed}", lambda seed=seed: found.update([kill(seed)]))
+        failures += not tried(f"kill, seed {seed}", partial(count_kill, found, seed))
     print(f"{sum(found.values())} kills: {dict(sorted(found.items()))}", flush=True)
     if arguments.only is None:
         for name, fill in (("file size", full_file), ("tmpfs", full_tmpfs)):
-            failures += not tried(name, lambda fill=fill: print(fill(deadline), flush=True))
+            failures += not tried(name, partial(print_found, fill, deadline))
     print(f"{failures} failed", flush=True)
     return bool(failures)
+
+
+def count_kill(found: Counter[str], seed: int) -> None:
+    """Kill once more, and count where that fell."""
+    found.update([kill(seed)])
+
+
+def print_found(fill: Callable[[float], str], deadline: float) -> None:
+    """Fill a disk, and print what came of it."""
+    print(fill(deadline), flush=True)
 
 
 def tried(name: str, action: Callable[[], Any]) -> bool:
@@ -83,7 +94,7 @@ def tried(name: str, action: Callable[[], Any]) -> bool:
 
 
 @contextmanager
-def folder():
+def folder() -> Iterator[Path]:
     """A folder that is gone afterwards."""
     path = Path(tempfile.mkdtemp(prefix="saving-"))
     try:

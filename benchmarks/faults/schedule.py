@@ -59,7 +59,7 @@ def schedule(seed: int, exchange: str, num_faults: int, *, in_cluster: bool = Tr
     kinds = {k: w for k, w in KINDS.items() if in_cluster or k in ("kill", "stop", "term")}
     if exchange == "supervised":  # it stays on one machine
         kinds = {k: w for k, w in kinds.items() if k not in ("cut", "slow")}
-    faults = []
+    faults: list[Fault] = []
     for at in sorted(rng.uniform(0.02, 1.0) for _ in range(num_faults)):
         kind = rng.choices(list(kinds), list(kinds.values()))[0]
         role = "lead" if kind == "disk" else rng.choice(ROLES[exchange])

@@ -7,8 +7,8 @@ with two servers (on machines of their own, with a scheduler that starts again w
 asynchronous run of two servers that `train --workers` looks after. Budgets are in tokens, and
 faults strike at parts of the budget, so a slow machine changes only the time.
 
-    python benchmarks/faults/soak.py [--minutes 60] [--faults 18] [--tokens 300000] [--seeds 3]
-    python benchmarks/faults/soak.py --exchange async --seed 2      # one run again
+    python -m benchmarks.faults.soak [--minutes 60] [--faults 18] [--tokens 300000] [--seeds 3]
+    python -m benchmarks.faults.soak --exchange async --seed 2      # one run again
 
 A run must end by itself with status 0 and its budget spent; every loss, evaluation and number saved
 is finite; the newest step loads, and is evaluated to what the run says; a run that is started again
@@ -27,7 +27,6 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-import subprocess
 import sys
 import tempfile
 import time
@@ -39,15 +38,14 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
-import record
 import torch
-from lab.cluster import cannot
-from lab.race import Kept
-from schedule import KINDS, TIMEOUT_SECONDS, Fault, schedule
-from stage import Stage
 
+from benchmarks.corpora import fetched, prepared
+from benchmarks.faults.schedule import KINDS, TIMEOUT_SECONDS, Fault, schedule
+from benchmarks.faults.stage import Stage
+from benchmarks.lab.cluster import cannot
+from benchmarks.record.kept import Kept
+from benchmarks.record.write import spread, table, write
 from thinwire.data.corpus import Corpus
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.evaluation import evaluate
@@ -67,7 +65,7 @@ SMALL = {
 }
 STEP_TOKENS = SMALL["data.batch"] * SMALL["data.length"]  # of one worker
 NOT_SAVED = ("nor saved", "disk is full")
-EXCHANGES = {
+EXCHANGES: dict[str, dict[str, Any]] = {
     "sync": {"exchange": "sync"},
     "periodic": {"exchange": "periodic", "exchange.local_steps": 4},
     "async": {"exchange": "async"},
@@ -128,7 +126,7 @@ def campaign(arguments: argparse.Namespace, deadline: float) -> list[dict[str, A
                 measure = partial(played, exchange, seed, is_struck, arguments, deadline)
                 kept.measure(key, measure)
                 print(line(kept.found[key]), flush=True)
-    write(kept, arguments)
+    report(kept, arguments)
     return list(kept.found.values())
 
 
@@ -149,11 +147,7 @@ def is_good(
 
 def shakespeare() -> Path:
     """The plays, which a command fetches, as a data folder."""
-    text = record.CACHE / "shakespeare-text"
-    if not text.exists():
-        command = [sys.executable, "-m", "thinwire", "fetch", "shakespeare", "--out", str(text)]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-    return record.prepared("soak", text / "shakespeare.txt", "--vocab-size=5000", "--valid=0.03")
+    return prepared("soak", fetched("shakespeare"), "--vocab-size=5000", "--valid=0.03")
 
 
 def played(
@@ -188,7 +182,8 @@ def played(
     began, failed = time.monotonic(), list[str]()
     with Stage(exchange, data, folder, flags) as stage:
         try:
-            run["struck"] = struck = []
+            struck: list[str] = []
+            run["struck"] = struck
             run["cut"] = play(stage, watched, faults, struck, deadline)
             failed += stage.leave()
             run |= watched.lost | judge(stage.run, data, watched)
@@ -378,7 +373,7 @@ def line(run: Mapping[str, Any]) -> str:
     )
 
 
-def write(kept: Kept, arguments: argparse.Namespace) -> None:
+def report(kept: Kept, arguments: argparse.Namespace) -> None:
     """The record."""
     rows, ratios = [], compared(kept.found.values())
     for exchange in EXCHANGES:
@@ -386,7 +381,7 @@ def write(kept: Kept, arguments: argparse.Namespace) -> None:
         if not found:
             continue
         kinds = Counter(s.split(": ")[1].split()[0] for r in found for s in r["struck"])
-        of_calm = record.spread(ratios[exchange], 4) if exchange in ratios else ""
+        of_calm = spread(ratios[exchange], 4) if exchange in ratios else ""
         rows.append(
             {
                 "exchange": exchange,
@@ -408,10 +403,10 @@ def write(kept: Kept, arguments: argparse.Namespace) -> None:
         f"Two workers (three where one command looks after them), vocabulary 5 k, LSTM of width "
         f"{SMALL['model.width']}, {arguments.tokens:,} tokens and {SAVES} saves a run, a timeout "
         f"of {TIMEOUT_SECONDS:.0f} s. Perplexity is compared with the undisturbed run of the same "
-        f"seed: the median, the least and the largest.\n\n{record.table(rows)}\n"
+        f"seed: the median, the least and the largest.\n\n{table(rows)}\n"
         f"Measured at {kept.origins()}."
     )
-    record.write("soak", "Soak", body, {"measurements": kept.found})
+    write("soak", "Soak", body, {"measurements": kept.found})
 
 
 if __name__ == "__main__":

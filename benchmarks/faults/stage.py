@@ -21,9 +21,9 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 from types import TracebackType
 
-from lab.cluster import Cluster, cannot
-from lab.runs import PORT, thinwire
-from schedule import Fault
+from benchmarks.faults.schedule import Fault
+from benchmarks.lab.cluster import Cluster, cannot
+from benchmarks.lab.runs import PORT, thinwire
 
 DISK_MB = 64
 RATE, SLOW_RATE = "1gbit", "20mbit"
@@ -43,7 +43,7 @@ class Member:
     ) -> None:
         self.name, self.device = name, device
         self.command, self.again = command, again or command
-        self.process: Process | None = None
+        self.process: Process
         self.ended_at = 0.0
         self.statuses: list[int] = []
 

@@ -18,7 +18,7 @@ Demanded: no traceback, the server's memory stays within `MEMORY_BYTES` of what 
 that are there make steps in each of the phases, every record and every parameter is finite, and all
 three processes end with status 0.
 
-    python benchmarks/faults/strangers.py [--messages 10000] [--seconds 600] [--seed 1]
+    python -m benchmarks.faults.strangers [--messages 10000] [--seconds 600] [--seed 1]
 
 All that is sent follows from the seed; when it arrives does not. The last line is JSON. Exit status
 1 if anything failed.
@@ -42,9 +42,9 @@ from threading import Thread
 from typing import Any
 
 import torch
-from spoil import spoilt
 from torch import Tensor
 
+from benchmarks.faults.spoil import spoilt
 from thinwire import __version__
 from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
@@ -148,9 +148,12 @@ class Living:
 
     def __init__(self, address: str, key: Key, corpus: Corpus, recorded: list[Tensor]) -> None:
         self.connection = ZeroMQConnection(address, key)
-        about = {"data": corpus.meta.fingerprint, "version": __version__}
         self.servers = Servers(
-            [self.connection], **about, name="worker living", timeout_seconds=60.0
+            [self.connection],
+            data=corpus.meta.fingerprint,
+            version=__version__,
+            name="worker living",
+            timeout_seconds=60.0,
         )
         kinds = (Kind.PULL, Kind.PUSH)
         self.recorded = [m for m in recorded if read_message(m)[0] in kinds]
@@ -288,13 +291,14 @@ def _phases(
     for message in recorded:
         counts[read_message(message)[0].name] += 1
     total: dict[str, Any] = {"without": 0, "departed": 0, "living": 0}
-    began, seconds = time.monotonic(), 0.4 * arguments.seconds
+    began = time.monotonic()
+    seconds: float = 0.4 * arguments.seconds
 
     def until(phase: str) -> float:
         """When it is over: later phases keep their share."""
         names = list(PHASES)
         shares = sum(PHASES[name] for name in names[: names.index(phase) + 1])
-        return began + shares * seconds
+        return began + seconds * shares
 
     def watched(name: str, action: Any) -> None:
         """Do it while the run goes on: it must have made steps meanwhile, or soon after."""
@@ -302,7 +306,7 @@ def _phases(
         tokens = _tokens(run)
         thread = Thread(target=action, daemon=True)
         thread.start()
-        deadline = None
+        deadline = math.inf
         while thread.is_alive() or (_tokens(run) <= tokens and time.monotonic() < deadline):
             if (status := processes[0].poll()) is not None:
                 if status == 0:  # this machine is too slow for all that was to be done

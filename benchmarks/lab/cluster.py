@@ -27,6 +27,7 @@ BRIDGE = f"{PREFIX}-bridge"
 NETWORK = "10.213.7"
 CGROUP = Path("/sys/fs/cgroup")
 PERIOD_MICROSECONDS = 20_000
+PROBE = [sys.executable, "-m", "benchmarks.lab.probe"]
 PROBE_BYTES = 1 << 20
 # How long a process that was killed may take to leave its group.
 LEAVING_SECONDS = 5.0
@@ -143,11 +144,10 @@ class Cluster:
     def measured_rate(self) -> float:
         """Bit/s from device 0 to device 1, by sending for about a second over TCP."""
         num_bytes = PROBE_BYTES * (128 if self.rate is None else max(2, _mbit(self.rate) // 8))
-        script = Path(__file__).with_name("probe.py")
-        receiver = self.start(1, [sys.executable, str(script), "receive", self.address(1)])
+        receiver = self.start(1, [*PROBE, "receive", self.address(1)])
         inside = ["ip", "netns", "exec", f"{PREFIX}0"]
         sender = subprocess.run(
-            [*inside, sys.executable, str(script), "send", self.address(1), str(num_bytes)],
+            [*inside, *PROBE, "send", self.address(1), str(num_bytes)],
             capture_output=True,
             text=True,
             check=True,

@@ -24,9 +24,10 @@ from thinwire.exchange.sizes import (
     total_bytes,
 )
 from thinwire.language_model import LanguageModel
-from thinwire.plan.traffic import ACCOUNT_NUMBERS, Counter
+from thinwire.plan.traffic import Counter
 from thinwire.runs.folder import RunFolder
 from thinwire.touched import Touched
+from thinwire.training.agreement import STATEMENT_NUMBERS
 from thinwire.transport.collective import all_gather_bytes
 from thinwire.wire.indices import encoded_bytes
 
@@ -74,7 +75,7 @@ def _sync(
             rank=rank,
         )
         values.append(sent - ids[-1])
-    totals = (last - first) * total_bytes(workers, ACCOUNT_NUMBERS)
+    totals = (last - first) * total_bytes(workers, STATEMENT_NUMBERS)
     return sum(ids[first:last]) + sum(values[first - 1 : last - 1]) + totals
 
 
@@ -95,7 +96,7 @@ def _periodic(
                 continue
             tables = [_of_fragment(counter, g, rows, fragment) for g, rows in changed.items()]
             if first <= step < last:
-                sent += total_bytes(workers, ACCOUNT_NUMBERS)
+                sent += total_bytes(workers, STATEMENT_NUMBERS)
                 sent += periodic_bytes(
                     workers,
                     exchange.codec,
@@ -123,12 +124,8 @@ def _of_fragment(
 
 def _groups(touched: Touched) -> dict[tuple[str, ...], list[int]]:
     """Tables that are touched alike, with their rows."""
-    names: dict[int, list[str]] = {}
-    for name, ids in touched.rows.items():
-        names.setdefault(id(ids), []).append(name)
     found = {}
-    for group in names.values():
-        ids = touched.rows[group[0]]
+    for names, ids in touched.groups():
         assert ids is not None, "a loss that touches some rows"
-        found[tuple(group)] = ids.tolist()
+        found[tuple(names)] = ids.tolist()
     return found

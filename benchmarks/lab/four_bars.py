@@ -18,11 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from limit import gemm_flop_per_second
 
-from lab.cluster import Cluster
-from lab.race import SHARE, TARGET, WORKERS, Point, reached, snapshots, steady
-from lab.runs import (
+from benchmarks.lab.cluster import Cluster
+from benchmarks.lab.gemm import gemm_flop_per_second
+from benchmarks.lab.race import SHARE, TARGET, WORKERS, Point, reached, snapshots, steady
+from benchmarks.lab.runs import (
+    Command,
     CpuWatch,
     Processes,
     start_alone,
@@ -260,7 +261,7 @@ def measure_setting(data: Path) -> dict[str, Any]:
     """The vocabulary, and what a device does in a second: matrix products of one thread."""
     torch.set_num_threads(1)
     words = Corpus.open(data).meta.vocab_size
-    return {"words": words, "flop_per_second": SHARE * gemm_flop_per_second()}
+    return {"data": data.name, "words": words, "flop_per_second": SHARE * gemm_flop_per_second()}
 
 
 def measure_plan(bar: Bar, link: str, data: Path) -> dict[str, Any]:
@@ -343,13 +344,20 @@ def on_devices(
 
 
 def start(
-    bar: Bar, cluster: Cluster, data: Path, folder: Path, flags: Sequence[str], seed: int
+    bar: Bar,
+    cluster: Cluster,
+    data: Path,
+    folder: Path,
+    flags: Sequence[str],
+    seed: int,
+    command: Command = thinwire,
 ) -> Processes:
     """Start its workers and, before them, its server."""
     if not bar.on_wire:
-        return start_alone(cluster, bar.workers, data, folder, flags, seed)
+        return start_alone(cluster, bar.workers, data, folder, flags, seed, command)
     together = start_async if bar.is_async else start_together
-    return together(cluster, bar.workers, data, folder, [*flags, "--seed", str(seed)])
+    flags = [*flags, "--seed", str(seed)]
+    return together(cluster, bar.workers, data, folder, flags, command=command)
 
 
 def rate_of(link: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Measures a link: `probe.py receive ADDRESS`, `probe.py send ADDRESS BYTES` (prints bit/s)."""
+"""Measures a link: `receive ADDRESS`, `send ADDRESS BYTES` (prints bit/s)."""
 
 from __future__ import annotations
 

@@ -7,20 +7,15 @@ snapshot is saved the training clock stands still.
 
 from __future__ import annotations
 
-import json
 import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from math import log
 from pathlib import Path
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import record
 import torch
 
 from thinwire.data.corpus import Corpus
-from thinwire.report.figures import duration
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.evaluation import evaluate
 from thinwire.runs.folder import RunFolder
@@ -116,44 +111,3 @@ def steady(run: Path) -> dict[str, float]:
         "of_dense": growth("bytes_dense") / sent if sent else 0.0,
         "waiting": growth("exchange_seconds") / seconds,
     }
-
-
-class Kept:
-    """Measurements by name, in results/NAME.json as soon as each is done, and never made twice.
-
-    Args:
-        name: of the benchmark.
-        again: make them even so.
-    """
-
-    def __init__(self, name: str, *, again: bool = False) -> None:
-        self.file = record.RESULTS / f"{name}.json"
-        self.again = again
-        self.found: dict[str, dict[str, Any]] = {}
-        if self.file.exists():
-            self.found = json.loads(self.file.read_text())["measurements"]
-
-    def measure(self, key: str, measure: Callable[[], Mapping[str, Any]]) -> None:
-        """Keep what `measure` finds, with its origin, unless that is there already."""
-        if key in self.found and not self.again:
-            return
-        print(f"{key} ...", file=sys.stderr, flush=True)
-        began = perf_counter()
-        where = record.machine()
-        machine = f"{where['cpu']}, {where['vector_instructions']}"
-        origin = {"commit": where["commit"], "date": where["date"], "where": machine}
-        self.found[key] = {**measure(), **origin}
-        self.file.parent.mkdir(exist_ok=True)
-        temporary = self.file.with_suffix(".tmp")
-        temporary.write_text(json.dumps({"machine": where, "measurements": self.found}) + "\n")
-        os.replace(temporary, self.file)
-        print(f"... {duration(perf_counter() - began)}", file=sys.stderr, flush=True)
-
-    def origins(self, part: str = "") -> str:
-        """With which code, when and where it was measured: all with this part in their names."""
-        made = set()
-        for name, one in self.found.items():
-            if part in name:
-                machine = f" ({one['where']})" if "where" in one else ""
-                made.add(f"{one['commit']} on {one['date']}{machine}")
-        return ", ".join(sorted(made))

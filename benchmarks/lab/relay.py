@@ -1,4 +1,4 @@
-"""Adds delay to TCP connections, both ways: `relay.py LISTEN:PORT TARGET:PORT MILLISECONDS`.
+"""Adds delay to TCP connections, both ways: `LISTEN:PORT TARGET:PORT MILLISECONDS`.
 
 What comes in goes out so many milliseconds later, and meanwhile more comes in: messages take
 longer, and the link's rate stays what it is.

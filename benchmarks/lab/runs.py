@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from lab.cluster import Cluster
+from benchmarks.lab.cluster import Cluster
 
 PORT = 29500
-RELAY = Path(__file__).with_name("relay.py")
+RELAY = [sys.executable, "-m", "benchmarks.lab.relay"]
 LOOK_SECONDS = 0.25
 
 Processes = list[subprocess.Popen[bytes]]
+Command = Callable[..., list[str]]
+"""Makes a command line of the arguments of `thinwire`."""
 
 
 def thinwire(*arguments: object) -> list[str]:
@@ -30,12 +32,13 @@ def start_alone(
     folder: Path,
     flags: Sequence[str],
     first_seed: int = 1,
+    command: Command = thinwire,
 ) -> Processes:
     """Runs of one worker each, which know nothing of each other: run0, run1, ..."""
     return [
         cluster.start(
             i,
-            thinwire("train", data, "--out", folder / f"run{i}", *flags, "--seed", first_seed + i),
+            command("train", data, "--out", folder / f"run{i}", *flags, "--seed", first_seed + i),
             log=folder / f"{i}.log",
         )
         for i in range(num_workers)
@@ -43,10 +46,15 @@ def start_alone(
 
 
 def start_together(
-    cluster: Cluster, num_workers: int, data: Path, folder: Path, flags: Sequence[str]
+    cluster: Cluster,
+    num_workers: int,
+    data: Path,
+    folder: Path,
+    flags: Sequence[str],
+    command: Command = thinwire,
 ) -> Processes:
     """One run of workers that hold the model each, as torchrun starts them on several machines."""
-    command = thinwire("train", data, "--out", folder / "run", *flags)
+    train = command("train", data, "--out", folder / "run", *flags)
     processes = []
     for rank in range(num_workers):
         environment = {
@@ -58,7 +66,7 @@ def start_together(
             "MASTER_PORT": str(PORT),
             "GLOO_SOCKET_IFNAME": cluster.interface(rank),
         }
-        processes.append(cluster.start(rank, command, environment, folder / f"{rank}.log"))
+        processes.append(cluster.start(rank, train, environment, folder / f"{rank}.log"))
     return processes
 
 
@@ -69,6 +77,7 @@ def start_async(
     folder: Path,
     flags: Sequence[str],
     delay_ms: float = 0.0,
+    command: Command = thinwire,
 ) -> Processes:
     """A server on the last device, which comes first in the list, and workers on the others.
 
@@ -77,17 +86,17 @@ def start_async(
     """
     key, address = folder / "key", f"{cluster.address(num_workers)}:{PORT}"
     options = ["--listen", address, "--key", key, "--workers", num_workers, *flags]
-    serve = thinwire("serve", data, "--out", folder / "run", *options)
+    serve = command("serve", data, "--out", folder / "run", *options)
     server = cluster.start(num_workers, serve, log=folder / "server.log")
     while not key.exists() and server.poll() is None:
         time.sleep(0.05)
     if delay_ms:
         near = f"127.0.0.1:{PORT}"
-        relay = [sys.executable, str(RELAY), near, address, str(delay_ms)]
+        relay = [*RELAY, near, address, str(delay_ms)]
         for i in range(num_workers):
             cluster.start(i, relay, log=folder / f"relay{i}.log", limited=False)
         address = near
-    work = thinwire("work", data, "--servers", address, "--key", key)
+    work = command("work", data, "--servers", address, "--key", key)
     workers = [cluster.start(i, work, log=folder / f"{i}.log") for i in range(num_workers)]
     return [server, *workers]
 
@@ -139,12 +148,12 @@ def wait(
     left = processes
     while left and not (num_runs and _num_over(folder) == num_runs):
         if time.monotonic() > deadline:
-            sys.exit(f"{left[0].args} did not end{_logs(folder)}")
+            sys.exit(f"{left[0].args!r} did not end{_logs(folder)}")
         meanwhile()
         time.sleep(0.1)
         for process in left:
             if process.poll():
-                sys.exit(f"{process.args} ended with status {process.returncode}{_logs(folder)}")
+                sys.exit(f"{process.args!r} ended with status {process.returncode}{_logs(folder)}")
         left = [process for process in left if process.returncode is None]
 
 

@@ -12,8 +12,8 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from predicted.devices import Device
-from predicted.steps import BITS_PER_SECOND, Way, least
+from benchmarks.predicted.devices import Device
+from benchmarks.predicted.steps import BITS_PER_SECOND, Way, least
 from thinwire.plan.traffic import Sent
 from thinwire.report.palette import LIGHT
 
@@ -22,9 +22,14 @@ def draw(
     devices: Sequence[Device], sent_by: Mapping[int, Mapping[Way, Sent]], target: Path
 ) -> None:
     """Efficiency over the rate of the links: a row of charts for each number of workers."""
-    size = {"figsize": (11, 9), "dpi": 150}
     figure, grid = plt.subplots(
-        len(sent_by), len(devices), sharex=True, sharey=True, squeeze=False, **size
+        len(sent_by),
+        len(devices),
+        sharex=True,
+        sharey=True,
+        squeeze=False,
+        figsize=(11, 9),
+        dpi=150,
     )
     for row, W in zip(grid, sent_by, strict=True):
         for axes, device in zip(row, devices, strict=True):

@@ -12,7 +12,7 @@ from typing import get_args
 
 import numpy as np
 
-from predicted.devices import Device
+from benchmarks.predicted.devices import Device
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.exchange.config import CodecName

@@ -1,0 +1,1 @@
+"""Measures thinwire: `python -m benchmarks --list` names every benchmark."""

@@ -1,0 +1,1 @@
+"""Campaigns that look for faults: kills, bad input, strangers."""

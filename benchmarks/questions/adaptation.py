@@ -1,0 +1,151 @@
+"""How far does a little new text take a trained model, and what does it forget?
+
+A model of English verse is adapted to 50,000 words of the King James Bible, of which a tenth is
+held out. Both methods, with new text alone and with as much old text; the same model trained from
+scratch on the mixture; and new words.
+
+    python -m benchmarks.questions.adaptation [--quick] [--tokens T]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from benchmarks.corpora import CACHE, corpus, fetched, prepared
+from benchmarks.lab.child import thinwire
+from benchmarks.record.write import spread, table, write
+from thinwire.runs.metrics import read_metrics
+
+SEEDS = (1, 2, 3)
+BASE_TOKENS = 20_000_000
+NEW_WORDS_OF_TEXT = 50_000
+NEW_WORDS = 2000
+QUICK_LINES, QUICK_TOKENS, QUICK_ADAPT_TOKENS = 20_000, 60_000, 8_000
+VARIANTS: dict[str, list[object]] = {
+    "continue, mixed 1:1": [],
+    "continue, mixed 2:1": ["--mix-ratio", 2],
+    "continue, new text only": ["--mix-ratio", 0],
+    "layers, new text only": ["--method", "layers"],
+    "layers, mixed 1:1": ["--method", "layers", "--mix-ratio", 1],
+    "layers after the embedding too": ["--method", "layers", "--input-layers"],
+    f"continue, mixed 1:1, {NEW_WORDS:,} new words": ["--new-words", NEW_WORDS],
+}
+SCRATCH = "from scratch on the mixture"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--quick", action="store_true", help="one seed, few tokens: only a try")
+    parser.add_argument("--tokens", type=int, default=BASE_TOKENS, help="of the base's training")
+    arguments = parser.parse_args()
+    seeds, tokens = (SEEDS, arguments.tokens) if not arguments.quick else ((1,), QUICK_TOKENS)
+    work = CACHE / ("adaptation-quick" if arguments.quick else "adaptation")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir(parents=True)
+    data = old_data(arguments.quick)
+    new = new_text(work / "kjv-50k.txt")
+    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*VARIANTS, SCRATCH)}
+    for seed in seeds:
+        base = work / f"base-{seed}"
+        budget = ["--tokens", tokens, "--eval.every_tokens", tokens, "--threads", 1]
+        thinwire("train", data, "--out", base, *budget, "--seed", seed)
+        for number, (name, options) in enumerate(VARIANTS.items()):
+            out = work / f"{seed}-{number}"
+            arguments_ = [base, new, "--out", out, "--seed", seed, "--threads", 1, "--json"]
+            if arguments.quick:
+                arguments_ += ["--tokens", QUICK_ADAPT_TOKENS]
+            change = json.loads(thinwire("adapt", *arguments_, *options))
+            layers = base / "adapters" / f"{out.name}.safetensors"
+            change["layers_share"] = None
+            if layers.exists():
+                change["layers_share"] = layers.stat().st_size / model_bytes(base)
+            change["seconds"] = last_line(out)["seconds"]
+            found[name].append(change)
+        found[SCRATCH].append(from_scratch(work / f"{seed}-0", work / f"{seed}-scratch", seed))
+    before = [change["new"]["before"]["ppl"] for change in found["continue, mixed 1:1"]]
+    body = (
+        f"Base: {tokens:,} tokens of verse, the defaults of `thinwire train`. New text: the first "
+        f"{NEW_WORDS_OF_TEXT:,} words of the King James Bible, every variant with its default "
+        f"budget, {len(seeds)} seeds (median, least to most), one thread. Perplexity of new text "
+        f"before: {spread(before, 1)}.\n\n"
+        + table([row(name, changes) for name, changes in found.items()])
+    )
+    record = {"runs": found, "seeds": seeds, "base_tokens": tokens}
+    write("adaptation", "Adaptation to a little new text", body, record)
+
+
+def row(name: str, changes: list[dict[str, Any]]) -> dict[str, str]:
+    """One line of the table."""
+
+    def change(text: str, key: str) -> str:
+        ratios = [
+            100 * (c[text]["after"][key] / c[text]["before"][key] - 1) for c in changes if c[text]
+        ]
+        return f"{spread(ratios, 1)}%" if ratios else "-"
+
+    unknown = [
+        100 * c["new"]["after"]["tokens_unknown"] / c["new"]["after"]["tokens_scored"]
+        for c in changes
+    ]
+    shares = [100 * c["layers_share"] for c in changes if c.get("layers_share")]
+    return {
+        "method": name,
+        "new ppl": spread([c["new"]["after"]["ppl"] for c in changes], 1),
+        "change": change("new", "ppl"),
+        "change of known words": change("new", "ppl_known"),
+        "unknown": f"{spread(unknown)}%",
+        "change of old ppl": change("old", "ppl"),
+        "layers' file, of the model's": f"{spread(shares)}%" if shares else "-",
+        "seconds": spread([c["seconds"] for c in changes], 0),
+    }
+
+
+def from_scratch(adapted: Path, out: Path, seed: int) -> dict[str, Any]:
+    """A new model on the same mixture, for as many tokens, with the rates of `thinwire train`."""
+    change: dict[str, Any] = json.loads((adapted / "adapt.json").read_text())["after"]
+    budget = ["--tokens", last_line(adapted)["tokens"], "--data.batch", 16, "--threads", 1]
+    thinwire("train", adapted / "data", "--out", out, *budget, "--seed", seed)
+    for text, split in (("new", "valid"), ("old", "test")):
+        found = json.loads(thinwire("eval", out, "--split", split, "--json"))
+        change[text]["after"] = {name: found[name] for name in change[text]["after"]}
+    return change | {"seconds": last_line(out)["seconds"]}
+
+
+def old_data(quick: bool) -> Path:
+    """Verse from the package index; for a try, its beginning."""
+    if not quick:
+        return corpus("poetry")
+    short = CACHE / "poetry-short.txt"
+    with fetched("poetry").open(encoding="utf-8") as lines:
+        short.write_text("".join(line for line, _ in zip(lines, range(QUICK_LINES), strict=False)))
+    return prepared("poetry-short", short)
+
+
+def new_text(out: Path) -> Path:
+    """The first verses of the King James Bible."""
+    num_words, kept = 0, []
+    for line in fetched("kjv").read_text(encoding="utf-8").splitlines(keepends=True):
+        kept.append(line)
+        num_words += len(line.split())
+        if num_words >= NEW_WORDS_OF_TEXT:
+            break
+    out.write_text("".join(kept), encoding="utf-8")
+    return out
+
+
+def model_bytes(run: Path) -> int:
+    """The size of a model's parameters on disk."""
+    return max(file.stat().st_size for file in run.glob("step-*/model.safetensors"))
+
+
+def last_line(run: Path) -> dict[str, Any]:
+    """What a run recorded at its end."""
+    return read_metrics(run)[-1]
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""What the benchmarks have found, and how it is written down."""
