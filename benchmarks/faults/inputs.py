@@ -53,7 +53,9 @@ from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.folder import RunFolder
 
 STATUSES = (0, 2, 130)
-MEMORY_BYTES = 1 << 30  # more than the warm process itself
+MEMORY_BYTES = 1 << 30  # resident
+# More than the warm process has; every thread may reserve more than a hundred megabytes of it.
+ADDRESS_BYTES = 4 << 30
 HANG_SECONDS = 60.0
 INTERRUPT_SECONDS = 1.5  # what goes on for longer gets Ctrl+C, and another one 2 seconds later
 NOBODY = 65534
@@ -232,7 +234,7 @@ def _become(trial: Trial, folder: Path, streams: dict[str, Path], *, own_process
             command = [sys.executable, "-m", "thinwire", *trial.tokens]
             os.execv(sys.executable, [os.fsencode(part) for part in command])
         size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-        resource.setrlimit(resource.RLIMIT_AS, (size + MEMORY_BYTES, size + MEMORY_BYTES))
+        resource.setrlimit(resource.RLIMIT_AS, (size + ADDRESS_BYTES, size + ADDRESS_BYTES))
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         for limit, value in trial.limits.items():
             resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
@@ -298,6 +300,8 @@ def judge(trial: Trial, folder: Path, outcome: Outcome) -> list[str]:
         faults.append(f"control characters reach the terminal: {odd!r}")
     faults += [f"left behind: {name}" for name in trial.left_behind(folder)]
     faults += _half_a_run(trial, folder)
+    if outcome.peak_bytes > MEMORY_BYTES:
+        faults.append(f"it took {outcome.peak_bytes:,} bytes of memory")
     if outcome.left_processes:
         faults.append("it left processes behind")
     return faults
