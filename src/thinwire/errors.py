@@ -11,6 +11,14 @@ class UserError(ValueError):
 
     The command line prints the sentence alone and exits with status 2; any other exception is a
     defect of thinwire and keeps its traceback.
+
+    Examples:
+        >>> import thinwire
+        >>> try:
+        ...     thinwire.load("nowhere")
+        ... except thinwire.UserError as error:
+        ...     print(error)
+        nowhere is not a run folder: it has no config.toml
     """
 
 

@@ -186,7 +186,19 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Corpus:
-    """A data folder that has been checked: `Corpus.open(path)`."""
+    """A data folder that has been checked; made by `open` and by `thinwire.prepare`.
+
+    Attributes:
+        path: the folder.
+        meta: what is known of it: tokenizer, vocabulary, counts, splits.
+
+    Examples:
+        >>> import thinwire
+        >>> corpus = thinwire.Corpus.open("data")
+        >>> ids = corpus.ids("valid")  # a memory map: unsigned integers, `[tokens]`
+        >>> int(ids[-1]) == corpus.meta.eos_id
+        True
+    """
 
     path: Path
     meta: Meta
@@ -204,8 +216,14 @@ class Corpus:
     def open(cls, path: Path | str, *, verify: bool = True) -> Corpus:
         """Open a data folder.
 
-        `verify` reads every file through, compares digests (a second a gigabyte) and looks for ids
-        that the vocabulary lacks; without it only the metadata and the sizes are checked.
+        Args:
+            path: the folder.
+            verify: read every file through, compare digests (a second per gigabyte) and look for
+                ids that the vocabulary lacks; without it, only the metadata and the sizes are
+                checked.
+
+        Raises:
+            UserError: it is no data folder, or it is damaged.
         """
         path = Path(path)
         if not path.is_dir():

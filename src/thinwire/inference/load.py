@@ -61,9 +61,18 @@ def load(
         device: `auto` (CUDA where there is one, else the CPU), `cpu`, `cuda` or `mps`.
         threads: compute threads of this process from now on; None: as many as PyTorch uses.
 
+    Returns:
+        The model, ready to score and to write text.
+
     Raises:
         UserError: there is no such run or step, it is damaged, or its tokenizer is of another
             model. A damaged step is passed over, aloud, unless it was asked for.
+
+    Examples:
+        >>> import thinwire
+        >>> model = thinwire.load("run", threads=1)
+        >>> model.score("the cat sees a dog").num_tokens
+        6
     """
     folder = RunFolder.open(Path(run))
     if threads is not None:
@@ -110,6 +119,19 @@ class TrainedModel:
         loaded_step: the step that was loaded.
         tokenizer: text to ids and back.
         model: the network, ids to log-probabilities.
+
+    Examples:
+        >>> import thinwire
+        >>> model = thinwire.load("run")
+        >>> best = model.next("the cat", k=3)  # exact, over the whole vocabulary
+        >>> best[0].logprob >= best[1].logprob >= best[2].logprob
+        True
+        >>> state = model.start("the cat")  # for a decoder, word by word
+        >>> state, logprob = model.step(state, "sees")
+        >>> logprob < 0
+        True
+        >>> model.generate("the cat", tokens=5, seed=1).startswith("the cat")
+        True
     """
 
     run: RunFolder

@@ -79,6 +79,12 @@ def train(
     Raises:
         UserError: what the user can mend.
         KeyboardInterrupt: it was interrupted, and has saved.
+
+    Examples:
+        >>> import thinwire
+        >>> model = thinwire.train("data", "trained", tokens=20_000, model={"width": 32})
+        >>> model.perplexity("the cat sees a dog") < 100
+        True
     """
     if under_torchrun():
         raise UserError(

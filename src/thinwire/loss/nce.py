@@ -26,14 +26,30 @@ from thinwire.seeds import torch_generator
 
 
 class NCE(Criterion):
-    """Noise-contrastive estimation with noise shared by the batch.
+    """Noise-contrastive estimation with noise that all positions of a step share.
+
+    Its loss is a sum of logistic losses, which cannot be compared with a cross-entropy.
 
     Args:
-        counts: occurrences of each word in the training text, `[V]`.
-        samples: expected number of distinct noise words drawn a step.
+        counts: occurrences of each word in the training text, `[V]`, 0 or more.
+        samples: expected number of distinct noise words drawn per step, 1 or more.
         power: noise is drawn in proportion to count ** power.
         seed: draws depend on (seed, step) alone.
         in_bf16: round the factors of the matrix products with the drawn rows to bf16.
+
+    Raises:
+        UserError: a count is negative or not finite, the vocabulary is empty, or `samples` is
+            below 1.
+
+    Examples:
+        >>> import torch, thinwire
+        >>> output = torch.nn.Linear(64, 5000)
+        >>> criterion = thinwire.NCE(torch.arange(5000, 0, -1), samples=200)
+        >>> hidden, targets = torch.randn(32, 64), torch.randint(5000, (32,))
+        >>> loss = criterion(hidden, targets, output.weight, output.bias, step=0) / 32
+        >>> loss.backward()
+        >>> output.weight.grad.is_sparse
+        True
     """
 
     def __init__(
@@ -75,9 +91,21 @@ class NCE(Criterion):
     def __call__(
         self, hidden_ND: Tensor, targets_N: Tensor, weight_VD: Tensor, bias_V: Tensor, step: int
     ) -> Tensor:
-        """Plan, gather and compute in one call; see `SampledSoftmax`.
+        """Plan, gather and compute in one call.
 
-        The sum that comes back is of logistic losses: not a cross-entropy.
+        Args:
+            hidden_ND: hidden states, `[N, D]`.
+            targets_N: the next word of each position, int64 `[N]`.
+            weight_VD: output rows, `[V, D]`, a row for each of `counts`.
+            bias_V: their biases, `[V]`.
+            step: the number of the step, by which noise is drawn.
+
+        Returns:
+            The sum of the logistic losses over positions and noise, in nats: a scalar, fp32 (fp64
+            if an input is). Types and gradients are as those of `SampledSoftmax`.
+
+        Raises:
+            UserError: the weight has more or fewer rows than there are counts.
         """
         self.sampler.require_rows(weight_VD, bias_V)
         plan = self.plan(targets_N, step)

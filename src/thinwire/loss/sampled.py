@@ -41,21 +41,37 @@ MASKED = -1e30
 
 
 class SampledSoftmax(Criterion):
-    """Cross-entropy with a sampled, corrected softmax.
-
-    Alone, in any PyTorch loop::
-
-        criterion = SampledSoftmax(counts, samples=2000)
-        loss = criterion(hidden_ND, targets_N, output.weight, output.bias, step) / N
-        loss.backward()      # output.weight.grad is sparse: only touched rows
-        RowAdagrad(output.parameters(), lr=0.1).step()
+    """Cross-entropy with a sampled, corrected softmax, for any PyTorch loop.
 
     Args:
-        counts: occurrences of each word in the training text, `[V]`.
-        samples: expected number of distinct words drawn a step.
-        power: words are drawn in proportion to count ** power.
+        counts: occurrences of each word in the training text, `[V]`, 0 or more.
+        samples: expected number of distinct words drawn per step, 1 or more. V or more: every
+            word, which is the full softmax.
+        power: words are drawn in proportion to count ** power. 1: as often as they occur; 0: all
+            alike.
         seed: draws depend on (seed, step) alone.
         in_bf16: round the factors of the matrix products with the drawn rows to bf16.
+
+    Raises:
+        UserError: a count is negative or not finite, the vocabulary is empty, or `samples` is
+            below 1.
+
+    Examples:
+        The gradient of the output layer is sparse: it has the rows that the step touched.
+
+        >>> import torch, thinwire
+        >>> output = torch.nn.Linear(64, 5000)
+        >>> criterion = thinwire.SampledSoftmax(torch.arange(5000, 0, -1), samples=200)
+        >>> optimizer = thinwire.RowAdagrad(output.parameters(), lr=0.1)
+        >>> hidden = torch.randn(32, 64, requires_grad=True)
+        >>> targets = torch.randint(5000, (32,))
+        >>> for step in range(3):
+        ...     optimizer.zero_grad()
+        ...     loss = criterion(hidden, targets, output.weight, output.bias, step) / 32
+        ...     loss.backward()
+        ...     optimizer.step()
+        >>> output.weight.grad.is_sparse, len(output.weight.grad.coalesce().values()) < 300
+        (True, True)
     """
 
     def __init__(

@@ -57,6 +57,17 @@ class Sampler:
 
     Raises:
         UserError: fewer than one sample, an empty vocabulary, or counts that are none.
+
+    Examples:
+        Frequent words are always in the sample; their log-probability is 0.
+
+        >>> import torch, thinwire
+        >>> sampler = thinwire.Sampler(torch.tensor([1000, 500, 10, 9, 8, 7]), samples=3)
+        >>> sample = sampler.draw(torch.Generator().manual_seed(1))
+        >>> sample.ids_S[:2].tolist(), sample.log_inclusion_S[:2].tolist()
+        ([0, 1], [0.0, 0.0])
+        >>> len(sample.ids_S)
+        3
     """
 
     def __init__(self, counts: Tensor | np.ndarray, samples: int, power: float = 1.0) -> None:

@@ -22,7 +22,21 @@ MAX_NGRAM_ROWS = 1 << 40
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """The network between the embedding and the output layer."""
+    """The network between the embedding and the output layer.
+
+    Raises:
+        UserError: a value is out of its range, or two do not go together.
+
+    Examples:
+        >>> import thinwire
+        >>> thinwire.ModelConfig(kind="transformer", layers=4).width
+        256
+        >>> thinwire.ModelConfig(kind="transformer", width=100)
+        Traceback (most recent call last):
+        ...
+        thinwire.errors.UserError: model.width is 100, but a transformer's width must be a \
+multiple of twice its 4 heads
+    """
 
     kind: ModelKind | str = "lstm"
     """Architecture. lstm and causal_conv carry their state from batch to batch. transformer sees at

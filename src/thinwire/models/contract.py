@@ -19,7 +19,35 @@ Empty for a body that carries nothing."""
 
 
 class Body(nn.Module, ABC):
-    """Embedded words in, hidden states out."""
+    """Embedded words in, hidden states out.
+
+    A subclass that can be imported is a body of your own: `model.kind` names it as
+    `package.module:Class`, and its constructor takes a `ModelConfig`.
+
+    Examples:
+        A bag of words with a decaying memory, by hand:
+
+        >>> import torch, thinwire
+        >>> class Memory(thinwire.Body):
+        ...     carries_state = True
+        ...     def __init__(self, config):
+        ...         super().__init__()
+        ...         self.mix = torch.nn.Linear(config.input_width, config.width)
+        ...     def initialise(self, generator):
+        ...         torch.nn.init.normal_(self.mix.weight, 0.0, 0.1, generator=generator)
+        ...         torch.nn.init.zeros_(self.mix.bias)
+        ...     def forward(self, x_BTE, state, noise):
+        ...         (memory_BE,) = state or (torch.zeros_like(x_BTE[:, 0]),)
+        ...         memories = []
+        ...         for x_BE in x_BTE.unbind(1):
+        ...             memory_BE = 0.9 * memory_BE + x_BE
+        ...             memories.append(memory_BE)
+        ...         return self.mix(torch.stack(memories, 1)).tanh(), (memory_BE,)
+        >>> body = Memory(thinwire.ModelConfig(width=16))
+        >>> hidden, state = body(torch.randn(2, 5, 16), None, None)
+        >>> tuple(hidden.shape)
+        (2, 5, 16)
+    """
 
     carries_state: bool
     """Whether the state makes the past beyond the batch visible."""

@@ -43,7 +43,28 @@ class RowAdam(RowOptimizer):
     Weight decay is decoupled and lazy: when a row is touched, it is multiplied by 1 - lr
     weight_decay for each step since the last time, at the rates that those steps had (decay.py).
     Rows that are not touched lag behind: call `flush()` before the parameters are read as a whole.
-    State: two floats an element, three numbers a row; with `weight_decay` four.
+    State: two floats per element and three numbers per row; with `weight_decay` four.
+
+    Args:
+        params: parameters or groups of them, as PyTorch's optimisers take them.
+        lr: learning rate.
+        betas: decay rates of the averages of the gradient and of its square, 0 to below 1.
+        eps: added to the root.
+        weight_decay: decoupled, a fraction of lr.
+
+    Examples:
+        A row that was not touched is decayed when it is next touched, or by `flush`.
+
+        >>> import torch, thinwire
+        >>> table = torch.nn.Parameter(torch.ones(3, 1))
+        >>> optimizer = thinwire.RowAdam([table], lr=0.1, weight_decay=0.5)
+        >>> for _ in range(2):
+        ...     optimizer.update_rows(table, torch.tensor([0]), torch.tensor([[1.0]]))
+        >>> table[2].item()
+        1.0
+        >>> optimizer.flush()
+        >>> round(table[2].item(), 4)  # (1 - 0.1 * 0.5) ** 2
+        0.9025
     """
 
     def __init__(

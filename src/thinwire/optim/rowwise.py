@@ -29,7 +29,24 @@ from thinwire.optim.rows import (
 
 
 class RowSGD(RowOptimizer):
-    """w_r -= lr g_r. No state."""
+    """w_r -= lr g_r. No state.
+
+    Args:
+        params: parameters or groups of them, as PyTorch's optimisers take them.
+        lr: learning rate.
+
+    Examples:
+        Only touched rows are read and written.
+
+        >>> import torch, thinwire
+        >>> table = torch.nn.Embedding(5, 2, sparse=True)
+        >>> before = table.weight.detach().clone()
+        >>> optimizer = thinwire.RowSGD(table.parameters(), lr=0.5)
+        >>> table(torch.tensor([1, 3])).sum().backward()
+        >>> optimizer.step()
+        >>> (table.weight.detach() != before).all(1).tolist()
+        [False, True, False, True, False]
+    """
 
     _piece_elements = None
 
@@ -55,7 +72,21 @@ class RowAdagrad(RowOptimizer):
 
     acc_r += mean_d(g_r^2);  w_r -= lr g_r / (sqrt(acc_r) + eps)
 
-    `initial_accumulator_value` is what acc_r starts from, a squared gradient.
+    Args:
+        params: parameters or groups of them, as PyTorch's optimisers take them.
+        lr: learning rate.
+        initial_accumulator_value: what acc_r starts from, a squared gradient.
+        eps: added to the root.
+
+    Examples:
+        The first step of a row is lr long (root mean square), however large its gradient.
+
+        >>> import torch, thinwire
+        >>> table = torch.nn.Parameter(torch.zeros(5, 2))
+        >>> optimizer = thinwire.RowAdagrad([table], lr=0.1)
+        >>> optimizer.update_rows(table, torch.tensor([1]), torch.tensor([[300.0, 300.0]]))
+        >>> [round(x, 4) for x in table[1].tolist()], table[0].tolist()
+        ([-0.1, -0.1], [0.0, 0.0])
     """
 
     _piece_elements = None
@@ -95,7 +126,19 @@ class FullAdagrad(RowOptimizer):
 
     acc += g^2;  w -= lr g / (sqrt(acc) + eps)
 
-    `initial_accumulator_value` is what acc starts from, a squared gradient.
+    Args:
+        params: parameters or groups of them, as PyTorch's optimisers take them.
+        lr: learning rate.
+        initial_accumulator_value: what acc starts from, a squared gradient.
+        eps: added to the root.
+
+    Examples:
+        >>> import torch, thinwire
+        >>> table = torch.nn.Parameter(torch.zeros(5, 2))
+        >>> optimizer = thinwire.FullAdagrad([table], lr=0.1)
+        >>> optimizer.update_rows(table, torch.tensor([1]), torch.tensor([[300.0, 0.3]]))
+        >>> [round(x, 4) for x in table[1].tolist()]
+        [-0.1, -0.1]
     """
 
     def __init__(
