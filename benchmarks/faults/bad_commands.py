@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import gzip
 import json
-import lzma
 import os
 import random
 import resource
@@ -16,6 +14,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
+from benchmarks.faults.bases import TOKENIZERS
 from benchmarks.faults.spoil import (
     EDGES,
     FLAG_VALUES,
@@ -27,22 +26,22 @@ from benchmarks.faults.spoil import (
 )
 from thinwire.cli.app import arguments_of, build
 from thinwire.cli.spelling import flags
-from thinwire.config import RunConfig
-from thinwire.data.prepare import prepare
-from thinwire.training.loop import train
 
-TOKENIZERS = ("word", "bpe", "bytes")
 # What would start processes, each of which takes seconds, gets only values that are refused or 1.
 ONE_AT_MOST = ("--workers", "--run.workers", "--exchange.servers")
 FEW = ("0", "1", "-1", "nan", "1.5", "", "x", "9" * 30)
+FORMATS = ("onnx", "hf", "icefall", "words")
 WEIGHTS = {
     "prepare": 22,
     "train": 20,
-    "eval": 10,
-    "score": 10,
+    "eval": 12,
+    "score": 12,
     "generate": 9,
     "report": 8,
     "adapt": 8,
+    "next": 5,
+    "rescore": 8,
+    "export": 4,
     "plan": 2,
     "serve": 3,
     "work": 2,
@@ -120,7 +119,7 @@ class Trial:
         made = {Path(name).parts[1] for name in found if name.startswith("cwd/")}
         if self.verb == "prepare" and "new" in made and not (folder / "cwd/new/meta.json").exists():
             odd.append("cwd/new without meta.json")
-        if self.verb in ("eval", "score", "generate", "plan", "work", "completion"):
+        if self.verb in ("eval", "score", "generate", "next", "plan", "work", "completion"):
             asked = {token.removeprefix("--out=") for token in self.tokens}
             odd += [
                 name
@@ -132,45 +131,6 @@ class Trial:
     def clean_up(self, folder: Path) -> None:
         """Remove its folder."""
         shutil.rmtree(folder, ignore_errors=True)
-
-
-def make_bases(folder: Path) -> None:
-    """What is good, to be spoilt: a text, data folders, runs, adaptation layers."""
-    from thinwire.adapt.adapt import adapt
-    from thinwire.adapt.options import AdaptOptions
-
-    folder.mkdir()
-    rng = random.Random(0)
-    words = ["the", "cat", "sees", "a", "dog", "and", "hears", "birds", "in", "trees", "naïve", "."]
-    lines = [" ".join(rng.choices(words, k=rng.randrange(3, 12))) for _ in range(400)]
-    text = folder / "text.txt"
-    text.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    short = folder / "short.txt"
-    short.write_text("\n".join(lines[:40]) + "\n", encoding="utf-8")
-    (folder / "text.gz").write_bytes(gzip.compress(text.read_bytes()))
-    (folder / "text.xz").write_bytes(lzma.compress(text.read_bytes()))
-    import zstandard
-
-    (folder / "text.zst").write_bytes(zstandard.compress(text.read_bytes()))
-    (folder / "vocab.txt").write_text("</s>\n<unk>\n" + "\n".join(words) + "\n", encoding="utf-8")
-    for kind in TOKENIZERS:
-        size: dict[str, Any] = {"vocab_size": 280} if kind == "bpe" else {}
-        data = folder / f"data-{kind}"
-        prepare([str(text)], out=data, tokenizer=kind, valid=0.1, test=0.1, num_processes=1, **size)
-        settings = {
-            "run": {"tokens": 900, "threads": 1},
-            "model": {"width": 8, "layers": 1},
-            "loss": {"samples": 8},
-            "data": {"batch": 2, "length": 5},
-            "metrics": {"every_steps": 5},
-            "eval": {"every_tokens": 300},
-            "checkpoint": {"every_tokens": 300},
-        }
-        train(data, folder / f"run-{kind}", RunConfig.from_dict(settings))
-    layers = AdaptOptions(method="layers", tokens=60, threads=1, batch=1)
-    adapt(folder / "run-word", [str(short)], folder / "run-word-layers", layers)
-    for path in folder.rglob("*"):
-        path.chmod(0o755 if path.is_dir() else 0o644)
 
 
 def make_trial(seed: int, bases: Path, folder: Path, *, own_process: bool) -> Trial:
@@ -194,7 +154,7 @@ def make_trial(seed: int, bases: Path, folder: Path, *, own_process: bool) -> Tr
         "PIP_RETRIES": "0",
         "PIP_NO_INDEX": "1",
     }
-    if verb in ("score", "prepare", "eval"):
+    if verb in ("score", "prepare", "eval", "next", "rescore"):
         trial.stdin = (bases / "short.txt").read_bytes()
     _MAKERS[way](trial, cwd, bases, rng)
     if own_process:
@@ -250,10 +210,28 @@ def good_tokens(verb: str, cwd: Path, bases: Path, kind: str, rng: random.Random
             how = rng.choice([["--data", "data"], ["--text", packed], ["--text", "-"]])
             if packed in how:
                 take(packed, packed)
-            return ["eval", "run", *how, *rng.choice([[], ["--json"]])]
+            further = further_flags("eval", kind, take, rng)
+            return ["eval", "run", *how, *further, *rng.choice([[], ["--json"]])]
         case "score":
             take("run", f"run-{kind}")
-            return ["score", "run", rng.choice(["-", take(packed, packed)])]
+            text = rng.choice(["-", take(packed, packed)])
+            return ["score", "run", text, *further_flags("score", kind, take, rng)]
+        case "next":
+            take("run", f"run-{kind}")
+            how = rng.choice([["--prompt", "the cat"], ["--prompts", "-"], ["--words-only"]])
+            return ["next", "run", "--top", "3", *how, *rng.choice([[], ["--json"]])]
+        case "rescore":
+            take("run", f"run-{kind}")
+            tokens = ["rescore", "run", take("lists", "lists"), "--out", "new"]
+            if rng.random() < 0.5:
+                return [*tokens, *further_flags("rescore", kind, take, rng)]
+            tokens += ["--scores", take("costs", "costs")]
+            return tokens + rng.choice(
+                [["--weight", "0.5"], ["--tune", take("said", "said")], ["--length-bonus", "1"]]
+            )
+        case "export":
+            take("run", f"run-{kind}")
+            return ["export", "run", "--to", rng.choice(FORMATS), "--out", "new"]
         case "generate":
             take("run", f"run-{kind}")
             return ["generate", "run", "--tokens", "5", "--prompt", rng.choice(["", "the cat"])]
@@ -289,6 +267,21 @@ def good_tokens(verb: str, cwd: Path, bases: Path, kind: str, rng: random.Random
         case "completion":
             return ["completion", rng.choice(["bash", "zsh", "fish"])]
     return []
+
+
+def further_flags(
+    verb: str, kind: str, take: Callable[[str, str], str], rng: random.Random
+) -> list[str]:
+    """What makes more of a model than it is: often nothing."""
+    ways = [[], ["--average", "2"]]
+    if verb != "rescore":
+        ways += [["--cache", "20"], ["--dynamic", "2"]]
+    if kind == "word":
+        ways.append(["--arpa", "words.arpa", *rng.choice([[], ["--arpa-weight", "0.3"]])])
+    flags = rng.choice(ways)
+    if "--arpa" in flags:
+        take("words.arpa", "words.arpa")
+    return flags if verb != "rescore" or "--average" not in flags else []
 
 
 def _move_corpus(run: Path, data: Path) -> None:

@@ -8,6 +8,7 @@ exit status 0, 2 or 130; with 2 and 130 one sentence, on one line, at the end of
 traceback, nothing half-written, no process left, bounded memory and time.
 
     python -m benchmarks.faults.inputs [--trials 10000] [--seconds 600] [--seed 1] [--only SEED ...]
+        [--verb VERB ...]
 
 Nearly all run in children that are forked from one warm process, because a start takes seconds; one
 in `--process-every` is a process of its own. What fails is printed with its seed, `--only SEED`
@@ -46,7 +47,8 @@ from types import FrameType
 import torch
 
 import thinwire as thinwire_package
-from benchmarks.faults.bad_commands import Trial, make_bases, make_trial
+from benchmarks.faults.bad_commands import Trial, make_trial
+from benchmarks.faults.bases import make_bases
 from thinwire.__main__ import main as thinwire
 from thinwire.errors import UserError
 from thinwire.runs.checkpoints import Checkpoints
@@ -77,6 +79,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=600.0, help="end after so long")
     parser.add_argument("--seed", type=int, default=1, help="of the first trial")
     parser.add_argument("--only", type=int, nargs="+", help="play these seeds alone")
+    parser.add_argument("--verb", nargs="+", dest="verbs", help="only trials of these verbs")
     parser.add_argument("--keep", action="store_true", help="leave the folders of what failed")
     parser.add_argument("--process-every", type=int, default=200)
     parser.add_argument("--json", type=Path, help="write the result here, too")
@@ -96,6 +99,9 @@ def main() -> int:
             own_process = seed % arguments.process_every == 0
             folder = Path(scratch, str(seed))
             trial = make_trial(seed, bases, folder, own_process=own_process)
+            if arguments.verbs and trial.verb not in arguments.verbs:
+                trial.clean_up(folder)
+                continue
             outcome = run(trial, folder, own_process=own_process)
             peak = max(peak, outcome.peak_bytes)
             found[f"{trial.verb} {outcome.status}"] += 1

@@ -216,6 +216,7 @@ def test_rescore(trained, file: Path, tmp_path: Path, capsys) -> None:
         (["--arpa", "FILE", "--arpa-weight", "nan"], "--arpa-weight is nan"),
         (["--arpa", "none.arpa"], "there is no file none.arpa"),
         (["--arpa", "TEXT"], "is no ARPA file that KenLM reads: "),
+        (["--arpa", "BYTES"], "is no ARPA file that KenLM reads: it is not UTF-8"),
     ],
 )
 def test_refused(
@@ -223,9 +224,12 @@ def test_refused(
 ) -> None:
     text = tmp_path / "text"
     text.write_text("u-1 The cat\n")
-    given = {"FILE": str(file), "TEXT": str(text)}
+    spoilt = tmp_path / "spoilt"
+    spoilt.write_bytes(file.read_bytes().replace(b"ngram 1=", b"ngram \xff 1=", 1))
+    given = {"FILE": str(file), "TEXT": str(text), "BYTES": str(spoilt)}
     needed = {"eval": [], "score": [str(text)], "rescore": [str(text), "--out", "out"]}[verb]
     run = str(trained().run.path)
+    capsys.readouterr()  # of the training
     assert main([verb, run, *needed, *(given.get(flag, flag) for flag in flags)]) == 2
     said = capsys.readouterr().err
     assert sentence in said and said.count("\n") == 1

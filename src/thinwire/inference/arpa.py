@@ -213,3 +213,5 @@ def _read(file: Path) -> Any:
     except (OSError, RuntimeError) as error:
         reason = str(error.__cause__ or error).rpartition("\n")[2].rstrip(".")
         raise UserError(f"{file} is no ARPA file that KenLM reads: {reason}") from None
+    except UnicodeDecodeError:  # what it complains of, it quotes
+        raise UserError(f"{file} is no ARPA file that KenLM reads: it is not UTF-8") from None
