@@ -29,19 +29,23 @@ def as_in_a_process() -> Iterator[None]:
 
 
 def interrupted_at(line: int, argv: list[str]) -> tuple[int, bool]:
-    """The status, and whether Ctrl+C came, when the n-th line of app.py is run."""
-    seen = 0
+    """The status, and whether Ctrl+C came, when the n-th line of app.py or of main is run.
+
+    The two `try:` of main are left out, and lines from which on Ctrl+C just ends the process.
+    """
+    seen = -2
 
     def local(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal seen
-        if event == "line":
+        if event == "line" and signal.getsignal(signal.SIGINT) is not signal.SIG_DFL:
             seen += 1
             if seen == line:
                 signal.raise_signal(signal.SIGINT)
         return local
 
     def trace(frame: FrameType, event: str, argument: object) -> Any:
-        return local if frame.f_code.co_filename == app.__file__ else None
+        ours = frame.f_code.co_filename == app.__file__ or frame.f_code is process.main.__code__
+        return local if ours else None
 
     before = sys.gettrace()
     sys.settrace(trace)

@@ -22,17 +22,18 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line (`sys.argv` by default) and return its exit status."""
     try:
-        sys.unraisablehook = send_again
-        from thinwire.cli.app import main as run
+        try:
+            sys.unraisablehook = send_again
+            from thinwire.cli.app import main as run
 
-        return run(argv)
+            return run(argv)
+        finally:  # inside the other, for Ctrl+C may come here, too
+            if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+                signal.signal(signal.SIGINT, signal.SIG_DFL)
     except KeyboardInterrupt:
         with suppress(OSError, ValueError):  # standard error may be full, gone or closed
             print("thinwire: interrupted", file=sys.stderr, flush=True)
         return 130
-    finally:
-        if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-            signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def send_again(lost: UnraisableHookArgs) -> None:
