@@ -133,6 +133,7 @@ BENCHMARKS = (
     Benchmark("transformer", "questions.transformer", 60),
     Benchmark("ngrams", "questions.ngrams", 10),
     Benchmark("adaptation", "questions.adaptation", 60),
+    Benchmark("scoring", "questions.scoring", 10),
     Benchmark("rescoring", "questions.rescoring", 15),
     Benchmark("candidates", "questions.candidates", 2),
     Benchmark("cores-novels", f"questions.cores {NOVELS} --rounds 2", 6, several=True),
