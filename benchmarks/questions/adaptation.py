@@ -4,7 +4,9 @@ A model of English verse is adapted to 50,000 words of the King James Bible, of 
 held out. Both methods, with new text alone and with as much old text; the same model trained from
 scratch on the mixture; and new words.
 
-    python -m benchmarks.questions.adaptation [--quick] [--tokens T]
+    python -m benchmarks.questions.adaptation [--seeds N ...] [--tokens T] [--quick]
+
+What is measured already is not measured again, but with `--again`.
 """
 
 from __future__ import annotations
@@ -12,16 +14,17 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.corpora import CACHE, corpus, fetched, prepared
 from benchmarks.lab.child import thinwire
+from benchmarks.record.kept import Kept
 from benchmarks.record.write import spread, table, write
 from thinwire.runs.metrics import read_metrics
 
-SEEDS = (1, 2, 3)
-BASE_TOKENS = 20_000_000
+BASE_TOKENS = 13_000_000
 NEW_WORDS_OF_TEXT = 50_000
 NEW_WORDS = 2000
 QUICK_LINES, QUICK_TOKENS, QUICK_ADAPT_TOKENS = 20_000, 60_000, 8_000
@@ -39,43 +42,65 @@ SCRATCH = "from scratch on the mixture"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="one seed, few tokens: only a try")
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3], metavar="N")
     parser.add_argument("--tokens", type=int, default=BASE_TOKENS, help="of the base's training")
+    parser.add_argument("--quick", action="store_true", help="one seed, few tokens: only a try")
+    parser.add_argument("--again", action="store_true", help="also what is measured already")
     arguments = parser.parse_args()
-    seeds, tokens = (SEEDS, arguments.tokens) if not arguments.quick else ((1,), QUICK_TOKENS)
-    work = CACHE / ("adaptation-quick" if arguments.quick else "adaptation")
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir(parents=True)
-    data = old_data(arguments.quick)
-    new = new_text(work / "kjv-50k.txt")
-    found: dict[str, list[dict[str, Any]]] = {name: [] for name in (*VARIANTS, SCRATCH)}
+    name, seeds, tokens = "adaptation", arguments.seeds, arguments.tokens
+    budget: list[object] = []
+    if arguments.quick:
+        name, seeds, tokens = "adaptation-quick", [1], QUICK_TOKENS
+        budget = ["--tokens", QUICK_ADAPT_TOKENS]
+    work = CACHE / f"{name}-{tokens}"
+    work.mkdir(parents=True, exist_ok=True)
+    data, new = old_data(arguments.quick), new_text(work / "kjv-50k.txt")
+    kept = Kept(name, again=arguments.again)
     for seed in seeds:
-        base = work / f"base-{seed}"
-        budget = ["--tokens", tokens, "--eval.every_tokens", tokens, "--threads", 1]
-        thinwire("train", data, "--out", base, *budget, "--seed", seed)
-        for number, (name, options) in enumerate(VARIANTS.items()):
-            out = work / f"{seed}-{number}"
-            arguments_ = [base, new, "--out", out, "--seed", seed, "--threads", 1, "--json"]
-            if arguments.quick:
-                arguments_ += ["--tokens", QUICK_ADAPT_TOKENS]
-            change = json.loads(thinwire("adapt", *arguments_, *options))
-            layers = base / "adapters" / f"{out.name}.safetensors"
-            change["layers_share"] = None
-            if layers.exists():
-                change["layers_share"] = layers.stat().st_size / model_bytes(base)
-            change["seconds"] = last_line(out)["seconds"]
-            found[name].append(change)
-        found[SCRATCH].append(from_scratch(work / f"{seed}-0", work / f"{seed}-scratch", seed))
+        for number, (variant, options) in enumerate(VARIANTS.items()):
+            out, more = work / f"{seed}-{number}", [*options, *budget]
+            adapted = partial(adapt, data, new, work, out, seed, tokens, more)
+            kept.measure(f"{variant}/{seed}", adapted)
+        scratch = partial(from_scratch, work / f"{seed}-0", work / f"{seed}-scratch", seed)
+        kept.measure(f"{SCRATCH}/{seed}", scratch)
+    found = {
+        variant: [kept.found[f"{variant}/{seed}"] for seed in seeds]
+        for variant in (*VARIANTS, SCRATCH)
+    }
     before = [change["new"]["before"]["ppl"] for change in found["continue, mixed 1:1"]]
     body = (
         f"Base: {tokens:,} tokens of verse, the defaults of `thinwire train`. New text: the first "
         f"{NEW_WORDS_OF_TEXT:,} words of the King James Bible, every variant with its default "
-        f"budget, {len(seeds)} seeds (median, least to most), one thread. Perplexity of new text "
-        f"before: {spread(before, 1)}.\n\n"
-        + table([row(name, changes) for name, changes in found.items()])
+        f"budget, seeds {', '.join(map(str, seeds))} (median, least to most), one thread. "
+        f"Perplexity of new text before: {spread(before, 1)}. Seconds: of training alone.\n\n"
+        f"{table([row(variant, changes) for variant, changes in found.items()])}\n"
+        f"Measured at {kept.origins()}.\n"
     )
-    record = {"runs": found, "seeds": seeds, "base_tokens": tokens}
-    write("adaptation", "Adaptation to a little new text", body, record)
+    record = {"measurements": kept.found, "base_tokens": tokens}
+    write(name, "Adaptation to a little new text", body, record)
+
+
+def adapt(
+    data: Path, new: Path, work: Path, out: Path, seed: int, tokens: int, options: list[object]
+) -> dict[str, Any]:
+    """Adapt a base, which is trained if it is not there; perplexities before and after."""
+    base = work / f"base-{seed}"
+    if not is_over(base):
+        shutil.rmtree(base, ignore_errors=True)
+        budget = ["--tokens", tokens, "--eval.every_tokens", tokens, "--threads", 1]
+        thinwire("train", data, "--out", base, *budget, "--seed", seed)
+    if not (out / "adapt.json").exists() or not is_over(out):
+        shutil.rmtree(out, ignore_errors=True)
+        thinwire("adapt", base, new, "--out", out, "--seed", seed, "--threads", 1, *options)
+    found: dict[str, Any] = json.loads((out / "adapt.json").read_text())["after"]
+    layers = base / "adapters" / f"{out.name}.safetensors"
+    share = layers.stat().st_size / model_bytes(base) if layers.exists() else None
+    return found | {"layers_share": share, "seconds": last_line(out)["seconds"]}
+
+
+def is_over(run: Path) -> bool:
+    """Whether a run has ended, so that it need not be made again."""
+    return (run / "metrics.jsonl").exists() and bool(last_line(run)["event"] == "end")
 
 
 def row(name: str, changes: list[dict[str, Any]]) -> dict[str, str]:
