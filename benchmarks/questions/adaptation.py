@@ -29,13 +29,14 @@ NEW_WORDS_OF_TEXT = 50_000
 NEW_WORDS = 2000
 QUICK_LINES, QUICK_TOKENS, QUICK_ADAPT_TOKENS = 20_000, 60_000, 8_000
 VARIANTS: dict[str, list[object]] = {
-    "continue, mixed 1:1": [],
+    "continue, mixed 1:1": ["--mix-ratio", 1],
     "continue, mixed 2:1": ["--mix-ratio", 2],
     "continue, new text only": ["--mix-ratio", 0],
     "layers, new text only": ["--method", "layers"],
     "layers, mixed 1:1": ["--method", "layers", "--mix-ratio", 1],
     "layers after the embedding too": ["--method", "layers", "--input-layers"],
-    f"continue, mixed 1:1, {NEW_WORDS:,} new words": ["--new-words", NEW_WORDS],
+    f"continue, mixed 1:1, {NEW_WORDS:,} new words": ["--mix-ratio", 1, "--new-words", NEW_WORDS],
+    "continue, mixed 4:1 (the default)": [],
 }
 SCRATCH = "from scratch on the mixture"
 

@@ -21,7 +21,7 @@ class AdaptOptions:
     """continue: train all parameters further; layers: train small layers inserted into the model,
     and its output biases."""
     mix_ratio: float | None = None
-    """Tokens of old text for each token of new text; 0: new text only. Default: 1 where there is
+    """Tokens of old text for each token of new text; 0: new text only. Default: 4 where there is
     old text for `continue`, 0 for `layers`."""
     new_words: int = 0
     """At most this many words of the new text are added to the vocabulary."""

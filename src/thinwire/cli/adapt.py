@@ -63,7 +63,7 @@ def adapt(
         Old text, or a data folder of it with the model's tokenizer. Default: the data folder that
         the model was trained on, if it is still there.
     mix_ratio
-        Tokens of old text for each token of new text. Default: 1 for continue where there is old
+        Tokens of old text for each token of new text. Default: 4 for continue where there is old
         text, otherwise 0.
     new_words
         Add at most this many words of the new text to the vocabulary: the most frequent ones that
