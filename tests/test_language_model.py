@@ -422,3 +422,22 @@ def test_a_step_in_bf16_is_near_that_in_fp32(kind: str, loss: str) -> None:
     hidden_ND, targets_N = hidden[0].flatten(0, 1), batch.targets_BT.flatten()
     logprob = [m.output.logprob(hidden_ND, targets_N) for m in (model, model_bf16)]
     assert torch.equal(*logprob)
+
+
+@pytest.mark.parametrize("loss", ["sampled", "full", "nce"])
+def test_large_logits_in_bf16_stay_finite(loss: str) -> None:
+    values = []
+    for in_bf16 in (False, True):
+        model = language_model(kind="transformer", loss=loss, width=64, in_bf16=in_bf16)
+        with torch.no_grad():
+            for table in model.output.tables().values():
+                table *= 300.0
+        task = model.touch(BATCHES["plain"], 0)
+        rows = fetch(model, task)
+        value, _ = model.loss(task, rows, None, None)
+        value.backward()
+        gradients = [leaf.grad for leaf in rows.values() if leaf.grad is not None]
+        assert gradients and all(bool(gradient.isfinite().all()) for gradient in gradients)
+        values.append(value.detach())
+    assert values[0] > 20 * BATCHES["plain"].num_targets  # nats a token: the logits are large
+    torch.testing.assert_close(values[1], values[0], rtol=0.02, atol=0.0)

@@ -18,6 +18,7 @@ from thinwire.errors import UserError
 from thinwire.models.adapters import Adapter
 from thinwire.runs.adapter_file import AdapterFile
 from thinwire.runs.checkpoints import Checkpoints
+from thinwire.training.loop import train
 
 Adapt = Callable[..., Any]
 TEXT = "The cat sees the dog."
@@ -50,6 +51,20 @@ def test_only_layers_and_output_biases_are_trained(
             assert torch.equal(parameter, before[name]), name
         elif name in before:
             assert not torch.equal(parameter, before[name]), name
+
+
+def test_layers_of_a_base_trained_in_bf16(
+    toy_data: Path, tmp_path: Path, adapted: Adapt, tiny: Any
+) -> None:
+    run = {"tokens": 3000, "threads": 1, "precision": "bf16"}
+    train(toy_data, tmp_path / "base", tiny(run=run, model={"kind": "transformer"}))
+    account = adapted("law", base=tmp_path / "base", method="layers")
+    assert account.new.after.ppl < 0.8 * account.new.before.ppl
+    assert thinwire.load(tmp_path / "law").run.config.run.precision == "bf16"
+    before = thinwire.load(tmp_path / "base").model.by_name()
+    for name, parameter in thinwire.load(tmp_path / "law").model.by_name().items():
+        if name in before and name != "output.bias":
+            assert torch.equal(parameter, before[name]), name
 
 
 def test_several_sets_share_a_base_by_name(

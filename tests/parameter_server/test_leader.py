@@ -59,13 +59,15 @@ def model(run: Path) -> dict[str, Tensor]:
         {"model": {"kind": "transformer"}, "data": {"context": "line"}},
         {"loss": {"kind": "adaptive"}, "model": {"width": 64}},
         {"model": {"ngrams": 3, "ngram_rows": 64}, "data": {"context": "line"}},
+        {"model": {"kind": "transformer"}, "run": {"precision": "bf16"}},
     ],
-    ids=["lstm", "tied", "everything", "lines", "adaptive", "n-grams"],
+    ids=["lstm", "tied", "everything", "lines", "adaptive", "n-grams", "bf16"],
 )
 def test_one_worker_is_the_trainer_bit_for_bit(
     sections: dict[str, Any], toy_data: Path, tmp_path: Path, tiny: Settings, plain: None
 ) -> None:
-    config = tiny(**{"run": {"tokens": STEPS * STEP_TOKENS, "threads": 1}, **sections})
+    run = {"tokens": STEPS * STEP_TOKENS, "threads": 1, **sections.get("run", {})}
+    config = tiny(**{**sections, "run": run})
     train(toy_data, tmp_path / "trainer", config)
     together(toy_data, tmp_path / "served", config)
     expected = model(tmp_path / "trainer")

@@ -326,6 +326,17 @@ def test_rows_of_n_grams_are_in_the_plan(toy_data: Path) -> None:
         assert b.step_bytes > a.step_bytes
 
 
+def test_bf16_products_change_neither_bytes_nor_memory(toy_data: Path) -> None:
+    config = settings()
+    config = replace(config, model=replace(config.model, kind="transformer"))
+    in_bf16 = replace(config, run=replace(config.run, precision="bf16"))
+    plain, found = (make_plan(Corpus.open(toy_data), c, Link(1e8), (2,)) for c in (config, in_bf16))
+    assert found.num_parameters == plain.num_parameters
+    for a, b in zip(plain.forecasts, found.forecasts, strict=True):
+        assert (b.name, b.step_bytes, b.memory_bytes) == (a.name, a.step_bytes, a.memory_bytes)
+        assert 0.0 < b.step_seconds < math.inf
+
+
 def test_less_travels_as_rows_than_densely(toy_data: Path) -> None:
     config = settings()
     plan = make_plan(Corpus.open(toy_data), config, Link(1e8), (2,))
