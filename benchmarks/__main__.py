@@ -131,6 +131,7 @@ BENCHMARKS = (
     Benchmark("defaults-novels", f"questions.defaults {NOVELS} --tokens 250000", 6),
     Benchmark("models", "questions.models", 25),
     Benchmark("transformer", "questions.transformer", 60),
+    Benchmark("bpe", "questions.bpe", 30),
     Benchmark("ngrams", "questions.ngrams", 10),
     Benchmark("adaptation", "questions.adaptation", 60),
     Benchmark("scoring", "questions.scoring", 10),

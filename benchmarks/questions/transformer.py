@@ -9,15 +9,11 @@ time of both models with the sampled loss, in equal seconds.
 from __future__ import annotations
 
 import argparse
-import json
-import shutil
-import tempfile
-from pathlib import Path
 from statistics import median
 from typing import Any
 
 from benchmarks.corpora import add_corpus, data_folder, record_name
-from benchmarks.lab.child import child
+from benchmarks.lab.training import trained
 from benchmarks.record.write import spread, table, write
 
 VOCABULARIES = (8_000, 32_000, 50_000)
@@ -30,12 +26,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="8 k words, one round, short runs")
     add_corpus(parser)
-    parser.add_argument("--child", nargs=5, metavar=("DATA", "MODEL", "LOSS", "SECONDS", "EVERY"))
     arguments = parser.parse_args()
-    if arguments.child:
-        data, model, loss, seconds, every = arguments.child
-        print(json.dumps(measure(Path(data), model, loss, float(seconds), float(every))))
-        return
     sizes = VOCABULARIES[:1] if arguments.quick else VOCABULARIES
     rounds, round_seconds, curve_seconds = ROUNDS, ROUND_SECONDS, CURVE_SECONDS
     if arguments.quick:
@@ -43,7 +34,8 @@ def main() -> None:
     data = {size: data_folder(arguments, f"--vocab-size={size}") for size in sizes}
 
     def run(size: int, model: str, loss: str, seconds: float, every: float) -> dict[str, Any]:
-        return child("transformer", "--child", data[size], model, loss, seconds, every)
+        settings = {"model": {"kind": model, "width": 256, "layers": 1}}
+        return trained(data[size], loss, seconds, every, settings)
 
     speeds: dict[int, dict[str, list[float]]] = {s: {loss: [] for loss in LOSSES} for s in sizes}
     for _ in range(rounds):
@@ -84,72 +76,6 @@ def main() -> None:
     )
     record = {"speeds": speeds, "curves": curves, "seed": 1, "quick": arguments.quick}
     write(record_name("transformer", arguments.corpus), "Transformer and LSTM", body, record)
-
-
-def measure(data: Path, model: str, loss: str, seconds: float, every: float) -> dict[str, Any]:
-    """One run: tokens/s from after the start-up to the end, and the validation curve."""
-    from torch import Tensor
-    from torch.nn import LinearCrossEntropyOptions
-    from torch.nn import functional as F
-
-    from thinwire.config import RunConfig
-    from thinwire.data.corpus import Corpus
-    from thinwire.loss.contract import Criterion, Plan
-    from thinwire.loss.output import SoftmaxOutput
-    from thinwire.runs.device import set_up_device
-    from thinwire.runs.folder import RunFolder
-    from thinwire.runs.metrics import read_metrics
-    from thinwire.training.loop import Trainer
-
-    class Stock(Criterion):
-        """PyTorch's function on every row."""
-
-        def plan(self, targets_N: Tensor, step: int) -> Plan:
-            return Plan(ids_R=None, target_rows_N=targets_N)
-
-        def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
-            return F.linear_cross_entropy(
-                hidden_ND,
-                weight_RD,
-                plan.target_rows_N,
-                linear_bias=bias_R,
-                reduction="sum",
-                options=LinearCrossEntropyOptions(),
-            )
-
-    stock = loss == "linear_cross_entropy"
-    config = RunConfig.from_dict(
-        {
-            "run": {"seconds": seconds, "threads": 1},
-            "model": {"kind": model, "width": 256, "layers": 1},
-            "loss": {"kind": "full" if stock else loss},
-            "eval": {"every_seconds": every, "tokens": 2_000 if every > seconds else 20_000},
-            "checkpoint": {"every_seconds": 1e9},
-            "metrics": {"every_seconds": 1.0},
-        }
-    )
-    corpus = Corpus.open(data)
-    out = Path(tempfile.mkdtemp())
-    try:
-        device = set_up_device(config)
-        trainer = Trainer(RunFolder.create(out / "run", config, corpus), config, corpus, device)
-        if stock:
-            output = trainer.model.output
-            assert isinstance(output, SoftmaxOutput)
-            output.criterion = Stock()
-        trainer.run()
-        lines = read_metrics(out / "run")
-    finally:
-        shutil.rmtree(out)
-    rates = [line["tokens_per_second"] for line in lines if line["event"] == "train"]
-    return {
-        "tokens_per_second": median(rates[1:] or rates),
-        "curve": [
-            {key: line[key] for key in ("seconds", "tokens", "ppl")}
-            for line in lines
-            if line["event"] == "valid"
-        ],
-    }
 
 
 if __name__ == "__main__":
