@@ -28,6 +28,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -278,9 +279,9 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 def judge(trial: Trial, folder: Path, outcome: Outcome) -> list[str]:
     """What must not be; empty: all is well."""
     faults = []
-    # Ctrl+C before or after our code: for a shell that is 130, too; while Python looks for the
-    # module, it makes 1 of it.
-    ours = "/thinwire/cli/" in outcome.stderr or "in main\n" in outcome.stderr
+    # Ctrl+C before or after our code: for a shell that is 130, too; while Python starts, or looks
+    # for the module, it makes 1 of it.
+    ours = re.search(r'/thinwire/(cli/|__main__\.py", line \d+, in main)', outcome.stderr)
     looked_for = outcome.status == 1 and outcome.stderr.rstrip().endswith("KeyboardInterrupt")
     interrupted_alone = (outcome.status == -signal.SIGINT or looked_for) and not ours
     lines = [line for line in outcome.stderr.splitlines() if line.strip()]
