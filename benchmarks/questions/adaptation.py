@@ -134,7 +134,9 @@ def from_scratch(adapted: Path, out: Path, seed: int) -> dict[str, Any]:
     """A new model on the same mixture, for as many tokens, with the rates of `thinwire train`."""
     change: dict[str, Any] = json.loads((adapted / "adapt.json").read_text())["after"]
     budget = ["--tokens", last_line(adapted)["tokens"], "--data.batch", 16, "--threads", 1]
-    thinwire("train", adapted / "data", "--out", out, *budget, "--seed", seed)
+    if not is_over(out):
+        shutil.rmtree(out, ignore_errors=True)
+        thinwire("train", adapted / "data", "--out", out, *budget, "--seed", seed)
     for text, split in (("new", "valid"), ("old", "test")):
         found = json.loads(thinwire("eval", out, "--split", split, "--json"))
         change[text]["after"] = {name: found[name] for name in change[text]["after"]}
