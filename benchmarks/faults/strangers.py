@@ -209,7 +209,8 @@ def send_raw(address: str, rng: random.Random, count: int) -> None:
 def memory_bytes(process: subprocess.Popen[Any]) -> int:
     """Resident memory at present."""
     lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
-    return next(1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS"))
+    sizes = [1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS")]
+    return sizes[0] if sizes else 0  # it has just ended
 
 
 def main() -> int:
@@ -306,8 +307,10 @@ def _phases(
         tokens = _tokens(run)
         thread = Thread(target=action, daemon=True)
         thread.start()
-        deadline = math.inf
-        while thread.is_alive() or (_tokens(run) <= tokens and time.monotonic() < deadline):
+        deadline: float | None = None  # from when on the action is over
+        while thread.is_alive() or (
+            _tokens(run) <= tokens and (deadline is None or time.monotonic() < deadline)
+        ):
             if (status := processes[0].poll()) is not None:
                 if status == 0:  # this machine is too slow for all that was to be done
                     total.setdefault("cut_short", name)
@@ -316,7 +319,7 @@ def _phases(
                 return
             peak = max(peak, memory_bytes(processes[0]))
             time.sleep(0.1)
-            deadline = deadline or time.monotonic() + 60.0
+            deadline = None if thread.is_alive() else deadline or time.monotonic() + 60.0
         if _tokens(run) <= tokens:
             failed.append(f"{name}: the run stands still at {tokens} tokens")
 
