@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -243,3 +245,27 @@ def test_too_few_descriptors_are_said_before_zeromq_ends_the_process() -> None:
         listener = opened(stack, Key.new())
         assert len(os.listdir("/proc/self/fd")) - num_open <= CONTEXT_DESCRIPTORS
         assert listener.address
+
+
+def test_a_client_that_leaves_more_than_is_read_and_goes_does_not_end_the_listener() -> None:
+    """ZeroMQ aborts where a heartbeat is sent to it meanwhile, so in a process of its own."""
+    program = """
+import time
+import torch
+from thinwire.transport import zeromq
+zeromq.HEARTBEAT_MILLISECONDS = 20
+listener = zeromq.ZeroMQListener("127.0.0.1:0", None)
+client = zeromq.ZeroMQConnection(listener.address, None)
+for _ in range(5000):
+    client.send(torch.zeros(8, dtype=torch.uint8))
+time.sleep(0.3)  # its messages arrive, as many as the queue holds
+client._context.destroy(linger=100)
+time.sleep(0.3)  # heartbeats, if the listener sends any
+received = 0
+while listener.receive(0.3) is not None:
+    received += 1
+print(received)
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert int(done.stdout) > 0

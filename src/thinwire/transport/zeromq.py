@@ -29,9 +29,13 @@ from thinwire.transport.messages import Connection, Listener
 
 # How long a socket that is closed goes on sending what it was given.
 LINGER_MILLISECONDS = 2_000
-# A connection that is cut, not closed, is noticed and made anew.
+# A connection that is cut, not closed, is noticed and made anew. Only clients send heartbeats, and
+# with them for how long they may be silent. ZeroMQ 4.3.5 aborts a listener that sends heartbeats to
+# a client which has gone and has left more messages than the listener's queue holds.
 HEARTBEAT_MILLISECONDS = 5_000
 HEARTBEAT_TIMEOUT_MILLISECONDS = 20_000
+# Of clients that tell it nothing, the system asks whether they are there.
+KEEPALIVE_SECONDS = 20
 PART_BYTES = 1 << 20
 # A context with a socket and its first connection opens fewer.
 CONTEXT_DESCRIPTORS = 24
@@ -63,6 +67,12 @@ class ZeroMQListener(Listener):
         self._context = _context()
         self._gate = _Gate(self._context, key) if key is not None else None
         self._socket = _socket(self._context, zmq.ROUTER, host)
+        for option, number in (
+            (zmq.TCP_KEEPALIVE, 1),
+            (zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_SECONDS),
+            (zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_SECONDS),
+        ):
+            self._socket.setsockopt(option, number)
         self._limit = max_bytes + SMALL_MESSAGE_BYTES if max_bytes >= 0 else None
         if self._limit is not None:
             self._socket.setsockopt(zmq.MAXMSGSIZE, self._limit)
@@ -133,6 +143,9 @@ class ZeroMQConnection(Connection):
             )
         self._context = _context()
         self._socket = _socket(self._context, zmq.DEALER, host)
+        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MILLISECONDS)
+        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MILLISECONDS)
+        self._socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MILLISECONDS)
         if key is not None:
             self._socket.curve_serverkey = key.public
             self._socket.curve_secretkey = key.secret
@@ -230,8 +243,6 @@ def _socket(
     socket = context.socket(kind)
     socket.linger = LINGER_MILLISECONDS
     socket.setsockopt(zmq.IPV6, int(":" in _numeric(host)))
-    socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MILLISECONDS)
-    socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MILLISECONDS)
     return socket
 
 
