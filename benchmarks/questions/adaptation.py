@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ from benchmarks.corpora import CACHE, corpus, fetched, prepared
 from benchmarks.lab.child import thinwire
 from benchmarks.record.kept import Kept
 from benchmarks.record.write import spread, table, write
+from thinwire import Corpus, load
+from thinwire.adapt.account import OLD_TOKENS, measure
 from thinwire.runs.metrics import read_metrics
 
 BASE_TOKENS = 13_000_000
@@ -137,9 +140,12 @@ def from_scratch(adapted: Path, out: Path, seed: int) -> dict[str, Any]:
     if not is_over(out):
         shutil.rmtree(out, ignore_errors=True)
         thinwire("train", adapted / "data", "--out", out, *budget, "--seed", seed)
-    for text, split in (("new", "valid"), ("old", "test")):
-        found = json.loads(thinwire("eval", out, "--split", split, "--json"))
-        change[text]["after"] = {name: found[name] for name in change[text]["after"]}
+    model, texts = load(out), Corpus.open(adapted / "data")
+    for text, split, most in (("new", "valid", 0), ("old", "test", OLD_TOKENS)):
+        ids, settings = texts.ids(split), model.run.config.data
+        found = measure(model.model, model.tokenizer, ids, settings, most)
+        assert found is not None, "there is text"
+        change[text]["after"] = asdict(found)
     return change | {"seconds": last_line(out)["seconds"]}
 
 
