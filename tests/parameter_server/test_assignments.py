@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -70,6 +72,45 @@ def test_the_same_streams_cut_for_fewer_workers(toy_data: Path, tiny: Settings) 
 def test_a_single_place_is_where_it_is() -> None:
     assert Assignments(1, {"0": [2, 5, 9, 2.1]}).middle() == (2, 5)
     assert Assignments(1, {}).middle() == (0, 0)
+
+
+@pytest.mark.parametrize(
+    "position",
+    [
+        Position(1, 5, 5, 1.0),
+        Position(1, 5, 5, 0.5),
+        Position(0, 2**53, 5, 5e-324),
+        Position(2**53, 1, 1, 2.0**53),
+    ],
+)
+def test_nonsense_about_a_position_is_no_error(position: Position) -> None:
+    assignments = Assignments(2, {})
+    assignments.move(0, position)
+    assignments.move(1, Position(0, 3, 3, 0.25))
+    epoch, step = assignments.middle()
+    assert epoch >= 0 and step >= 0
+    assert Assignments(2, json.loads(json.dumps(assignments.state()))).epochs == assignments.epochs
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "jumps"),
+    [
+        (Position(0, 4999, 4999, 0.9998), Position(1, 0, 5000, 1.0), False),
+        (Position(0, 4990, 4990, 0.998), Position(1, 3, 5003, 1.0006), False),
+        (Position(0, 10, 10, 0.002), Position(0, 11, 11, 0.0022), False),
+        (Position(0, 10, 10, 0.002), Position(0, 2**53, 11, 0.0022), True),
+        (Position(0, 10, 10, 0.002), Position(1, 2**53, 11, 0.0022), True),
+        (Position(0, 10, 10, 0.002), Position(2**53, 0, 11, 0.0022), True),
+        (Position(3, 10, 10, 3.002), Position(2, 2000, 11, 3.0022), True),
+    ],
+)
+def test_a_worker_reads_on_and_does_not_jump(
+    before: Position, after: Position, jumps: bool
+) -> None:
+    assignments = Assignments(1, {})
+    assignments.move(0, before)
+    with pytest.raises(ValueError, match="has jumped") if jumps else nullcontext():
+        assignments.check(0, after)
 
 
 def test_a_jump_is_no_step() -> None:

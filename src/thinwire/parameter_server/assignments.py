@@ -15,6 +15,8 @@ from thinwire.parameter_server.protocol import Position
 
 # Between two pushes of a worker that arrive, so many are lost at most.
 MOST_STEPS = 1000
+# Of an epoch, that a step is: no text is longer.
+LEAST_PART = 1e-12
 
 
 class Assignments:
@@ -60,7 +62,9 @@ class Assignments:
             if position.epochs == epochs:
                 return position.epoch, position.step
         epoch = int(epochs)
-        sizes = [p.step / (p.epochs - p.epoch) for p in self._positions.values() if p.step]
+        # Steps of an epoch; what a worker says of its position may be nonsense.
+        parts = [(p.step, p.epochs - p.epoch) for p in self._positions.values()]
+        sizes = [step / part for step, part in parts if step and part > LEAST_PART]
         return epoch, int((epochs - epoch) * max(sizes, default=0.0))
 
     def check(self, place: int, position: Position) -> None:
@@ -70,8 +74,10 @@ class Assignments:
             ValueError: this one has jumped.
         """
         before = self.position(place)
-        steps, epochs = position.steps - before.steps, position.epochs - before.epochs
-        if abs(steps) > MOST_STEPS or abs(epochs) > MOST_STEPS:
+        changes = [after - earlier for after, earlier in zip(position, before, strict=True)]
+        if position.epoch > before.epoch:
+            changes[Position._fields.index("step")] = position.step
+        if any(abs(change) > MOST_STEPS for change in changes):
             raise ValueError(f"a worker has jumped from {before} to {position}")
 
     def state(self) -> dict[str, list[float]]:
