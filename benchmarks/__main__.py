@@ -133,7 +133,7 @@ BENCHMARKS = (
     Benchmark("transformer", "questions.transformer", 60),
     Benchmark("bpe", "questions.bpe", 30),
     Benchmark("ngrams", "questions.ngrams", 10),
-    Benchmark("adaptation", "questions.adaptation", 60),
+    Benchmark("adaptation", "questions.adaptation", 160, resumes=True),
     Benchmark("scoring", "questions.scoring", 10),
     Benchmark("rescoring", "questions.rescoring", 15),
     Benchmark("candidates", "questions.candidates", 2),
