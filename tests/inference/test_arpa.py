@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 import sys
 from collections import Counter, defaultdict
 from itertools import pairwise
@@ -205,6 +207,18 @@ def test_rescore(trained, file: Path, tmp_path: Path, capsys) -> None:
         assert -sum(map(float, row.split()[1:])) == pytest.approx(total, abs=1e-4)
     assert main([*command, "--arpa", str(file)]) == 0
     assert "--arpa-weight 0." in capsys.readouterr().err
+
+
+def test_a_path_that_is_not_utf8(trained, file: Path, tmp_path: Path, capsys) -> None:
+    odd = Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff\xfe.arpa"))
+    shutil.copyfile(file, odd)
+    command = ["eval", str(trained().run.path), "--arpa-weight", "0.3", "--json", "--arpa"]
+    assert main([*command, str(odd)]) == 0
+    found = capsys.readouterr().out
+    assert main([*command, str(file)]) == 0
+    assert json.loads(capsys.readouterr().out) == json.loads(found)
+    odd.write_bytes(b"nothing")
+    assert main([*command, str(odd)]) == 2
 
 
 @pytest.mark.parametrize("verb", ["eval", "score", "rescore"])

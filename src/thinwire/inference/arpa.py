@@ -16,6 +16,7 @@ N tokens.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from math import isfinite, log
@@ -209,7 +210,7 @@ def _read(file: Path) -> Any:
     settings.show_progress = False
     settings.arpa_complain = kenlm.ARPALoadComplain.NONE
     try:
-        return kenlm.Model(str(file), settings)
+        return kenlm.Model(os.fsencode(file), settings)  # a path need not be UTF-8
     except (OSError, RuntimeError) as error:
         reason = str(error.__cause__ or error).rpartition("\n")[2].rstrip(".")
         raise UserError(f"{file} is no ARPA file that KenLM reads: {reason}") from None
