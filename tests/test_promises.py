@@ -52,6 +52,6 @@ def test_every_loss_that_is_promised_has_its_tests() -> None:
     assert len(promises) == len(tests) == 9
     for promise, held in zip(promises, tests, strict=True):
         for said, by in zip(promise[1:], held[1:], strict=True):
-            nobody = said in ("there is none", "the connection sees to it")
+            nobody = said in ("there are no servers", "the connection handles it")
             assert nobody == (not by), f"{promise[0]}: {said!r} is held by {by!r}"
             assert nobody or by == "the same" or NAMED.search(by)
