@@ -99,12 +99,11 @@ def main() -> None:
     parser.add_argument("--again", action="store_true", help="also what is measured already")
     arguments = parser.parse_args()
     data = data_folder(arguments, "--vocab-size=10000")
-    seeds, tokens = (1, TOKENS // 10) if arguments.quick else (arguments.seeds, TOKENS)
-    cases = [c for c in CASES if not arguments.only or c in arguments.only or c == ONE]
-    name = record_name("exchange-quality", arguments.corpus)
+    name, seeds, tokens = record_name("exchange-quality", arguments.corpus), arguments.seeds, TOKENS
+    only = arguments.only
     if arguments.quick:
-        name, arguments.only = "exchange-quality-quick", ["sync int8"]
-
+        name, seeds, tokens, only = "exchange-quality-quick", 1, TOKENS // 10, ["sync int8"]
+    cases = [c for c in CASES if not only or c in only or c == ONE]
     kept = Kept(name, again=arguments.again)
     for seed in range(1, seeds + 1):
         for case in cases:
