@@ -40,7 +40,7 @@ from benchmarks.record.write import RESULTS, ROOT
 from thinwire.report.figures import duration
 
 # Lines of a corpus that `--quick` takes.
-QUICK_LINES = {"train": 16_000, "valid": 200, "test": 200}
+QUICK_LINES = {"train": 80_000, "valid": 200, "test": 200}
 QUICK_TIMEOUT_SECONDS = 300.0
 # A hang is a failure: several times what is expected, and a while to fetch and prepare text.
 TIMES_EXPECTED, WHILE_SECONDS = 3, 900.0
