@@ -107,7 +107,7 @@ def measure(
             output = trainer.model.output
             assert isinstance(output, SoftmaxOutput)
             output.criterion = Stock(loss)
-        trainer.run()
+        trainer.train()
         lines = read_metrics(run)
     rates = [line["tokens_per_second"] for line in lines if line["event"] == "train"]
     keys = ("seconds", "tokens", "ppl")

@@ -67,22 +67,22 @@ def measure(data: Path, width: int, threads: int, rounds: int, steps: int) -> di
     device = set_up_device(config)
     corpus = Corpus.open(data)
     trainer = Trainer(None, config, corpus, device)
-    body_flop = 3 * 2 * sum(p.numel() for p in trainer.job.blocks.values() if p.dim() == 2)
+    body_flop = 3 * 2 * sum(p.numel() for p in trainer.run.blocks.values() if p.dim() == 2)
     # The drawn words of a step; the targets' own rows are dot products and are not counted.
     output, target_N = trainer.model.output, torch.zeros(1, dtype=torch.int64)
     plans = [output.plan(target_N, draw) for draw in range(20)]
     samples = median(0 if p.log_inclusion_S is None else len(p.log_inclusion_S) for p in plans)
     loss_flop = 3 * 2 * samples * width
     rates, speeds = [], []
-    with trainer.job.recording(resumed=False):
+    with trainer.run.recording(resumed=False):
         for _ in range(10):
             trainer.train_step()
         for _ in range(rounds):
             rates.append(gemm_flop_per_second())
-            began, tokens = perf_counter(), trainer.job.tokens
+            began, tokens = perf_counter(), trainer.run.tokens
             for _ in range(steps):
                 trainer.train_step()
-            speeds.append((trainer.job.tokens - tokens) / (perf_counter() - began))
+            speeds.append((trainer.run.tokens - tokens) / (perf_counter() - began))
     shares = [
         speed * (body_flop + loss_flop) / rate for speed, rate in zip(speeds, rates, strict=True)
     ]

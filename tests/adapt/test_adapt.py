@@ -139,7 +139,7 @@ def test_killed_and_resumed_equals_straight(
     step = Trainer.train_step
 
     def stopped(self: Trainer) -> Any:
-        if self.job.step == 5:
+        if self.run.step == 5:
             self.save()
             raise Killed
         return step(self)

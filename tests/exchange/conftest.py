@@ -53,12 +53,12 @@ def trained() -> Callable[..., Trained]:
             announce(touched)
 
         trainer.exchange.announce = listening  # type: ignore[method-assign]
-        with trainer.job.recording(resumed=False):
+        with trainer.run.recording(resumed=False):
             for _ in range(steps):
                 found.losses.append(trainer.train_step().loss)
                 found.sent.append(trainer.collective.meter.sent)
             trainer.exchange.flush()
-            parameters = {**trainer.job.tables, **trainer.job.blocks}
+            parameters = {**trainer.run.tables, **trainer.run.blocks}
             check_replicas(trainer.collective, parameters)
         found.parameters = {name: p.detach().clone() for name, p in parameters.items()}
         return found

@@ -455,7 +455,7 @@ def test_bytes_equal_the_formula(
     exchange = settings(codec=codec, select=select, local_steps=H, fragments=F)
     config = tiny(model={"tied": tied}, **exchange)
     for rank, found in enumerate(together(W, partial(trained, toy_data, config, 2 * H))):
-        tables, blocks = found.trainer.job.tables, list(found.trainer.job.blocks.values())
+        tables, blocks = found.trainer.run.tables, list(found.trainer.run.blocks.values())
         changed: dict[tuple[str, ...], set[int]] = {}
         expected = 0
         for step, (touched, sent) in enumerate(

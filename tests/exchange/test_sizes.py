@@ -111,7 +111,7 @@ def test_bytes_equal_the_formula(
 ) -> None:
     config = tiny(**MODELS[case] | {"exchange": {"codec": codec, **exchange}})
     for rank, found in enumerate(together(3, partial(trained, toy_data, config, 3))):
-        tables, blocks = found.trainer.job.tables, found.trainer.job.blocks
+        tables, blocks = found.trainer.run.tables, found.trainer.run.blocks
         *steps, upcoming = found.announced
         expected = 0
         for touched, sent in zip(steps, found.sent, strict=True):

@@ -435,7 +435,7 @@ def test_part_of_the_hidden_blocks(
     assert part[0].sent[-1] < whole[0].sent[-1]
     assert part[0].losses[-1] < part[0].losses[0] - 0.3  # it learns
     start = trained(toy_data, tiny(model={"layers": 2}), 0)
-    for name in part[0].trainer.job.blocks:
+    for name in part[0].trainer.run.blocks:
         changed = part[0].parameters[name] != start.parameters[name]
         assert float(changed.float().mean()) > 0.9, name  # every row has travelled
 

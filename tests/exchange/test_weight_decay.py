@@ -38,19 +38,19 @@ class Found:
 
 def work(data: Path, config: RunConfig, member: Collective | None = None) -> Found:
     trainer = Trainer(None, config, Corpus.open(data), torch.device("cpu"), member)
-    table = trainer.job.tables[EMBEDDING]
+    table = trainer.run.tables[EMBEDDING]
     before, touched = table.detach().clone(), set()
-    with trainer.job.recording(resumed=False):
+    with trainer.run.recording(resumed=False):
         for _ in range(STEPS):
-            trainer.job.set_rates(0.0)
+            trainer.run.set_rates(0.0)
             if trainer.task is None:
                 trainer._touch()
             assert trainer.task is not None
             touched |= set(trainer.task.touched.rows[EMBEDDING].tolist())  # type: ignore[union-attr]
             trainer.train_step()
-        fetched = trainer.job.updater.row_optimizer.rows(table)
+        fetched = trainer.run.updater.row_optimizer.rows(table)
         trainer.exchange.flush()
-        check_replicas(trainer.collective, {**trainer.job.tables, **trainer.job.blocks})
+        check_replicas(trainer.collective, {**trainer.run.tables, **trainer.run.blocks})
     return Found(before, table.detach().clone(), touched, fetched)
 
 

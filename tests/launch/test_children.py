@@ -24,13 +24,13 @@ CHILD = """
 import json, os, signal, sys, time
 from pathlib import Path
 from thinwire.launch.lifeline import end_with_parent
-job = json.loads(Path(sys.argv[3]).read_text())["job"]
+arguments = json.loads(Path(sys.argv[3]).read_text())["arguments"]
 end_with_parent(int(sys.argv[4]))
-if job.get("stubborn"):
+if arguments.get("stubborn"):
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
 told = []
 signal.signal(signal.SIGINT, lambda number, frame: told.append(number))
-there = Path(job["there"])
+there = Path(arguments["there"])
 there.with_suffix(".tmp").write_text(json.dumps([os.getpid(), os.environ.get("LOCAL_RANK")]))
 there.with_suffix(".tmp").rename(there)
 while not told:
@@ -82,9 +82,13 @@ def started(
     """`started(children, "a", stubborn=True)`: the process, once it is there."""
     monkeypatch.setattr(sys, "executable", str(python))
 
-    def start(children: Children, name: str, **job: Any) -> tuple[subprocess.Popen[bytes], int]:
+    def start(
+        children: Children, name: str, **arguments: Any
+    ) -> tuple[subprocess.Popen[bytes], int]:
         there = tmp_path / f"{name.replace(' ', '-')}-{len(children.processes)}"
-        process = children.start(name, "role", {"there": str(there), **job}, {"LOCAL_RANK": "3"})
+        process = children.start(
+            name, "role", {"there": str(there), **arguments}, {"LOCAL_RANK": "3"}
+        )
         pid = pid_of(there)
         assert pid == process.pid and json.loads(there.read_text())[1] == "3"
         return process, pid

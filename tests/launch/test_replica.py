@@ -122,11 +122,11 @@ def test_a_worker_that_is_stopped_is_named(toy_data: Path, tmp_path: Path, launc
 MEMBER = """
 import json, os, sys
 from pathlib import Path
-job = json.loads(Path(sys.argv[3]).read_text())["job"]
-assert (Path(job["folder"]) / "settings.toml").read_text().count("threads = 2") == 1
-status, word = json.loads(os.environ["ENDS"])[job["rank"]]
+arguments = json.loads(Path(sys.argv[3]).read_text())["arguments"]
+assert (Path(arguments["folder"]) / "settings.toml").read_text().count("threads = 2") == 1
+status, word = json.loads(os.environ["ENDS"])[arguments["rank"]]
 if word:
-    Path(job["folder"], f"worker-{job['rank']}.message").write_text(word)
+    Path(arguments["folder"], f"worker-{arguments['rank']}.message").write_text(word)
 if status < 0:
     os.kill(os.getpid(), -status)
 sys.exit(status)

@@ -74,7 +74,7 @@ def has_trained(run: Path, count: int = 1) -> bool:
 
 
 def children(process: subprocess.Popen[str]) -> dict[str, int]:
-    """The processes that it has started, by the names of their jobs: server, worker-0, ..."""
+    """The processes that it has started, by their names: server, worker-0, ..."""
     found = {}
     for folder in Path("/proc").iterdir():
         with suppress(OSError, ValueError):

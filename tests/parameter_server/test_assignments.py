@@ -51,8 +51,8 @@ def test_the_part_of_the_text_that_is_read_is_kept(
         "epochs": before.epochs,
         "places": before.state(),
     }
-    job = Run(None, tiny(run={"workers": workers}), corpus, torch.device("cpu"), workers)
-    after = Assignments(workers, places(job, saved))
+    run = Run(None, tiny(run={"workers": workers}), corpus, torch.device("cpu"), workers)
+    after = Assignments(workers, places(run, saved))
     tolerance = 0.5 / steps_per_epoch(num_tokens, workers) if workers != 4 else 0.0
     assert after.epochs == pytest.approx(before.epochs, abs=tolerance + 1e-12)
     # One that holds the whole model reads on at the same part of the text, too.
@@ -65,8 +65,8 @@ def test_the_same_streams_cut_for_fewer_workers(toy_data: Path, tiny: Settings) 
     saved = {"epoch": 1, "step": 0, "streams": 16, "length": LENGTH, "workers": 4}
     saved |= {"epochs": before.epochs, "places": before.state()}
     config = tiny(run={"workers": 2}, data={"batch": 8})
-    job = Run(None, config, Corpus.open(toy_data), torch.device("cpu"), 2)
-    assert Assignments(2, places(job, saved)).epochs == 1.0
+    run = Run(None, config, Corpus.open(toy_data), torch.device("cpu"), 2)
+    assert Assignments(2, places(run, saved)).epochs == 1.0
 
 
 def test_a_single_place_is_where_it_is() -> None:

@@ -175,7 +175,7 @@ class Pair:
         corpus = Corpus.open(data)
         self.config = config
         folder = RunFolder.planned(out, config, corpus)
-        self.job = Run(folder, config, corpus, torch.device("cpu"), 1)
+        self.run = Run(folder, config, corpus, torch.device("cpu"), 1)
         self.corpus, self.warnings = corpus, list[str]()
         self.listener = InProcessListener()
         self.start()
@@ -183,7 +183,7 @@ class Pair:
         (own,) = self._shards([0])
         self.followers = Followers(
             [self.listener.connection()],
-            self.job,
+            self.run,
             own,
             "a run",
             asdict(config),
@@ -192,9 +192,9 @@ class Pair:
         self.deaf = False
 
     def _shards(self, indices: list[int]) -> list[Shard]:
-        job, optim = self.job, self.config.optim
+        run, optim = self.run, self.config.optim
         exchange = self.config.exchange.for_workers(1)
-        return [sliced_shard(job.tables, job.blocks, i, 2, optim, exchange) for i in indices]
+        return [sliced_shard(run.tables, run.blocks, i, 2, optim, exchange) for i in indices]
 
     def start(self) -> None:
         """The follower, or another process in its place: it holds nothing."""
@@ -217,7 +217,7 @@ class Pair:
         return self.follower.turn(0.0)
 
     def expected(self, index: int) -> dict[str, Tensor]:
-        tensors = {n: p.detach() for n, p in (*self.job.tables.items(), *self.job.blocks.items())}
+        tensors = {n: p.detach() for n, p in (*self.run.tables.items(), *self.run.blocks.items())}
         return cut(tensors, index, 2)
 
 
@@ -280,10 +280,10 @@ def test_rows_that_nobody_has_written_are_not_given(pair: Pair) -> None:
 
 def test_collecting_waits_for_a_server_that_is_started_again(pair: Pair) -> None:
     pair.followers.gather_round(lambda: False)
-    before = {n: p.detach().clone() for n, p in pair.job.tables.items()}
+    before = {n: p.detach().clone() for n, p in pair.run.tables.items()}
     pair.start()
     pair.followers.collect(optimizers=True)
-    for name, tensor in pair.job.tables.items():
+    for name, tensor in pair.run.tables.items():
         assert torch.equal(tensor, before[name])
     assert len(pair.warnings) == 1 and "started again" in pair.warnings[0]
     assert pair.followers.connections[0].receive(0.0) is None
@@ -318,11 +318,11 @@ def test_collecting_from_a_silent_server_fails_and_changes_nothing(
     pair.followers.gather_round(lambda: False)
     monkeypatch.setattr("thinwire.parameter_server.followers.monotonic", Clock())
     monkeypatch.setattr("thinwire.parameter_server.followers.POLL_SECONDS", 0.0)
-    before = {n: p.detach().clone() for n, p in pair.job.tables.items()}
+    before = {n: p.detach().clone() for n, p in pair.run.tables.items()}
     pair.deaf = True
     with pytest.raises(UserError, match="has not answered for 60 seconds, so step 0"):
         pair.followers.collect(optimizers=True)
-    assert all(torch.equal(p, before[n]) for n, p in pair.job.tables.items())
+    assert all(torch.equal(p, before[n]) for n, p in pair.run.tables.items())
 
 
 def test_what_is_not_finite_is_not_collected(pair: Pair) -> None:
@@ -331,12 +331,12 @@ def test_what_is_not_finite_is_not_collected(pair: Pair) -> None:
         pair.follower.shard.parameters[EMBEDDING][3, 0] = float("inf")
     with pytest.raises(UserError, match=f"{EMBEDDING} is not finite at step 0"):
         pair.followers.collect(optimizers=False)
-    assert all(p.isfinite().all() for p in pair.job.tables.values())
+    assert all(p.isfinite().all() for p in pair.run.tables.values())
 
 
 def test_what_is_not_finite_is_not_served(pair: Pair) -> None:
     with torch.no_grad():
-        pair.job.tables[EMBEDDING][2, 0] = float("inf")
+        pair.run.tables[EMBEDDING][2, 0] = float("inf")
     with pytest.raises(UserError, match=f"cannot be served: {EMBEDDING} is not finite"):
         pair.followers.gather_round(lambda: False)
 

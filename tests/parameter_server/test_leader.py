@@ -260,7 +260,7 @@ def test_a_full_disk_is_said_and_training_goes_on(
     save = Serving._save_aloud
 
     def full(self: Serving, *, best: bool) -> None:
-        if 5 < self.job.step < 20:
+        if 5 < self.run.step < 20:
             raise UserError("The disk is full: step 6 needs 1.0 MB")
         save(self, best=best)
 
@@ -277,7 +277,7 @@ def test_interrupted_it_saves(toy_data: Path, tmp_path: Path, tiny: Settings) ->
 
     def stopping(self: Serving, *args: Any) -> None:
         count(self, *args)
-        self.job.stop_asked = self.job.step == 10
+        self.run.stop_asked = self.run.step == 10
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(Serving, "count", stopping)
@@ -314,7 +314,7 @@ def test_the_clock_stands_still_until_the_first_step(
     gather_round = Followers.gather_round
 
     def slowly(self: Followers, stopping: Callable[[], bool]) -> None:
-        clock = self.job.clock
+        clock = self.run.clock
         seconds, wall_seconds = clock.seconds, clock.wall_seconds
         while clock.wall_seconds < wall_seconds + 0.05:
             sleep(0.01)
@@ -372,7 +372,7 @@ def test_a_model_that_is_not_finite_is_not_saved(
         count(self, *args)
         name, block = next(iter(self.shard.blocks.items()))
         names.append(name)
-        if self.job.step == 10:
+        if self.run.step == 10:
             block.data.view(-1)[0] = inf
 
     monkeypatch.setattr(Serving, "count", spoil)

@@ -266,18 +266,18 @@ def test_a_run_goes_on_in_sync_and_back(toy_data: Path, tmp_path: Path, tiny: Se
         torch.testing.assert_close(
             saved[name], torch.full_like(saved[name], 1e4), rtol=1e-3, atol=0
         )
-    job = Run(resumed_folder(run, config, corpus), config, corpus, cpu, W)
-    serving = Serving(job, InProcessListener(), saved=job.load().state)
+    run = Run(resumed_folder(run, config, corpus), config, corpus, cpu, W)
+    serving = Serving(run, InProcessListener(), saved=run.load().state)
     assert serving._optimizer_of_one_worker().keys() == saved.keys()
     for name, tensor in serving._optimizer_of_one_worker().items():
         torch.testing.assert_close(tensor, saved[name], rtol=1e-6, atol=0.0)
     alone = tiny(optim=settings["optim"], run={"tokens": 40 * STEP_TOKENS})
     trainer = Trainer(resumed_folder(run, alone, corpus), alone, corpus, cpu)
     trainer.restore(resume=True)
-    for name, tensor in trainer.job.optimizer_state().items():
+    for name, tensor in trainer.run.optimizer_state().items():
         assert torch.equal(tensor, saved[name])
     moved = []
-    for owner, steps in ((serving.job, W // 2), (trainer.job, 1)):
+    for owner, steps in ((serving.run, W // 2), (trainer.run, 1)):
         owner.set_rates(0.0)
         name = next(iter(owner.blocks))
         table, block = owner.tables["embedding.weight"], owner.blocks[name]

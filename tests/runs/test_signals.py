@@ -64,7 +64,7 @@ def test_a_hangup_saves(
     step = Trainer.train_step
 
     def hung_up(self: Trainer):
-        if self.job.step == 2:
+        if self.run.step == 2:
             signal.raise_signal(signal.SIGHUP)
         return step(self)
 

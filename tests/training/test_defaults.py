@@ -64,9 +64,9 @@ def loss_after_training(corpus: Corpus, **sections: Any) -> tuple[float, float]:
         return -float(model.output.logprob(hidden_ND, targets_N).mean())
 
     before = exact()
-    with trainer.job.recording(resumed=False):
+    with trainer.run.recording(resumed=False):
         for step in range(STEPS):
-            trainer.job.set_rates(step / STEPS)
+            trainer.run.set_rates(step / STEPS)
             trainer.train_step()
     return before, exact()
 

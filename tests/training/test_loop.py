@@ -334,10 +334,10 @@ def test_the_schedule_multiplies_both_rates(toy_data: Path, tmp_path: Path, tiny
     trainer = Trainer(None, config, corpus, torch.device("cpu"))
     expected = [Schedule(config.optim).factor(step, step / steps) for step in range(steps)]
     assert len(set(expected)) == steps
-    updater = trainer.job.updater
-    with trainer.job.recording(resumed=False):
+    updater = trainer.run.updater
+    with trainer.run.recording(resumed=False):
         for factor in expected:
-            trainer.job.set_rates(trainer.job.progress())
+            trainer.run.set_rates(trainer.run.progress())
             trainer.train_step()
             for optimizer, rate in (
                 (updater.dense_optimizer, lr),

@@ -103,7 +103,7 @@ def test_an_interrupt_saves_and_a_second_one_does_not_wait(
     step = Trainer.train_step
 
     def interrupted(self: Trainer) -> Any:
-        if self.job.step == 5:
+        if self.run.step == 5:
             signal.raise_signal(number)
         return step(self)
 

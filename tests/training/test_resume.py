@@ -134,7 +134,7 @@ def killed(data: Path, run: Path, config: RunConfig, at: int = CUT) -> None:
     step = Trainer.train_step
 
     def stopped(self: Trainer) -> Any:
-        if self.job.step == at:
+        if self.run.step == at:
             raise Killed
         return step(self)
 
@@ -402,20 +402,20 @@ def test_the_best_perplexity_is_that_of_the_best_step_on_disk(
     train(toy_data, run, tiny(run=steps(4), eval=evaluations))
     trainer = Trainer(RunFolder.open(run), tiny(run=steps(8)), Corpus.open(toy_data), CPU)
     trainer.restore(resume=True)
-    first = trainer.job.best_ppl
-    with trainer.job.recording(resumed=True):
-        assert trainer.job.take_evaluation(first / 2, None)
-        assert trainer.job.best_ppl == first  # it is not on disk
+    first = trainer.run.best_ppl
+    with trainer.run.recording(resumed=True):
+        assert trainer.run.take_evaluation(first / 2, None)
+        assert trainer.run.best_ppl == first  # it is not on disk
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(checkpoints_module, "save_tensors", full_disk)
             with pytest.raises(UserError, match="The disk is full"):
                 trainer.save(best=True)
-        assert trainer.job.best_ppl == first
+        assert trainer.run.best_ppl == first
         trainer.save(best=True)
-        assert trainer.job.best_ppl == first / 2
+        assert trainer.run.best_ppl == first / 2
     again = Trainer(RunFolder.open(run), tiny(run=steps(8)), Corpus.open(toy_data), CPU)
     again.restore(resume=True)
-    assert again.job.best_ppl == first / 2
+    assert again.run.best_ppl == first / 2
 
 
 def full_disk(tensors: Any, file: Path) -> None:

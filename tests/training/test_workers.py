@@ -349,8 +349,8 @@ def test_an_interrupt_of_any_worker_ends_all_after_the_same_step(
     step = Trainer.train_step
 
     def interrupted(self: Trainer) -> Any:
-        if self.collective.rank == 1 and self.job.step == 5:
-            self.job.stop_asked = True
+        if self.collective.rank == 1 and self.run.step == 5:
+            self.run.stop_asked = True
         return step(self)
 
     monkeypatch.setattr(Trainer, "train_step", interrupted)

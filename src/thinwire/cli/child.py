@@ -1,4 +1,4 @@
-"""`python -m thinwire.cli.child JOB LIFELINE`: what a process that `Children` starts does."""
+"""`python -m thinwire.cli.child FILE LIFELINE`: what a process that `Children` starts does."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def main() -> int:
-    """Run the job; the exit status is that of the command line."""
+    """Run it; the exit status is that of the command line."""
     # Whoever wants to end well has a handler of its own; before and after, the parent says it.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from thinwire.cli.app import guarded
@@ -18,28 +18,28 @@ def main() -> int:
 
     end_with_parent(int(sys.argv[2]))
     work = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    return guarded(lambda: ROLES[work["role"]](**work["job"]))
+    return guarded(lambda: ROLES[work["role"]](**work["arguments"]))
 
 
-def member(**job: Any) -> None:
+def member(**arguments: Any) -> None:
     """A worker of a synchronous or periodic run."""
     from thinwire.launch.replica import run_replica
 
-    run_replica(**job)
+    run_replica(**arguments)
 
 
-def server(**job: Any) -> None:
+def server(**arguments: Any) -> None:
     """A server of an asynchronous run."""
     from thinwire.launch.parameter_server import serve_on_loopback
 
-    serve_on_loopback(**job)
+    serve_on_loopback(**arguments)
 
 
-def worker(**job: Any) -> None:
+def worker(**arguments: Any) -> None:
     """A worker of an asynchronous run."""
     from thinwire.launch.parameter_server import work_on_loopback
 
-    work_on_loopback(**job)
+    work_on_loopback(**arguments)
 
 
 ROLES = {"member": member, "server": server, "worker": worker}

@@ -52,19 +52,19 @@ class Children:
         self,
         name: str,
         role: str,
-        job: Mapping[str, Any],
+        arguments: Mapping[str, Any],
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start `python -m thinwire.cli.child` on a job; a name that is taken is taken over.
+        """Start `python -m thinwire.cli.child` with `arguments`; a taken name is taken over.
 
         Args:
             name: what to call the process in a sentence: "worker 2".
             role: which function of `thinwire.cli.child` it runs.
-            job: that function's arguments, fit for JSON.
+            arguments: that function's arguments, fit for JSON.
             environment: variables besides this process's own.
         """
         file = self.folder / f"{name.replace(' ', '-')}.json"
-        file.write_text(json.dumps({"role": role, "job": dict(job)}), encoding="utf-8")
+        file.write_text(json.dumps({"role": role, "arguments": dict(arguments)}), encoding="utf-8")
         command = [sys.executable, "-m", "thinwire.cli.child", str(file), str(self._lifeline)]
         # A session of its own: Ctrl+C on the terminal reaches the parent, which passes it on once.
         self.processes[name] = subprocess.Popen(

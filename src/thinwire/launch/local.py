@@ -34,9 +34,9 @@ def train_on_this_machine(data: Path, out: Path, config: RunConfig, *, resume: b
         folder = children.folder
         (folder / SETTINGS_FILE).write_text(config.to_toml(), encoding="utf-8")
         for rank in range(W):
-            job = {"data": str(data), "out": str(out), "resume": resume, "rank": rank}
-            job["folder"] = str(folder)
-            children.start(_name(rank), "member", job, {"LOCAL_RANK": str(rank)})
+            arguments = {"data": str(data), "out": str(out), "resume": resume, "rank": rank}
+            arguments["folder"] = str(folder)
+            children.start(_name(rank), "member", arguments, {"LOCAL_RANK": str(rank)})
         failed = _wait(children, W, received)
         said = [last_message(folder, rank) for rank in range(W)]
     if failed is None:

@@ -42,7 +42,7 @@ class _Child:
 
     name: str
     role: str
-    job: dict[str, Any]
+    arguments: dict[str, Any]
     rank: int = 0
     stopped_since: float | None = None
 
@@ -170,7 +170,7 @@ class Supervisor:
                 f"again {MOST_RESTARTS} times: something ends them"
             )
         if child.role == "server":
-            child.job["resume"] = (self.out / "config.toml").exists()
+            child.arguments["resume"] = (self.out / "config.toml").exists()
         print_line(
             f"{child.name} {how_it_ended(status)}; it is started again.",
         )
@@ -189,7 +189,9 @@ class Supervisor:
             process.kill()
 
     def _start(self, child: _Child) -> None:
-        self.children.start(child.name, child.role, child.job, {"LOCAL_RANK": str(child.rank)})
+        self.children.start(
+            child.name, child.role, child.arguments, {"LOCAL_RANK": str(child.rank)}
+        )
 
     def _process(self, child: _Child) -> Popen[bytes]:
         return self.children.processes[child.name]

@@ -64,7 +64,7 @@ class Followers:
 
     Args:
         connections: to them, in the order of their shards, from shard 1 on.
-        job: the run, whose model takes in what they hold.
+        run: the run, whose model takes in what they hold.
         shard: the first server's own rows.
         run_id: the run's name.
         settings: all settings of the run, as JSON has them.
@@ -76,24 +76,24 @@ class Followers:
     def __init__(
         self,
         connections: Sequence[Connection],
-        job: Run,
+        run: Run,
         shard: Shard,
         run_id: str,
         settings: Mapping[str, Any],
         warn: Callable[[str], None],
         meeting_seconds: float = MEETING_SECONDS,
     ) -> None:
-        self.connections, self.job, self.shard = connections, job, shard
+        self.connections, self.run, self.shard = connections, run, shard
         self._lead = {
             "protocol": PROTOCOL,
             "thinwire": __version__,
-            "data": job.corpus.meta.fingerprint,
+            "data": run.corpus.meta.fingerprint,
             "run": run_id,
             "num_shards": 1 + len(connections),
             "settings": settings,
         }
         self._warn = warn
-        self._meeting_seconds = max(job.config.exchange.timeout_seconds, meeting_seconds)
+        self._meeting_seconds = max(run.config.exchange.timeout_seconds, meeting_seconds)
         self._ready = [False] * len(connections)
         self._was_ready = [False] * len(connections)
         self._heard = [monotonic()] * len(connections)
@@ -201,9 +201,9 @@ class Followers:
         )
 
     def _own(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        job, M = self.job, 1 + len(self.connections)
-        parameters = {n: p.detach() for n, p in (*job.tables.items(), *job.blocks.items())}
-        return cut(parameters, index, M), cut(job.optimizer_state(), index, M)
+        run, M = self.run, 1 + len(self.connections)
+        parameters = {n: p.detach() for n, p in (*run.tables.items(), *run.blocks.items())}
+        return cut(parameters, index, M), cut(run.optimizer_state(), index, M)
 
     def collect(self, *, optimizers: bool) -> None:
         """Put the rows of all servers into the run's model and, if asked for, into its optimisers.
@@ -233,13 +233,13 @@ class Followers:
         self._slices.clear()
         check_finite(
             {n.removeprefix(MODEL): t for n, t in whole.items() if n.startswith(MODEL)},
-            self.job.step,
+            self.run.step,
         )
         with torch.no_grad():
-            for name, parameter in {**self.job.tables, **self.job.blocks}.items():
+            for name, parameter in {**self.run.tables, **self.run.blocks}.items():
                 parameter.copy_(whole.pop(f"{MODEL}{name}"))
         if optimizers:
-            self.job.load_optimizer_state(whole)
+            self.run.load_optimizer_state(whole)
             for index in (index for index, leaving in enumerate(self._leaving) if leaving):
                 self._seen_off[index] = True
                 self._send_lead(index)
@@ -257,7 +257,7 @@ class Followers:
             if index not in self._slices and silent:
                 raise UserError(
                     f"the server {connection.server} has not answered for "
-                    f"{self._meeting_seconds:g} seconds, so step {self.job.step} is neither "
+                    f"{self._meeting_seconds:g} seconds, so step {self.run.step} is neither "
                     "evaluated nor saved"
                 )
 

@@ -100,24 +100,24 @@ def _serve(
     folder = (resumed_folder if resume else RunFolder.planned)(out, config, corpus)
     config = with_precision(folder.config, device)
     folder = replace(folder, config=config)
-    job = Run(folder, config, corpus, device, config.run.workers)
+    run = Run(folder, config, corpus, device, config.run.workers)
     saved: Mapping[str, Any] = {}
-    if resume and job.checkpoints is not None and job.checkpoints.newest is not None:
-        saved = job.load().state
-    opened = listener(message_bytes(job.num_parameters))
+    if resume and run.checkpoints is not None and run.checkpoints.newest is not None:
+        saved = run.load().state
+    opened = listener(message_bytes(run.num_parameters))
     # Only now, so that what cannot be leaves no run behind.
     if resume:
-        say_what_is_lost(job, saved)
+        say_what_is_lost(run, saved)
         folder.write_config()
     else:
         folder.write(corpus)
-    serving = Serving(job, opened, followers, saved)
+    serving = Serving(run, opened, followers, saved)
     try:
-        serving.run(resumed=resume, ready=ready)
+        serving.serve(resumed=resume, ready=ready)
     finally:
         serving.close()
-        if job.checkpoints is not None:  # before another process may write
-            job.checkpoints.finish()
+        if run.checkpoints is not None:  # before another process may write
+            run.checkpoints.finish()
 
 
 def message_bytes(num_parameters: int) -> int:
@@ -129,7 +129,7 @@ class Serving(ServingLoop):
     """A run, the server of its workers, and the loop over what they say.
 
     Args:
-        job: the run, loaded already if it is resumed.
+        run: the run, loaded already if it is resumed.
         listener: where the workers are.
         others: to the other servers, in the order of their shards.
         saved: the state that the run was resumed from; empty: there is none.
@@ -137,57 +137,57 @@ class Serving(ServingLoop):
 
     def __init__(
         self,
-        job: Run,
+        run: Run,
         listener: Listener,
         followers: Sequence[Connection] = (),
         saved: Mapping[str, Any] | None = None,
     ) -> None:
-        self.job, self.listener = job, listener
-        config = self.config = job.config
+        self.run, self.listener = run, listener
+        config = self.config = run.config
         saved = saved or {}
         self.run_id = token_hex(8)
         self.num_shards = 1 + len(followers)
         self._updates = (
             config.run.workers / config.exchange.for_workers(config.run.workers).accumulate
         )
-        job.load_optimizer_state(at_servers(job.optimizer_state(), config.optim, self._updates))
+        run.load_optimizer_state(at_servers(run.optimizer_state(), config.optim, self._updates))
         self.settings = asdict(config)
-        self.assignments = Assignments(config.run.workers, places(job, saved.get("batches")))
-        job.epochs = self.assignments.epochs
+        self.assignments = Assignments(config.run.workers, places(run, saved.get("batches")))
+        run.epochs = self.assignments.epochs
         self.shard = self._shard()
         self.server = Server(
             listener,
             self.shard,
             self,
-            data=job.corpus.meta.fingerprint,
+            data=run.corpus.meta.fingerprint,
             version=__version__,
             timeout_seconds=config.exchange.timeout_seconds,
             warn=warn,
         )
         self.followers: Followers | None = None
         if followers:
-            self.followers = Followers(followers, job, self.shard, self.run_id, self.settings, warn)
+            self.followers = Followers(followers, run, self.shard, self.run_id, self.settings, warn)
         self.dropped = self._num_steps = 0
         self._counted = False
         self._staleness, self._all_staleness = StalenessCounts(), StalenessCounts()
         self._before = {name: saved.get(name, 0) for name in self._account()}
 
     def _shard(self) -> Shard:
-        job, config = self.job, self.config
+        run, config = self.run, self.config
         exchange = config.exchange.for_workers(config.run.workers)
         if self.num_shards > 1:
-            return sliced_shard(job.tables, job.blocks, 0, self.num_shards, config.optim, exchange)
-        return Shard(job.updater, exchange)
+            return sliced_shard(run.tables, run.blocks, 0, self.num_shards, config.optim, exchange)
+        return Shard(run.updater, exchange)
 
     # The loop
 
-    def run(self, *, resumed: bool = False, ready: Callable[[], None] = lambda: None) -> None:
+    def serve(self, *, resumed: bool = False, ready: Callable[[], None] = lambda: None) -> None:
         """Serve until the budget is spent; then evaluate, save and record the end."""
-        job = self.job
-        job.wire = self._wire()
-        with stop_on_signals(job), job.recording(resumed=resumed):
+        run = self.run
+        run.wire = self._wire()
+        with stop_on_signals(run), run.recording(resumed=resumed):
             try:
-                with job.clock.paused():  # it runs from the first worker's first step on
+                with run.clock.paused():  # it runs from the first worker's first step on
                     self._begin(ready)
                 self._loop()
             except Exception as error:
@@ -197,22 +197,22 @@ class Serving(ServingLoop):
                 if self.followers is not None:
                     self.followers.end(why, failed=True)
                 raise
-        if job.stop_asked:
+        if run.stop_asked:
             raise KeyboardInterrupt
 
     def _begin(self, ready: Callable[[], None]) -> None:
         """Wait for the other servers, and for the first step."""
-        job = self.job
+        run = self.run
         if self.followers is not None:
-            self.followers.gather_round(lambda: job.stop_asked)
+            self.followers.gather_round(lambda: run.stop_asked)
         self._steer()
         ready()
-        while self.server.all_wait and not job.stop_asked and not job.over:
+        while self.server.all_wait and not run.stop_asked and not run.over:
             self._turn_among_servers()
 
     def _loop(self) -> None:
-        job = self.job
-        while not job.stop_asked and not job.over:
+        run = self.run
+        while not run.stop_asked and not run.over:
             self._turn_among_servers()
             if self.followers is not None and self.followers.one_leaves:
                 self._stand_still(self._save)
@@ -220,11 +220,11 @@ class Serving(ServingLoop):
             if not self._counted:
                 continue
             self._counted = False
-            if job.report_due:
+            if run.report_due:
                 self._report()
-            if job.evaluation_due():
+            if run.evaluation_due():
                 self._stand_still(self._evaluate)
-            if job.save_due():
+            if run.save_due():
                 self._stand_still(self._save)
         self._end()
 
@@ -234,32 +234,32 @@ class Serving(ServingLoop):
             self.followers.look_after()
 
     def _end(self) -> None:
-        job = self.job
-        asked = job.stop_asked
-        with job.clock.paused():
+        run = self.run
+        asked = run.stop_asked
+        with run.clock.paused():
             why = "it was interrupted" if asked else self._why_over()
             if not self.server.stopped:
                 self.server.stop(why)
             self.part()
             self._report()
             self.shard.flush()
-            failures = self._last_actions(evaluate=not job.evaluated and not asked)
+            failures = self._last_actions(evaluate=not run.evaluated and not asked)
             self.see_off()
             if self.followers is not None:
                 self.followers.end(why)
         if failures:
             raise failures[0]
-        job.stop_asked = asked
-        job.wire = self._wire(self._all_staleness)
-        job.end()
+        run.stop_asked = asked
+        run.wire = self._wire(self._all_staleness)
+        run.end()
 
     def _why_over(self) -> str:
-        job = self.job
-        return "its budget is spent" if job.progress() >= 1.0 else f"there was {job.why_over}"
+        run = self.run
+        return "its budget is spent" if run.progress() >= 1.0 else f"there was {run.why_over}"
 
     def _last_actions(self, *, evaluate: bool) -> list[UserError]:
         """Evaluate and save; what failed. One failure does not keep the other from being tried."""
-        checkpoints = self.job.checkpoints
+        checkpoints = self.run.checkpoints
         actions: list[Callable[[], None]] = [self._evaluate_aloud] if evaluate else []
         actions.append(lambda: self._save_aloud(best=False))
         actions += [checkpoints.wait] if checkpoints is not None else []
@@ -286,7 +286,7 @@ class Serving(ServingLoop):
         """
         self.server.hold()
         with ExitStack() as stack, self.shard.settled():
-            self._helped(action, lambda: stack.enter_context(self.job.clock.paused()))
+            self._helped(action, lambda: stack.enter_context(self.run.clock.paused()))
         self.server.release()
 
     def _helped(self, action: Callable[[], None], all_wait: Callable[[], object] = object) -> None:
@@ -297,7 +297,7 @@ class Serving(ServingLoop):
             all_wait: called once, as soon as no worker computes.
         """
         errors: list[BaseException] = []
-        self.job.wire = self._wire()
+        self.run.wire = self._wire()
 
         def help_out() -> None:
             # Of this thread: the workers stand still, so their cores are free.
@@ -323,10 +323,10 @@ class Serving(ServingLoop):
         _or_warn(self._evaluate_aloud)
 
     def _evaluate_aloud(self) -> None:
-        job = self.job
+        run = self.run
         self._collect(optimizers=False)
-        found = job.measure()
-        if job.take_evaluation(found.ppl, found):
+        found = run.measure()
+        if run.take_evaluation(found.ppl, found):
             self._save(best=True)
 
     def _save(self, *, best: bool = False) -> None:
@@ -335,17 +335,17 @@ class Serving(ServingLoop):
 
     def _save_aloud(self, *, best: bool) -> None:
         self._collect(optimizers=True)
-        self.job.save({}, self._reading(), best=best, optimizer=self._optimizer_of_one_worker)
+        self.run.save({}, self._reading(), best=best, optimizer=self._optimizer_of_one_worker)
 
     def _optimizer_of_one_worker(self) -> dict[str, Tensor]:
-        return at_one_worker(self.job.optimizer_state(), self.config.optim, self._updates)
+        return at_one_worker(self.run.optimizer_state(), self.config.optim, self._updates)
 
     def _collect(self, *, optimizers: bool) -> None:
         """Have the other servers' rows put into the run's model, if all that is finite."""
         if self.followers is not None:
             self.followers.collect(optimizers=optimizers)
         else:
-            check_finite(self.shard.parameters, self.job.step)
+            check_finite(self.shard.parameters, self.run.step)
 
     def _reading(self) -> dict[str, Any]:
         """Where the workers stand in the text; for a run of other workers, where all do."""
@@ -364,8 +364,8 @@ class Serving(ServingLoop):
     # The record
 
     def _report(self) -> None:
-        self.job.wire = self._wire(self._staleness)
-        self.job.report()
+        self.run.wire = self._wire(self._staleness)
+        self.run.report()
         self._staleness = StalenessCounts()
 
     def _wire(self, staleness: StalenessCounts | None = None) -> dict[str, Any]:
@@ -386,7 +386,7 @@ class Serving(ServingLoop):
             "bytes_sent": num_bytes,
             "bytes_received": num_bytes,
             # Every step pulls and pushes all parameters, in fp32.
-            "bytes_dense": 2 * 4 * self.job.num_parameters * self._num_steps,
+            "bytes_dense": 2 * 4 * self.run.num_parameters * self._num_steps,
             "exchange_seconds": round(wire.waited_seconds / self.config.run.workers, 3),
             "dropped_pushes": self.dropped,
         }
@@ -430,12 +430,12 @@ class Serving(ServingLoop):
         """See `Controller`."""
         self.dropped += 1
         if self.server.all_refused:
-            job = self.job
-            raise job.diverged(f"{why} at step {job.step + 1}, by {session.name}")
+            run = self.run
+            raise run.diverged(f"{why} at step {run.step + 1}, by {session.name}")
 
     def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
         """See `Controller`."""
-        job = self.job
+        run = self.run
         self.assignments.move(session.place, push.report.position)
         if staleness is None:
             self.dropped += 1
@@ -444,17 +444,17 @@ class Serving(ServingLoop):
         self._all_staleness.add(staleness)
         self._num_steps += 1
         self._counted = True
-        job.advance(push.report.num_targets, self.assignments.epochs)
-        job.observe(push.report.loss)
+        run.advance(push.report.num_targets, self.assignments.epochs)
+        run.observe(push.report.loss)
         self._steer()
-        if job.progress() >= 1.0:
+        if run.progress() >= 1.0:
             self.server.stop("its budget is spent")
 
     def _steer(self) -> None:
         """Set what learning rates are multiplied by, here and for the other servers."""
-        job, progress = self.job, self.job.progress()
-        job.set_rates(progress)
-        self.shard.factor = job.schedule.factor(job.step, progress)
+        run, progress = self.run, self.run.progress()
+        run.set_rates(progress)
+        self.shard.factor = run.schedule.factor(run.step, progress)
 
 
 def _or_warn(action: Callable[[], None]) -> None:

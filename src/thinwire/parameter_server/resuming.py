@@ -11,20 +11,20 @@ from thinwire.runs.metrics import read_metrics
 from thinwire.runs.run import Run
 
 
-def places(job: Run, saved: Mapping[str, Any] | None) -> dict[str, Any]:
+def places(run: Run, saved: Mapping[str, Any] | None) -> dict[str, Any]:
     """Every place's position, of a run that may have been planned for another number of workers."""
     if not saved:
         return {}
-    config, N = job.config, job.config.run.workers
+    config, N = run.config, run.config.run.workers
     streams = N * config.data.batch
     if "places" in saved and (saved["streams"], saved.get("workers", N)) == (streams, N):
         positions: dict[str, Any] = saved["places"]
         return positions
     batches = Batches(
-        job.corpus.ids("train"),
+        run.corpus.ids("train"),
         config.data,
         seed=config.run.seed,
-        eos_id=job.corpus.meta.eos_id,
+        eos_id=run.corpus.meta.eos_id,
         num_workers=N,
     )
     batches.load_state_dict(
@@ -39,19 +39,19 @@ def places(job: Run, saved: Mapping[str, Any] | None) -> dict[str, Any]:
         batches.load_state_dict(state | {"step": min(step, batches.steps_per_epoch - 1)})
     state = batches.state_dict()
     # Every place has read as much. Steps go on, so that no draw of before is drawn again.
-    position = [state["epoch"], state["step"], job.step, batches.epoch]
+    position = [state["epoch"], state["step"], run.step, batches.epoch]
     return {str(place): position for place in range(N)}
 
 
-def say_what_is_lost(job: Run, saved: Mapping[str, Any]) -> None:
+def say_what_is_lost(run: Run, saved: Mapping[str, Any]) -> None:
     """After a crash: how much of the training was not saved."""
-    assert job.folder is not None
-    recorded = [line for line in read_metrics(job.folder.path) if "seconds" in line]
+    assert run.folder is not None
+    recorded = [line for line in read_metrics(run.folder.path) if "seconds" in line]
     if not recorded or recorded[-1]["event"] == "end":
         return
     since = recorded[-1]["seconds"] - saved.get("seconds", 0.0)
-    most = max(since, job.config.checkpoint.every_seconds)
+    most = max(since, run.config.checkpoint.every_seconds)
     print_line(
-        f"The run was cut off; what came after step {job.step} was saved is lost, {most:.0f} "
+        f"The run was cut off; what came after step {run.step} was saved is lost, {most:.0f} "
         "seconds of training at most.",
     )

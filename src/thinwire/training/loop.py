@@ -109,7 +109,7 @@ def _train(
         else:
             folder.write(corpus)
     try:
-        trainer.run(resumed=resume)
+        trainer.train(resumed=resume)
     finally:
         if trainer.checkpoints is not None:  # before another process may write
             trainer.checkpoints.finish()
@@ -129,10 +129,10 @@ class Trainer:
     ) -> None:
         self.config = config
         self.collective = collective or Alone()
-        self.job = Run(folder, config, corpus, device, self.collective.size, on_event)
-        self.model, self.checkpoints = self.job.model, self.job.checkpoints
+        self.run = Run(folder, config, corpus, device, self.collective.size, on_event)
+        self.model, self.checkpoints = self.run.model, self.run.checkpoints
         self.exchange = make_exchange(
-            self.job.updater, self.collective, config.exchange, config.run.seed
+            self.run.updater, self.collective, config.exchange, config.run.seed
         )
         self.batches = Batches(
             corpus.ids("train"),
@@ -153,60 +153,60 @@ class Trainer:
         self._wire_before: Mapping[str, float] = {}
         """The account of the wire when the run was saved that this one goes on with."""
 
-    def run(self, *, resumed: bool = False) -> None:
+    def train(self, *, resumed: bool = False) -> None:
         """Train until the budget is spent; then evaluate, save and record the end."""
-        with stop_on_signals(self.job), self.job.recording(resumed=resumed):
+        with stop_on_signals(self.run), self.run.recording(resumed=resumed):
             self._loop()
-        if self.job.stop_asked:
+        if self.run.stop_asked:
             raise KeyboardInterrupt
 
     def _loop(self) -> None:
-        job = self.job
+        run = self.run
         agreed = self._hear(self._tell())
-        while not (agreed.stop or agreed.progress >= 1.0 or job.out_of_patience):
-            job.set_rates(agreed.progress)
+        while not (agreed.stop or agreed.progress >= 1.0 or run.out_of_patience):
+            run.set_rates(agreed.progress)
             agreed = self.train_step()
             for _ in range(agreed.num_steps):
-                job.observe(agreed.loss)
+                run.observe(agreed.loss)
             # Only where the workers have spoken is the account of the wire that of this step.
-            if agreed.num_steps and job.report_due:
-                job.report()
+            if agreed.num_steps and run.report_due:
+                run.report()
             if agreed.evaluate:
                 self._evaluate()
             if agreed.save:
                 self.save()
         self.exchange.flush()
         self._hear(self._tell())
-        with job.clock.paused():
-            job.report()
-        if not job.evaluated and not agreed.stop:
+        with run.clock.paused():
+            run.report()
+        if not run.evaluated and not agreed.stop:
             self._evaluate()
         self.save()
         # All leave together: whoever restarts them can do so only while none has ended well.
         with self._barrier():
-            if job.checkpoints is not None:
-                job.checkpoints.wait()
-        job.stop_asked = agreed.stop
-        job.end()
+            if run.checkpoints is not None:
+                run.checkpoints.wait()
+        run.stop_asked = agreed.stop
+        run.end()
 
     def train_step(self) -> Agreed:
         """One step: touch, fetch, loss, backward, push, update."""
         if self.task is None:
             self._touch()
-        task, job = self.task, self.job
+        task, run = self.task, self.run
         assert task is not None
         num_targets = task.batch.num_targets
         rows = self.exchange.fetch(task.touched)
         total, self.state = self.model.loss(task, rows, self.state, self._noise())
         share = total / num_targets
-        job.advance(num_targets, self.batches.epoch)
+        run.advance(num_targets, self.batches.epoch)
         self._shares.append(float(share.detach()))
         told = None
-        if self.exchange.meets() or job.spent_for_certain:
+        if self.exchange.meets() or run.spent_for_certain:
             told = self._tell()
         # What an exchange does not add up over all workers stands for all of them.
         (share * (self.collective.size / self.exchange.num_added)).backward()
-        self.exchange.push(task.touched, rows, job.blocks)
+        self.exchange.push(task.touched, rows, run.blocks)
         self._touch()  # the next batch, while gradients travel
         norm = self.exchange.update()
         agreed = self._hear(told)
@@ -215,16 +215,16 @@ class Trainer:
             loss_or_norm = f"the gradient's norm is {norm}"
             if not isfinite(agreed.loss):
                 loss_or_norm = f"the loss is {agreed.loss}"
-            job.take_back(num_targets)
-            raise job.diverged(f"{loss_or_norm} at step {job.step + 1}")
+            run.take_back(num_targets)
+            raise run.diverged(f"{loss_or_norm} at step {run.step + 1}")
         return agreed
 
     def _touch(self) -> None:
         """Look at the next batch, draw its sample, and let the exchange know what it needs."""
         self.position = self.batches.state_dict()
-        batch = next(self.batches).to(self.job.device)
+        batch = next(self.batches).to(self.run.device)
         worker, workers = self.collective.rank, self.collective.size
-        draw = self.config.exchange.draw(self.job.step, worker, workers)
+        draw = self.config.exchange.draw(self.run.step, worker, workers)
         self.task = self.model.touch(batch, draw)
         self.exchange.announce(self.task.touched)
 
@@ -233,18 +233,18 @@ class Trainer:
             return None
         seed, B = self.config.run.seed, self.config.data.batch
         first_stream = self.collective.rank * B
-        return Noise(self.config.model.dropout, seed, self.job.step, first_stream, B)
+        return Noise(self.config.model.dropout, seed, self.run.step, first_stream, B)
 
     def _tell(self) -> Pending[list[float]]:
         """Post this worker's share of the loss, its account of the wire and, if it is the first
         worker, what it decides: added up over all workers, everybody will know."""
-        job, first = self.job, self.collective.rank == 0
+        run, first = self.run, self.collective.rank == 0
         said = Statement(
             loss=sum(self._shares),
-            stop=job.stop_asked,
-            progress=job.progress() if first else 0.0,
-            evaluate=job.evaluation_due() if first else False,
-            save=job.save_due() if first else False,
+            stop=run.stop_asked,
+            progress=run.progress() if first else 0.0,
+            evaluate=run.evaluation_due() if first else False,
+            save=run.save_due() if first else False,
             traffic=self.exchange.traffic() or Traffic(),
         )
         return self.exchange.total(said.numbers())
@@ -256,9 +256,9 @@ class Trainer:
         said, W = Statement.read(told.wait()), self.collective.size
         if self.exchange.traffic() is not None:
             traffic = said.traffic.of_all(W).items()
-            self.job.wire = {name: self._wire_before.get(name, 0) + n for name, n in traffic}
+            self.run.wire = {name: self._wire_before.get(name, 0) + n for name, n in traffic}
         # Several workers stop together, after what they said; one alone need not wait so long.
-        stops = said.stop > 0 or (W == 1 and self.job.stop_asked)
+        stops = said.stop > 0 or (W == 1 and self.run.stop_asked)
         num_steps = len(self._shares)
         self._shares.clear()
         loss = said.loss / max(1, num_steps)
@@ -266,49 +266,49 @@ class Trainer:
 
     def _evaluate(self) -> None:
         """The first worker measures, and all take note."""
-        job = self.job
+        run = self.run
         self.exchange.flush()
-        with job.clock.paused():
+        with run.clock.paused():
             if self.config.exchange.check_replicas:
-                check_replicas(self.collective, {**job.tables, **job.blocks})
+                check_replicas(self.collective, {**run.tables, **run.blocks})
             with self._barrier() as result:
-                found = job.measure() if self.collective.rank == 0 else None
+                found = run.measure() if self.collective.rank == 0 else None
                 result.number = found.ppl if found else 0.0
-            best = job.take_evaluation(result.number, found)
+            best = run.take_evaluation(result.number, found)
         if best:
             self.save(best=True)
 
     def save(self, *, best: bool = False) -> None:
         """Save this step, if it is not saved yet; the first worker writes."""
         self.exchange.flush()
-        with self.job.clock.paused():
+        with self.run.clock.paused():
             self.exchange.merge_optimizers()
             carry = gathered_state(self.collective, self.state or (), self.exchange.state())
             with self._barrier():
-                self.job.save(carry, self.position, best=best)
+                self.run.save(carry, self.position, best=best)
 
     def restore(self, *, resume: bool) -> None:
         """Go on from the newest whole step, if there is one; the first worker hands it out.
 
         Only what the first worker says of `resume` counts.
         """
-        job = self.job
+        run = self.run
         carry: Mapping[str, Tensor] = {}
         state = None
-        if resume and job.checkpoints is not None and job.checkpoints.newest is not None:
-            saved = job.load()
+        if resume and run.checkpoints is not None and run.checkpoints.newest is not None:
+            saved = run.load()
             carry, state = saved.open("carry"), saved.state | {"step": saved.step}
-        state, carry = hand_out(self.collective, job, state, carry)
+        state, carry = hand_out(self.collective, run, state, carry)
         if state is None:
             return
         same_streams = self.batches.load_state_dict(state["batches"])
         self.position = self.batches.state_dict()
-        job.epochs = self.batches.epoch
+        run.epochs = self.batches.epoch
         self._wire_before = {name: state.get(name, 0) for name in Traffic._fields}
         streams, exchange = scattered_state(self.collective, carry, self.exchange.state())
-        self.exchange.load_state(job.step, exchange)
+        self.exchange.load_state(run.step, exchange)
         if same_streams and streams:
-            self.state = tuple(s.to(job.device) for s in streams)
+            self.state = tuple(s.to(run.device) for s in streams)
 
     def _barrier(self) -> AbstractContextManager[Result]:
         if self.collective.size == 1:
