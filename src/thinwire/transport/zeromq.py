@@ -29,13 +29,12 @@ from thinwire.transport.messages import Connection, Listener
 
 # How long a socket that is closed goes on sending what it was given.
 LINGER_MILLISECONDS = 2_000
-# A connection that is cut, not closed, is noticed and made anew. Only clients send heartbeats, and
-# with them for how long they may be silent. ZeroMQ 4.3.5 aborts a listener that sends heartbeats to
-# a client which has gone and has left more messages than the listener's queue holds.
-HEARTBEAT_MILLISECONDS = 5_000
-HEARTBEAT_TIMEOUT_MILLISECONDS = 20_000
-# Of clients that tell it nothing, the system asks whether they are there.
-KEEPALIVE_SECONDS = 20
+# A connection that is cut, not closed, is noticed by the system after about 20 seconds, and made
+# anew: it asks a silent peer three times, and waits that long for what was sent to be confirmed.
+# ZeroMQ's own heartbeats are not used: 4.3.5 aborts a process that owes a heartbeat, or the answer
+# to one, to a peer which has gone and has left more messages than the queue holds.
+KEEPALIVE_SECONDS = 5
+UNCONFIRMED_MILLISECONDS = 20_000
 PART_BYTES = 1 << 20
 # A context with a socket and its first connection opens fewer.
 CONTEXT_DESCRIPTORS = 24
@@ -67,12 +66,6 @@ class ZeroMQListener(Listener):
         self._context = _context()
         self._gate = _Gate(self._context, key) if key is not None else None
         self._socket = _socket(self._context, zmq.ROUTER, host)
-        for option, number in (
-            (zmq.TCP_KEEPALIVE, 1),
-            (zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_SECONDS),
-            (zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_SECONDS),
-        ):
-            self._socket.setsockopt(option, number)
         self._limit = max_bytes + SMALL_MESSAGE_BYTES if max_bytes >= 0 else None
         if self._limit is not None:
             self._socket.setsockopt(zmq.MAXMSGSIZE, self._limit)
@@ -143,9 +136,6 @@ class ZeroMQConnection(Connection):
             )
         self._context = _context()
         self._socket = _socket(self._context, zmq.DEALER, host)
-        self._socket.setsockopt(zmq.HEARTBEAT_IVL, HEARTBEAT_MILLISECONDS)
-        self._socket.setsockopt(zmq.HEARTBEAT_TIMEOUT, HEARTBEAT_TIMEOUT_MILLISECONDS)
-        self._socket.setsockopt(zmq.HEARTBEAT_TTL, HEARTBEAT_TIMEOUT_MILLISECONDS)
         if key is not None:
             self._socket.curve_serverkey = key.public
             self._socket.curve_secretkey = key.secret
@@ -242,7 +232,15 @@ def _socket(
 ) -> zmq.Socket[bytes]:
     socket = context.socket(kind)
     socket.linger = LINGER_MILLISECONDS
-    socket.setsockopt(zmq.IPV6, int(":" in _numeric(host)))
+    for option, number in (
+        (zmq.IPV6, int(":" in _numeric(host))),
+        (zmq.TCP_KEEPALIVE, 1),
+        (zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_SECONDS),
+        (zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_SECONDS),
+        (zmq.TCP_KEEPALIVE_CNT, 3),
+        (zmq.TCP_MAXRT, UNCONFIRMED_MILLISECONDS),
+    ):
+        socket.setsockopt(option, number)
     return socket
 
 
