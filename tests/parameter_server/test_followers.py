@@ -6,7 +6,7 @@ M servers.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from thinwire.parameter_server.sharding import (
     parameters_of,
     sliced_shard,
 )
+from thinwire.runs.clock import Budget
 from thinwire.runs.folder import RunFolder
 from thinwire.runs.run import Run
 from thinwire.transport.messages import InProcessListener
@@ -287,6 +288,56 @@ def test_collecting_waits_for_a_server_that_is_started_again(pair: Pair) -> None
         assert torch.equal(tensor, before[name])
     assert len(pair.warnings) == 1 and "started again" in pair.warnings[0]
     assert pair.followers.connections[0].receive(0.0) is None
+
+
+@pytest.mark.parametrize(
+    ("budget", "given_back"),
+    [({"tokens": 10_000}, 2_000), ({"epochs": 10.0}, 2_000), ({"seconds": 60.0}, 0)],
+)
+def test_a_budget_does_not_count_what_a_killed_server_has_lost(
+    pair: Pair, budget: dict[str, float], given_back: int
+) -> None:
+    """One of two servers holds half of what was learned since it was last collected."""
+    run, limits = pair.run, dict.fromkeys(("seconds", "tokens", "epochs")) | budget
+    run.budget = Budget(replace(run.config.run, **limits))  # type: ignore[arg-type]
+    pair.followers.gather_round(lambda: False)
+    tokens_an_epoch = len(pair.corpus.ids("train"))
+
+    def train(num_tokens: int) -> None:
+        run.advance(num_tokens, (run.tokens + num_tokens) / tokens_an_epoch)
+
+    def spent() -> float:
+        """In tokens."""
+        (name,) = budget
+        return run.progress() * budget[name] * {"tokens": 1, "epochs": tokens_an_epoch}.get(name, 0)
+
+    def kill() -> None:
+        num_warnings = len(pair.warnings)
+        pair.start()
+        while len(pair.warnings) == num_warnings or not all(pair.followers._ready):
+            pair.followers.look_after()
+            pair.serve()
+
+    train(1_000)
+    pair.followers.collect(optimizers=False)
+    assert run.lost_tokens == 0
+    train(3_000)
+    kill()
+    assert run.lost_tokens == 1_500 and "the training of 1,500 tokens is lost" in pair.warnings[0]
+    assert pair.warnings[0].endswith("and the run trains as many more") == bool(given_back)
+    train(1_000)
+    kill()  # it has had its rows again since, so only what came after is lost
+    assert run.lost_tokens == 2_000
+    assert spent() == pytest.approx((5_000 - 2_000) if given_back else 0, abs=1e-6)
+    state = run.state()
+    assert state["tokens"] == 5_000 and state["lost_tokens"] == 2_000
+
+
+def test_a_run_that_is_over_makes_up_for_nothing(pair: Pair) -> None:
+    pair.run.budget = Budget(replace(pair.run.config.run, seconds=None, tokens=1_000))
+    pair.run.advance(1_000, 0.0)
+    assert pair.run.over and not pair.run.lose(500)
+    assert pair.run.over and pair.run.why_over == "tokens spent"
 
 
 def test_a_request_that_is_lost_is_made_again(pair: Pair) -> None:

@@ -96,6 +96,8 @@ class Followers:
         self._meeting_seconds = max(run.config.exchange.timeout_seconds, meeting_seconds)
         self._ready = [False] * len(connections)
         self._was_ready = [False] * len(connections)
+        # The run's tokens when a follower's rows were last those that the first server has.
+        self._tokens_kept = [run.tokens] * len(connections)
         self._heard = [monotonic()] * len(connections)
         self._lead_due = 0.0
         self._num_requests = 0
@@ -178,10 +180,7 @@ class Followers:
         if not self._ready[index]:
             if self._was_ready[index]:
                 self._was_ready[index] = False
-                self._warn(
-                    f"the server {self.connections[index].server} has been started again; its "
-                    "rows are those of the last evaluation or save"
-                )
+                self._count_loss(index)
             parameters, optimizers = self._own(index + 1)
             held = {f"{MODEL}{n}": t for n, t in parameters.items()} | optimizers
             content = {"run": self._lead["run"], "tensors": described(held)}
@@ -191,6 +190,17 @@ class Followers:
         lost = led["request"] is not None and led["request"] == self._asked[index]
         if lost and index not in self._slices:
             self._ask(index)
+
+    def _count_loss(self, index: int) -> None:
+        """A follower held 1 / M of all that was learned since it was last collected."""
+        lost = (self.run.tokens - self._tokens_kept[index]) // (1 + len(self.connections))
+        self._tokens_kept[index] = self.run.tokens
+        made_up = ", and the run trains as many more" if self.run.lose(lost) else ""
+        self._warn(
+            f"the server {self.connections[index].server} has been started again; its rows are "
+            f"those of the last evaluation or save: the training of {lost:,} tokens is lost"
+            f"{made_up}"
+        )
 
     @property
     def one_leaves(self) -> bool:
@@ -238,6 +248,7 @@ class Followers:
         with torch.no_grad():
             for name, parameter in {**self.run.tables, **self.run.blocks}.items():
                 parameter.copy_(whole.pop(f"{MODEL}{name}"))
+        self._tokens_kept = [self.run.tokens] * len(self.connections)
         if optimizers:
             self.run.load_optimizer_state(whole)
             for index in (index for index, leaving in enumerate(self._leaving) if leaving):

@@ -78,6 +78,8 @@ class Run:
         )
         self.step = 0
         self.tokens = 0
+        self.lost_tokens = 0
+        """Of those, what a server that was killed had learned; the budget does not count them."""
         self.epochs = 0.0
         self.best_ppl = float("inf")
         """Of the best step that has been saved."""
@@ -140,6 +142,18 @@ class Run:
         """Uncount the step that was counted last: it has changed nothing."""
         self.step -= 1
         self.tokens -= num_targets
+
+    def lose(self, num_tokens: int) -> bool:
+        """Give the training of `num_tokens` tokens that is lost back to the budget.
+
+        Returns:
+            Whether it is made up for: not by a run that is over, nor within a budget in seconds.
+        """
+        if self.over:
+            return False
+        before = self.progress()
+        self.lost_tokens += num_tokens
+        return self.progress() < before
 
     def observe(self, loss: float) -> None:
         """Take in the mean loss a token of the step that was counted last, in nats.
@@ -367,6 +381,7 @@ class Run:
         return {
             **self._record(),
             "step": self.step,
+            "lost_tokens": self.lost_tokens,
             "epochs": self.epochs,
             "schedule": self.schedule.state_dict(),
             "best_ppl": _known(self.best_ppl),
@@ -378,6 +393,7 @@ class Run:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Take over what `state` returned."""
         self.step, self.tokens, self.epochs = state["step"], state["tokens"], state["epochs"]
+        self.lost_tokens = int(state.get("lost_tokens", 0))  # steps of older versions have none
         self.clock = Clock(state["seconds"], state["wall_seconds"])
         self.schedule.load_state_dict(state["schedule"])
         self.best_ppl = float("inf") if state["best_ppl"] is None else state["best_ppl"]
@@ -400,7 +416,12 @@ class Run:
         load_named_state(updater.dense_optimizer, _names(self.blocks), _part(state, "blocks."))
 
     def _spent(self) -> dict[str, Any]:
-        return {"seconds": self.clock.seconds, "tokens": self.tokens, "epochs": self.epochs}
+        tokens_an_epoch = max(1, len(self.corpus.ids("train")))
+        return {
+            "seconds": self.clock.seconds,
+            "tokens": self.tokens - self.lost_tokens,
+            "epochs": self.epochs - self.lost_tokens / tokens_an_epoch,
+        }
 
     def _record(self) -> dict[str, Any]:
         return {
