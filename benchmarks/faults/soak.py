@@ -253,7 +253,7 @@ def play(
     left, before, cut = list(faults), 0.0, False
     moved = time.monotonic()
     while not stage.over:
-        stage.look_after(again=not is_ended(watched))
+        stage.poll(again=not is_ended(watched))
         now = time.monotonic()
         if watched.look():
             moved = now

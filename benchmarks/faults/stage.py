@@ -177,7 +177,7 @@ class Stage:
 
     # What a scheduler does
 
-    def look_after(self, *, again: bool) -> None:
+    def poll(self, *, again: bool) -> None:
         """Let faults end whose time is over and, if asked to, start again what has ended."""
         now = time.monotonic()
         for due, end in [u for u in self._undo if u[0] <= now]:

@@ -50,7 +50,7 @@ from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
 from thinwire.parameter_server.connections import Servers, Stopped
-from thinwire.parameter_server.protocol import Kind, incarnation_of, read_message, say
+from thinwire.parameter_server.protocol import Kind, incarnation_of, read_message, small_message
 from thinwire.parameter_server.worker import work
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import read_metrics
@@ -171,7 +171,10 @@ class Living:
         self.age += 1
         if self.age > REJOIN_AFTER:
             self.join()
-        due = [self.due(rng.choice(self.recorded)), say(Kind.ALIVE, self.servers.incarnation)]
+        due = [
+            self.due(rng.choice(self.recorded)),
+            small_message(Kind.ALIVE, self.servers.incarnation),
+        ]
         due = [*due[:1] * 9, *due[1:]]
         message = bytes(rng.choice(due).numpy())
         if rng.random() < 2 / 3:
@@ -180,7 +183,7 @@ class Living:
         while (received := self.connection.receive(0.0)) is not None:
             kind, frame = read_message(received)
             self.answers[kind.name] += 1
-            if kind is Kind.AGAIN and incarnation_of(frame) == self.servers.incarnation:
+            if kind is Kind.UNKNOWN and incarnation_of(frame) == self.servers.incarnation:
                 return self.join()
 
     def due(self, message: Tensor) -> Tensor:
@@ -402,8 +405,8 @@ def _phases(
 def _address(log: Path, server: subprocess.Popen[Any]) -> str:
     while server.poll() is None:
         said = log.read_text(encoding="utf-8")
-        if "Serving at " in said and said.endswith("\n"):
-            return said.rpartition("Serving at ")[2].split()[0]
+        if "Leader at " in said and said.endswith("\n"):
+            return said.rpartition("Leader at ")[2].split()[0]
         time.sleep(0.1)
     sys.exit(f"the server has not started: {log.read_text(encoding='utf-8')}")
 

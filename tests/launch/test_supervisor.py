@@ -219,7 +219,7 @@ def serving(data: Path, run: Path, *args: object) -> Iterator[tuple[subprocess.P
     with running(*command) as process:
         assert process.stderr is not None
         for line in process.stderr:
-            if line.startswith("Serving at "):
+            if line.startswith("Leader at "):
                 break
         else:
             raise AssertionError("the server does not say where it serves")

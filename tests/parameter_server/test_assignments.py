@@ -14,7 +14,7 @@ from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.parameter_server.assignments import Assignments
 from thinwire.parameter_server.protocol import Position
-from thinwire.parameter_server.resuming import places
+from thinwire.parameter_server.resuming import slot_positions
 from thinwire.runs.run import Run
 
 Settings = Callable[..., RunConfig]
@@ -52,7 +52,7 @@ def test_the_part_of_the_text_that_is_read_is_kept(
         "places": before.state(),
     }
     run = Run(None, tiny(run={"workers": workers}), corpus, torch.device("cpu"), workers)
-    after = Assignments(workers, places(run, saved))
+    after = Assignments(workers, slot_positions(run, saved))
     tolerance = 0.5 / steps_per_epoch(num_tokens, workers) if workers != 4 else 0.0
     assert after.epochs == pytest.approx(before.epochs, abs=tolerance + 1e-12)
     # One that holds the whole model reads on at the same part of the text, too.
@@ -66,7 +66,7 @@ def test_the_same_streams_cut_for_fewer_workers(toy_data: Path, tiny: Settings) 
     saved |= {"epochs": before.epochs, "places": before.state()}
     config = tiny(run={"workers": 2}, data={"batch": 8})
     run = Run(None, config, Corpus.open(toy_data), torch.device("cpu"), 2)
-    assert Assignments(2, places(run, saved)).epochs == 1.0
+    assert Assignments(2, slot_positions(run, saved)).epochs == 1.0
 
 
 def test_a_single_place_is_where_it_is() -> None:

@@ -15,8 +15,8 @@ from thinwire.errors import UserError
 from thinwire.parameter_server import connections as connections_module
 from thinwire.parameter_server.accumulation import GradientBuffer
 from thinwire.parameter_server.connections import Lost, Stopped
-from thinwire.parameter_server.protocol import Kind, say, say_json
-from thinwire.parameter_server.sessions import Numbers
+from thinwire.parameter_server.protocol import Kind, json_message, small_message
+from thinwire.parameter_server.session import SeenNumbers
 from thinwire.transport.messages import Fate
 
 from .world import STEPS, Worker, World, alone, assert_same, touched
@@ -62,7 +62,7 @@ def test_what_was_lost_is_sent_again() -> None:
 
 
 def test_numbers_count_once_in_any_order() -> None:
-    numbers = Numbers()
+    numbers = SeenNumbers()
     assert [numbers.first(n) for n in (1, 3, 2, 2, 3, 1, 5, 4)] == [
         True, True, True, False, False, False, True, True,
     ]  # fmt: skip
@@ -85,9 +85,21 @@ def spoilt_messages() -> list[Tensor]:
     """What no worker says: bytes, kinds, numbers and JSON out of place."""
     found = [torch.tensor(list(data), dtype=torch.uint8) for data in GARBAGE]
     for kind in Kind:
-        found += [say(kind), say(kind, text="{}"), say(kind, text="[1]"), say(kind, text="\0")]
-        found += [say(kind, float("nan")), say(kind, -1.0, 2.5), say(kind, *[1.0] * 30)]
-        found += [say(kind, *[float("inf")] * 40), say_json(kind, {"incarnation": "x"})]
+        found += [
+            small_message(kind),
+            small_message(kind, text="{}"),
+            small_message(kind, text="[1]"),
+            small_message(kind, text="\0"),
+        ]
+        found += [
+            small_message(kind, float("nan")),
+            small_message(kind, -1.0, 2.5),
+            small_message(kind, *[1.0] * 30),
+        ]
+        found += [
+            small_message(kind, *[float("inf")] * 40),
+            json_message(kind, {"incarnation": "x"}),
+        ]
     return found
 
 
@@ -169,7 +181,7 @@ def test_pushes_of_named_rows_and_of_all_make_one_update() -> None:
     ("about", "sentence"),
     [
         ({"data": "e" * 32}, "fingerprint dddddddddddd, but that of new has eeeeeeeeeeee"),
-        ({"version": "2"}, r"the server runs thinwire 1 \(protocol 4\) and new runs 2"),
+        ({"version": "2"}, r"the server runs thinwire 1 \(protocol 5\) and new runs 2"),
     ],
 )
 def test_who_cannot_join_is_told_why(about: dict[str, str], sentence: str) -> None:
@@ -181,7 +193,7 @@ def test_who_cannot_join_is_told_why(about: dict[str, str], sentence: str) -> No
 
 def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = count(0.0, 0.5)
-    monkeypatch.setattr(connections_module, "LIFE_SECONDS", 0.0)
+    monkeypatch.setattr(connections_module, "ALIVE_SECONDS", 0.0)
     monkeypatch.setattr(connections_module, "monotonic", lambda: next(seconds))
     world = World()
     world.stewards[0].ready = False
@@ -194,7 +206,7 @@ def test_a_server_that_does_not_answer_is_named(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_server_may_take_longer_to_start_than_to_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = count(0.0, 0.5)
-    monkeypatch.setattr(connections_module, "LIFE_SECONDS", 0.0)
+    monkeypatch.setattr(connections_module, "ALIVE_SECONDS", 0.0)
     world = World()
 
     def monotonic() -> float:
@@ -275,7 +287,7 @@ def test_a_name_that_comes_again_takes_its_place_over() -> None:
     dead, other = world.worker("worker 0"), world.worker("worker 1")
     dead.fetch(0)
     replacement = world.worker("worker 0")
-    assert replacement.welcome.place == dead.welcome.place != other.welcome.place
+    assert replacement.welcome.slot == dead.welcome.slot != other.welcome.slot
     dead.push(0)
     world.flush()
     assert world.taus == []
@@ -313,7 +325,7 @@ def test_who_waits_is_told_so_while_the_parameters_stand_still() -> None:
     assert server.all_wait
     assert_same(world.values(), before)
     server.tick(1.0)
-    message = worker.servers.arrived(0)
+    message = worker.servers.poll(0)
     assert message is not None and message[0] is Kind.WAIT
     server.release()
     worker.client.fetch(ahead)
@@ -351,7 +363,7 @@ def test_who_has_died_between_pull_and_push_is_not_waited_for_long() -> None:
         server.tick(float(now))
         for worker in (dead, slow):
             session = server.sessions[worker.servers.incarnation]
-            if not session.computes(server._lived):
+            if not session.computes(server._uptime):
                 seconds_until.setdefault(session.name, now - 5)
     assert seconds_until == {"dead": 4, "slow": 11}
     assert server.all_wait and len(server.sessions) == 2

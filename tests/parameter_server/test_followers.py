@@ -22,7 +22,7 @@ from thinwire.language_model import EMBEDDING
 from thinwire.optim.config import OptimConfig
 from thinwire.parameter_server.follower import Follower
 from thinwire.parameter_server.followers import Followers
-from thinwire.parameter_server.protocol import Kind, read_message, say_json
+from thinwire.parameter_server.protocol import Kind, json_message, read_message
 from thinwire.parameter_server.shard import Shard
 from thinwire.parameter_server.sharding import (
     MODEL,
@@ -226,8 +226,8 @@ class Pair:
 def pair(
     toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> Iterator[Pair]:
-    for module in ("followers", "sessions"):
-        monkeypatch.setattr(f"thinwire.parameter_server.{module}.LIFE_SECONDS", 0.01)
+    for module in ("followers", "server"):
+        monkeypatch.setattr(f"thinwire.parameter_server.{module}.ALIVE_SECONDS", 0.01)
     config = tiny(exchange={"kind": "async", "timeout_seconds": 0.5})
     yield Pair(toy_data, tmp_path / "run", config)
 
@@ -251,7 +251,7 @@ def test_a_server_may_take_longer_to_start_than_to_answer(
     monkeypatch.setattr("thinwire.parameter_server.followers.POLL_SECONDS", 0.0)
     assert pair.config.exchange.timeout_seconds == 0.5
     pair.listener.serve = lambda: clock.seconds > 50.0 and pair.serve()
-    pair.followers.gather_round(lambda: False)
+    pair.followers.wait_until_ready(lambda: False)
     assert pair.follower._ready
 
 
@@ -260,27 +260,27 @@ def test_a_server_that_never_comes_is_named(pair: Pair, monkeypatch: pytest.Monk
     monkeypatch.setattr("thinwire.parameter_server.followers.POLL_SECONDS", 0.0)
     pair.deaf = True
     with pytest.raises(UserError, match=r"has not answered for 60 seconds: is it running"):
-        pair.followers.gather_round(lambda: False)
+        pair.followers.wait_until_ready(lambda: False)
 
 
 def test_rows_that_nobody_has_written_are_not_given(pair: Pair) -> None:
     """Neither by a server that has just been started, nor to a run that it does not serve."""
     stranger = pair.listener.connection()
-    stranger.send(say_json(Kind.GIVE, {"request": 1, "optimizers": True, "run": "a run"}))
+    stranger.send(json_message(Kind.COLLECT, {"request": 1, "optimizers": True, "run": "a run"}))
     pair.serve()
     assert stranger.receive(0.0) is None
-    pair.followers.gather_round(lambda: False)
-    stranger.send(say_json(Kind.GIVE, {"request": 1, "optimizers": True, "run": "another"}))
+    pair.followers.wait_until_ready(lambda: False)
+    stranger.send(json_message(Kind.COLLECT, {"request": 1, "optimizers": True, "run": "another"}))
     pair.serve()
     assert stranger.receive(0.0) is None
-    stranger.send(say_json(Kind.GIVE, {"request": 1, "optimizers": True, "run": "a run"}))
+    stranger.send(json_message(Kind.COLLECT, {"request": 1, "optimizers": True, "run": "a run"}))
     pair.serve()
     message = stranger.receive(0.0)
-    assert message is not None and read_message(message)[0] is Kind.SLICES
+    assert message is not None and read_message(message)[0] is Kind.COLLECTED
 
 
 def test_collecting_waits_for_a_server_that_is_started_again(pair: Pair) -> None:
-    pair.followers.gather_round(lambda: False)
+    pair.followers.wait_until_ready(lambda: False)
     before = {n: p.detach().clone() for n, p in pair.run.tables.items()}
     pair.start()
     pair.followers.collect(optimizers=True)
@@ -300,7 +300,7 @@ def test_a_budget_does_not_count_what_a_killed_server_has_lost(
     """One of two servers holds half of what was learned since it was last collected."""
     run, limits = pair.run, dict.fromkeys(("seconds", "tokens", "epochs")) | budget
     run.budget = Budget(replace(run.config.run, **limits))  # type: ignore[arg-type]
-    pair.followers.gather_round(lambda: False)
+    pair.followers.wait_until_ready(lambda: False)
     tokens_an_epoch = len(pair.corpus.ids("train"))
 
     def train(num_tokens: int) -> None:
@@ -315,7 +315,7 @@ def test_a_budget_does_not_count_what_a_killed_server_has_lost(
         num_warnings = len(pair.warnings)
         pair.start()
         while len(pair.warnings) == num_warnings or not all(pair.followers._ready):
-            pair.followers.look_after()
+            pair.followers.poll()
             pair.serve()
 
     train(1_000)
@@ -341,13 +341,13 @@ def test_a_run_that_is_over_makes_up_for_nothing(pair: Pair) -> None:
 
 
 def test_a_request_that_is_lost_is_made_again(pair: Pair) -> None:
-    pair.followers.gather_round(lambda: False)
+    pair.followers.wait_until_ready(lambda: False)
     connection, lost = pair.followers.connections[0], list[Kind]()
     send = connection.send
 
     def losing(message: Tensor) -> None:
         kind, _ = read_message(message)
-        if kind is Kind.GIVE and not lost:
+        if kind is Kind.COLLECT and not lost:
             lost.append(kind)
             return
         send(message)
@@ -357,7 +357,7 @@ def test_a_request_that_is_lost_is_made_again(pair: Pair) -> None:
         for parameter in pair.follower.shard.parameters.values():
             parameter.fill_(7.0)
     pair.followers.collect(optimizers=True)
-    assert lost == [Kind.GIVE]
+    assert lost == [Kind.COLLECT]
     for tensor in pair.expected(1).values():
         assert (tensor == 7.0).all()
 
@@ -366,7 +366,7 @@ def test_collecting_from_a_silent_server_fails_and_changes_nothing(
     pair: Pair, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In the time in which one that was killed could have been started again."""
-    pair.followers.gather_round(lambda: False)
+    pair.followers.wait_until_ready(lambda: False)
     monkeypatch.setattr("thinwire.parameter_server.followers.monotonic", Clock())
     monkeypatch.setattr("thinwire.parameter_server.followers.POLL_SECONDS", 0.0)
     before = {n: p.detach().clone() for n, p in pair.run.tables.items()}
@@ -377,7 +377,7 @@ def test_collecting_from_a_silent_server_fails_and_changes_nothing(
 
 
 def test_what_is_not_finite_is_not_collected(pair: Pair) -> None:
-    pair.followers.gather_round(lambda: False)
+    pair.followers.wait_until_ready(lambda: False)
     with torch.no_grad():
         pair.follower.shard.parameters[EMBEDDING][3, 0] = float("inf")
     with pytest.raises(UserError, match=f"{EMBEDDING} is not finite at step 0"):
@@ -389,26 +389,26 @@ def test_what_is_not_finite_is_not_served(pair: Pair) -> None:
     with torch.no_grad():
         pair.run.tables[EMBEDDING][2, 0] = float("inf")
     with pytest.raises(UserError, match=f"cannot be served: {EMBEDDING} is not finite"):
-        pair.followers.gather_round(lambda: False)
+        pair.followers.wait_until_ready(lambda: False)
 
 
 def test_a_follower_that_is_asked_to_stop_hands_its_rows_over(pair: Pair) -> None:
-    pair.followers.gather_round(lambda: False)
+    pair.followers.wait_until_ready(lambda: False)
     with torch.no_grad():
         pair.follower.shard.parameters[EMBEDDING].fill_(7.0)
-    assert not pair.followers.one_leaves
+    assert not pair.followers.handover_due
     pair.follower.stop_asked = True
-    while not pair.followers.one_leaves:
-        pair.followers.look_after()
+    while not pair.followers.handover_due:
+        pair.followers.poll()
         pair.serve()
     pair.followers.collect(optimizers=True)
-    assert not pair.followers.one_leaves
+    assert not pair.followers.handover_due
     pair.follower.run()  # it ends once it has heard that its rows have arrived
     assert (pair.expected(1)[EMBEDDING] == 7.0).all()
     pair.start()
-    pair.followers.gather_round(lambda: False)
+    pair.followers.wait_until_ready(lambda: False)
     while not pair.follower._ready:
-        pair.followers.look_after()
+        pair.followers.poll()
         pair.serve()
     assert (pair.follower.shard.parameters[EMBEDDING] == 7.0).all()
 
@@ -420,7 +420,7 @@ def test_a_follower_without_a_leader_stops_at_once(pair: Pair) -> None:
 
 
 def test_a_follower_that_nobody_collects_from_stops_after_a_while(pair: Pair) -> None:
-    pair.followers.gather_round(lambda: False)
+    pair.followers.wait_until_ready(lambda: False)
     pair.follower.stop_asked = True
     pair.follower.run()
     assert not pair.follower._handed_over

@@ -14,9 +14,9 @@ from torch import Tensor
 from thinwire import __version__
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
+from thinwire.parameter_server.fields import LARGEST_WHOLE
 from thinwire.parameter_server.follower import Follower
 from thinwire.parameter_server.protocol import (
-    LARGEST_WHOLE,
     PROTOCOL,
     Kind,
     Position,
@@ -24,12 +24,12 @@ from thinwire.parameter_server.protocol import (
     Report,
     Selection,
     WireAccount,
+    json_message,
     json_of,
     read_message,
-    say,
-    say_json,
+    small_message,
 )
-from thinwire.parameter_server.sessions import LONGEST_NAME, MOST_KEPT_BACK
+from thinwire.parameter_server.server import LONGEST_NAME, MOST_DEFERRED
 from thinwire.parameter_server.sharding import (
     MODEL,
     contents,
@@ -48,7 +48,7 @@ DEEP = "[" * 100_000
 
 
 def test_json_that_is_nested_deep_is_no_message() -> None:
-    _, frame = read_message(say(Kind.HELLO, text=DEEP))
+    _, frame = read_message(small_message(Kind.HELLO, text=DEEP))
     with pytest.raises(ValueError, match="nested too deep"):
         json_of(frame)
 
@@ -58,8 +58,8 @@ def test_a_server_and_its_workers_outlive_deep_json(text: str) -> None:
     world = World()
     worker = world.worker()
     stranger = world.listeners[0].connection()
-    for kind in (Kind.HELLO, Kind.LEAD, Kind.TAKE):
-        stranger.send(say(kind, text=text))
+    for kind in (Kind.HELLO, Kind.LEAD, Kind.LOAD):
+        stranger.send(small_message(kind, text=text))
     worker.step(0)
     world.flush()
     assert_same(world.values(), alone(1))
@@ -74,12 +74,12 @@ def test_only_short_text_is_a_name(field: str) -> None:
     stranger = world.listeners[0].connection()
     hello = {"protocol": PROTOCOL, "incarnation": 7, "thinwire": "1", "data": "d", "name": "n"}
     for odd in (3, None, ["x"], {"a": 1}, "x" * (LONGEST_NAME + 1), "\n" * 10**6):
-        stranger.send(say_json(Kind.HELLO, hello | {field: odd}))
+        stranger.send(json_message(Kind.HELLO, hello | {field: odd}))
     world.flush()
     assert stranger.receive(0.0) is None
     assert list(world.servers[0].sessions) == [worker.servers.incarnation]
     assert len(world.warnings) == 1 and len(world.warnings[0]) < LONGEST_NAME
-    stranger.send(say_json(Kind.HELLO, hello | {field: "x" * LONGEST_NAME}))
+    stranger.send(json_message(Kind.HELLO, hello | {field: "x" * LONGEST_NAME}))
     world.flush()
     assert stranger.receive(0.0) is not None
 
@@ -95,9 +95,11 @@ def test_a_goodbye_whose_account_is_too_large_is_left_alone(number: float) -> No
     for place in range(3):
         account = [1.0, 2.0, 3.0]
         account[place] = number
-        goodbye = say(Kind.GOODBYE, worker.servers.incarnation, *account)
+        goodbye = small_message(Kind.GOODBYE, worker.servers.incarnation, *account)
         worker.servers.connections[0].send(goodbye)
-    worker.servers.connections[0].send(say(Kind.GOODBYE, worker.servers.incarnation, *[1.0] * 9))
+    worker.servers.connections[0].send(
+        small_message(Kind.GOODBYE, worker.servers.incarnation, *[1.0] * 9)
+    )
     world.flush()
     assert world.servers[0].wire() == before
     assert list(world.servers[0].sessions) == [worker.servers.incarnation]
@@ -109,7 +111,7 @@ def test_the_largest_accounts_still_add_up() -> None:
     for number in range(3):
         worker = world.worker(f"worker {number}")
         about = worker.servers.incarnation, *[LARGEST_WHOLE] * 3
-        worker.servers.connections[0].send(say(Kind.GOODBYE, *about))
+        worker.servers.connections[0].send(small_message(Kind.GOODBYE, *about))
     world.flush()
     assert world.servers[0].wire() == WireAccount(*[3 * LARGEST_WHOLE] * 3)
 
@@ -129,17 +131,17 @@ def test_no_worker_has_more_kept_back_than_one_can_have_under_way() -> None:
     pushed = Push.read(read_message(pushes[0])[1], server.shard.num_rows)
     version = server.shard.version
     server.hold()
-    for number in range(2, 2 + 10 * MOST_KEPT_BACK):
+    for number in range(2, 2 + 10 * MOST_DEFERRED):
         send(replace(pushed, number=number).pack())
     while (arrived := listener.receive(0.0)) is not None:
         server.handle(*arrived)
-    assert len(server._kept_back) == MOST_KEPT_BACK
-    other.client._ask(other.client._wanted(touched(0), other.client._selected()))
+    assert len(server._deferred) == MOST_DEFERRED
+    other.client._send_pull(other.client._row_request(touched(0), other.client._selected()))
     while (arrived := listener.receive(0.0)) is not None:
         server.handle(*arrived)
-    assert len(server._kept_back) == MOST_KEPT_BACK + 1
+    assert len(server._deferred) == MOST_DEFERRED + 1
     server.release()
-    assert server._kept_back == [] and server.shard.version == version + MOST_KEPT_BACK
+    assert server._deferred == [] and server.shard.version == version + MOST_DEFERRED
     other.client._receive()  # the answer has come
     assert other.client._held == 1
 
@@ -173,7 +175,7 @@ def follower(toy_data: Path, tiny: Settings) -> Follower:
         parameter.data.zero_()
     lead = {"protocol": PROTOCOL, "thinwire": __version__, "data": found._data, "run": "a"}
     lead |= {"shard": 1, "num_shards": 2, "settings": asdict(config), "request": None}
-    tell(found, say_json(Kind.LEAD, lead | {"seen_off": False}))
+    tell(found, json_message(Kind.LEAD, lead | {"handed_over": False}))
     assert found._run_id == "a" and not found._ready
     return found
 
@@ -188,7 +190,7 @@ def rows(follower: Follower) -> dict[str, Tensor]:
 
 
 def take(held: dict[str, Tensor], **about: Any) -> Tensor:
-    return say_json(Kind.TAKE, {"run": "a", "tensors": described(held)} | about, contents(held))
+    return json_message(Kind.LOAD, {"run": "a", "tensors": described(held)} | about, contents(held))
 
 
 @pytest.mark.parametrize(
@@ -244,10 +246,10 @@ def test_a_follower_takes_no_factor_that_no_schedule_has(factor: float, follower
     follower.shard.factor = 0.5
     push = _push(factor)
     with pytest.raises(ValueError, match="a schedule has no factor of"):
-        follower.expect(None, push)  # type: ignore[arg-type]
+        follower.check_push(None, push)  # type: ignore[arg-type]
     assert follower.shard.factor == 0.5
     for good in (0.0, 0.25, 1.0):
-        follower.expect(None, _push(good))  # type: ignore[arg-type]
+        follower.check_push(None, _push(good))  # type: ignore[arg-type]
         assert follower.shard.factor == good
 
 

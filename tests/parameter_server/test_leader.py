@@ -19,9 +19,9 @@ from thinwire.errors import UserError
 from thinwire.parameter_server.client import Client
 from thinwire.parameter_server.connections import Lost, Welcome
 from thinwire.parameter_server.followers import Followers
-from thinwire.parameter_server.leader import Serving
+from thinwire.parameter_server.leader import Leader
 from thinwire.parameter_server.protocol import Position
-from thinwire.parameter_server.sessions import Server
+from thinwire.parameter_server.server import Server
 from thinwire.parameter_server.worker import Failed, Worker
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import read_metrics
@@ -257,14 +257,14 @@ def test_a_full_disk_is_said_and_training_goes_on(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     config = tiny(run={"tokens": 20 * STEP_TOKENS}, checkpoint={"every_seconds": 0.0})
-    save = Serving._save_aloud
+    save = Leader._save_or_raise
 
-    def full(self: Serving, *, best: bool) -> None:
+    def full(self: Leader, *, best: bool) -> None:
         if 5 < self.run.step < 20:
             raise UserError("The disk is full: step 6 needs 1.0 MB")
         save(self, best=best)
 
-    monkeypatch.setattr(Serving, "_save_aloud", full)
+    monkeypatch.setattr(Leader, "_save_or_raise", full)
     together(toy_data, tmp_path / "run", config)
     assert "Warning: The disk is full: step 6" in capsys.readouterr().err
     assert Checkpoints(tmp_path / "run").newest == 20
@@ -273,14 +273,14 @@ def test_a_full_disk_is_said_and_training_goes_on(
 def test_interrupted_it_saves(toy_data: Path, tmp_path: Path, tiny: Settings) -> None:
     config = tiny(run={"tokens": 1000 * STEP_TOKENS})
     found = Together(toy_data, tmp_path / "run", config)
-    count = Serving.count
+    done = Leader.push_done
 
-    def stopping(self: Serving, *args: Any) -> None:
-        count(self, *args)
+    def stopping(self: Leader, *args: Any) -> None:
+        done(self, *args)
         self.run.stop_asked = self.run.step == 10
 
     with pytest.MonkeyPatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Serving, "count", stopping)
+        patch.setattr(Leader, "push_done", stopping)
         found.run(1)
     assert found.why == ["it was interrupted"]
     assert Checkpoints(tmp_path / "run").newest == 10
@@ -311,7 +311,7 @@ def test_the_clock_stands_still_until_the_first_step(
     if resume:
         together(toy_data, run, tiny(run={"tokens": 5 * STEP_TOKENS}))
     stood: list[float] = []
-    gather_round = Followers.gather_round
+    wait_until_ready = Followers.wait_until_ready
 
     def slowly(self: Followers, stopping: Callable[[], bool]) -> None:
         clock = self.run.clock
@@ -319,9 +319,9 @@ def test_the_clock_stands_still_until_the_first_step(
         while clock.wall_seconds < wall_seconds + 0.05:
             sleep(0.01)
         stood.append(clock.seconds - seconds)
-        gather_round(self, stopping)
+        wait_until_ready(self, stopping)
 
-    monkeypatch.setattr(Followers, "gather_round", slowly)
+    monkeypatch.setattr(Followers, "wait_until_ready", slowly)
     config = tiny(run={"tokens": 10 * STEP_TOKENS})
     together(toy_data, run, config, num_shards=2, resume=resume)
     assert stood == [0.0]
@@ -365,17 +365,17 @@ def test_a_model_that_is_not_finite_is_not_saved(
     toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the only server; what was saved before is kept, and the run has failed."""
-    run, count = tmp_path / "run", Serving.count
+    run, done = tmp_path / "run", Leader.push_done
     names: list[str] = []
 
-    def spoil(self: Serving, *args: Any) -> None:
-        count(self, *args)
+    def spoil(self: Leader, *args: Any) -> None:
+        done(self, *args)
         name, block = next(iter(self.shard.blocks.items()))
         names.append(name)
         if self.run.step == 10:
             block.data.view(-1)[0] = inf
 
-    monkeypatch.setattr(Serving, "count", spoil)
+    monkeypatch.setattr(Leader, "push_done", spoil)
     sections = {"checkpoint": {"every_tokens": 5 * STEP_TOKENS}, "eval": {"every_tokens": 10**6}}
     found = Together(toy_data, run, tiny(run={"tokens": 10 * STEP_TOKENS}, **sections))
     with pytest.raises(UserError, match="is not finite at step 10, so it is neither"):

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Size
 
 from thinwire.parameter_server.assignments import Assignments
+from thinwire.parameter_server.fields import packed_mask, unpacked_mask
 from thinwire.parameter_server.message_sizes import pull_bytes, push_bytes, rows_bytes
 from thinwire.parameter_server.protocol import (
     ABSENT,
@@ -22,9 +23,7 @@ from thinwire.parameter_server.protocol import (
     Rows,
     Selection,
     WireAccount,
-    packed_mask,
     read_message,
-    unpacked_mask,
 )
 from thinwire.parameter_server.staleness import Staleness, StalenessCounts
 from thinwire.wire.codecs import make_codec

@@ -20,7 +20,7 @@ from thinwire.optim.build import dense_optimizer, row_optimizer
 from thinwire.optim.config import DenseKind, OptimConfig, RowKind
 from thinwire.optim.state import load_named_state, named_state
 from thinwire.optim.updater import Updater
-from thinwire.parameter_server.leader import Serving
+from thinwire.parameter_server.leader import Leader
 from thinwire.parameter_server.server_scale import at_one_worker, at_servers
 from thinwire.parameter_server.shard import Shard
 from thinwire.runs.checkpoints import Checkpoints
@@ -266,10 +266,10 @@ def test_a_run_goes_on_in_sync_and_back(toy_data: Path, tmp_path: Path, tiny: Se
         torch.testing.assert_close(
             saved[name], torch.full_like(saved[name], 1e4), rtol=1e-3, atol=0
         )
-    run = Run(resumed_folder(run, config, corpus), config, corpus, cpu, W)
-    serving = Serving(run, InProcessListener(), saved=run.load().state)
-    assert serving._optimizer_of_one_worker().keys() == saved.keys()
-    for name, tensor in serving._optimizer_of_one_worker().items():
+    resumed = Run(resumed_folder(run, config, corpus), config, corpus, cpu, W)
+    leader = Leader(resumed, InProcessListener(), saved=resumed.load().state)
+    assert leader._optimizer_of_one_worker().keys() == saved.keys()
+    for name, tensor in leader._optimizer_of_one_worker().items():
         torch.testing.assert_close(tensor, saved[name], rtol=1e-6, atol=0.0)
     alone = tiny(optim=settings["optim"], run={"tokens": 40 * STEP_TOKENS})
     trainer = Trainer(resumed_folder(run, alone, corpus), alone, corpus, cpu)
@@ -277,7 +277,7 @@ def test_a_run_goes_on_in_sync_and_back(toy_data: Path, tmp_path: Path, tiny: Se
     for name, tensor in trainer.run.optimizer_state().items():
         assert torch.equal(tensor, saved[name])
     moved = []
-    for owner, steps in ((serving.run, W // 2), (trainer.run, 1)):
+    for owner, steps in ((leader.run, W // 2), (trainer.run, 1)):
         owner.set_rates(0.0)
         name = next(iter(owner.blocks))
         table, block = owner.tables["embedding.weight"], owner.blocks[name]

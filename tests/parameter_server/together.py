@@ -8,7 +8,7 @@ from pathlib import Path
 
 from thinwire.config import RunConfig
 from thinwire.parameter_server.follower import serve_shard
-from thinwire.parameter_server.leader import serve
+from thinwire.parameter_server.serve import serve
 from thinwire.parameter_server.worker import work
 from thinwire.transport.messages import Connection, InProcessListener
 

@@ -18,8 +18,10 @@ from thinwire.optim.config import OptimConfig
 from thinwire.optim.updater import Updater
 from thinwire.parameter_server.client import Client
 from thinwire.parameter_server.connections import Servers
+from thinwire.parameter_server.controller import Controller
 from thinwire.parameter_server.protocol import Position, Push
-from thinwire.parameter_server.sessions import Controller, Server, Session
+from thinwire.parameter_server.server import Server
+from thinwire.parameter_server.session import Session
 from thinwire.parameter_server.shard import Shard, Unusable
 from thinwire.parameter_server.sharding import merged, parameters_of, sliced_shard
 from thinwire.parameter_server.staleness import Staleness
@@ -94,22 +96,22 @@ class Counting(Controller):
         if not self.ready:
             return None
         if before is None:
-            session.place = self.num_joined
+            session.slot = self.num_joined
             self.num_joined += 1
         elif before is not session:
-            session.place = before.place
-        return self.about | {"place": session.place, "position": list(Position())}
+            session.slot = before.slot
+        return self.about | {"slot": session.slot, "position": list(Position())}
 
-    def left(self, session: Session, why: str) -> None:
+    def on_leave(self, session: Session, why: str) -> None:
         self.gone.append(f"{session.name} {why}")
 
-    def expect(self, session: Session, push: Push) -> None:
+    def check_push(self, session: Session, push: Push) -> None:
         pass
 
-    def refused(self, session: Session, why: Unusable) -> None:
+    def push_refused(self, session: Session, why: Unusable) -> None:
         self.refusals.append(str(why))
 
-    def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
+    def push_done(self, session: Session, push: Push, staleness: Staleness | None) -> None:
         self.pushes.append((session.name, staleness))
 
     @property

@@ -12,7 +12,7 @@ import pytest
 
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
-from thinwire.parameter_server.leader import serve
+from thinwire.parameter_server.serve import serve
 from thinwire.runs.checkpoints import Checkpoints, _checksum
 from thinwire.runs.reading import check_reading
 from thinwire.training.loop import train

@@ -18,7 +18,7 @@ from thinwire.config import RunConfig
 from thinwire.console import print_line, warn
 from thinwire.errors import UserError
 from thinwire.parameter_server.follower import serve_shard
-from thinwire.parameter_server.leader import serve
+from thinwire.parameter_server.serve import serve
 from thinwire.parameter_server.worker import Failed, work
 from thinwire.transport.keys import read_key, read_or_make_key
 from thinwire.transport.zeromq import ZeroMQConnection, ZeroMQListener, split_address
@@ -143,7 +143,7 @@ def start_server(
         return listeners[0]
 
     def ready() -> None:
-        print_line(f"Serving at {listeners[0].address}")
+        print_line(f"Leader at {listeners[0].address}")
 
     if index > 0:
         serve_shard(data, config, index, count, listener=listener, ready=ready, warn=warn)
@@ -175,7 +175,7 @@ def start_worker(
     key = None if key_file is None else read_key(key_file)
     connections = [ZeroMQConnection(address, key) for address in servers.split(",")]
     name = f"worker {socket.gethostname()}:{os.getpid()}"
-    why = work(data, connections, name=name, threads=threads, device=device, told=print_line)
+    why = work(data, connections, name=name, threads=threads, device=device, on_status=print_line)
     print_line(f"The run has ended: {why}.")
 
 

@@ -13,20 +13,29 @@ How many updates a server has made between answering a pull and receiving its gr
 gradients' staleness. This is asynchronous SGD with a parameter server (Li et al., OSDI 2014), for
 which the paper's sampling decides what travels; the details are ours.
 
-    protocol.py         the messages, and their sizes
+    protocol.py         the messages
+    fields.py           what messages are made of, and the checks on it
+    message_sizes.py    how many bytes each message has
     shard.py            one server's rows: pulling from them, pushing to them
+    snapshot.py         what a shard holds at one moment, to be restored
     accumulation.py     pushes that are collected to be applied at once
-    assignments.py      which worker reads which part of the text
-    sessions.py         a server's side: who the workers are, and what each is answered
-    serving_loop.py     what all servers do: answer a message at a time, and see workers off
+    parameter_codec.py  how a parameter's values travel
+    sharding.py         how the rows of M servers make one model
+    server_scale.py     a checkpoint's optimiser state, at the scale of one worker or of servers
+    finite.py           the check before parameters are evaluated or saved
+    session.py          what a server knows of one worker
+    server.py           answers the workers' messages
+    controller.py       what a server asks of whoever steers the run
+    serving_loop.py     what all servers do: answer a message at a time, and await goodbyes
+    serve.py            sets up the first server
     leader.py           the first server: it steers the run and keeps its record
-    followers.py        the other servers, as the leader sees them
+    followers.py        the other servers, as the first one sees them
     follower.py         one of the others
+    assignments.py      which worker reads which part of the text
+    resuming.py         where workers stand when a saved run continues
     staleness.py        the distribution of staleness
     worker.py           a worker's loop
     client.py           a worker's side: pulling and pushing
     requests.py         the rows that a step needs of each server
     connections.py      all servers, as one worker sees them
-    sharding.py         how M servers' rows make one model
-    parameter_codec.py  how a parameter's values travel
 """

@@ -1,8 +1,8 @@
 """Which worker reads which part of the text, and how far each part has been read.
 
-A run is planned for N workers and has N places: the worker at place p < N reads the p-th of N
-parts of the text. More may join: place p >= N reads part p - N (or p - 2N ...) in another order,
-which its own seed gives. A worker that comes takes the lowest place that is free, and goes on where
+A run is planned for N workers and has N slots: the worker at slot p < N reads the p-th of N
+parts of the text. More may join: slot p >= N reads part p - N (or p - 2N ...) in another order,
+which its own seed gives. A worker that comes takes the lowest slot that is free, and goes on where
 the last one there stopped; its streams start afresh.
 """
 
@@ -14,13 +14,13 @@ from typing import Any
 from thinwire.parameter_server.protocol import Position
 
 # Between two pushes of a worker that arrive, so many are lost at most.
-MOST_STEPS = 1000
+LONGEST_JUMP = 1000
 # Of an epoch, that a step is: no text is longer.
 LEAST_PART = 1e-12
 
 
 class Assignments:
-    """The places of a run.
+    """The slots of a run.
 
     Args:
         num_planned: N.
@@ -33,22 +33,22 @@ class Assignments:
         self._positions = {int(p): Position(*found) for p, found in saved.items()}
 
     def take(self) -> int:
-        """The lowest free place, taken."""
-        place = next(p for p in range(len(self._taken) + 1) if p not in self._taken)
-        self._taken.add(place)
-        return place
+        """The lowest free slot, taken."""
+        slot = next(p for p in range(len(self._taken) + 1) if p not in self._taken)
+        self._taken.add(slot)
+        return slot
 
-    def free(self, place: int) -> None:
+    def free(self, slot: int) -> None:
         """Nobody reads there any more."""
-        self._taken.discard(place)
+        self._taken.discard(slot)
 
-    def position(self, place: int) -> Position:
-        """How far a place has been read."""
-        return self._positions.get(place, Position())
+    def position(self, slot: int) -> Position:
+        """How far a slot has been read."""
+        return self._positions.get(slot, Position())
 
-    def move(self, place: int, position: Position) -> None:
+    def move(self, slot: int, position: Position) -> None:
         """Its worker has read on."""
-        self._positions[place] = position
+        self._positions[slot] = position
 
     @property
     def epochs(self) -> float:
@@ -67,19 +67,19 @@ class Assignments:
         sizes = [step / part for step, part in parts if step and part > LEAST_PART]
         return epoch, int((epochs - epoch) * max(sizes, default=0.0))
 
-    def check(self, place: int, position: Position) -> None:
-        """A worker goes on from where its place is, a few steps at a time.
+    def check(self, slot: int, position: Position) -> None:
+        """A worker goes on from where its slot is, a few steps at a time.
 
         Raises:
             ValueError: this one has jumped.
         """
-        before = self.position(place)
+        before = self.position(slot)
         changes = [after - earlier for after, earlier in zip(position, before, strict=True)]
         if position.epoch > before.epoch:
             changes[Position._fields.index("step")] = position.step
-        if any(abs(change) > MOST_STEPS for change in changes):
+        if any(abs(change) > LONGEST_JUMP for change in changes):
             raise ValueError(f"a worker has jumped from {before} to {position}")
 
     def state(self) -> dict[str, list[float]]:
         """All positions, for JSON."""
-        return {str(place): list(position) for place, position in self._positions.items()}
+        return {str(slot): list(position) for slot, position in self._positions.items()}

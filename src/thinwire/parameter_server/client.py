@@ -23,6 +23,7 @@ from thinwire.exchange.hidden import Selection as HiddenSelection
 from thinwire.optim.clipping import clip_gradients
 from thinwire.optim.rows import write
 from thinwire.parameter_server.connections import Servers
+from thinwire.parameter_server.fields import decoded, unpacked_mask
 from thinwire.parameter_server.parameter_codec import ParameterCodec
 from thinwire.parameter_server.protocol import (
     ABSENT,
@@ -33,8 +34,6 @@ from thinwire.parameter_server.protocol import (
     Report,
     Rows,
     Selection,
-    decoded,
-    unpacked_mask,
 )
 from thinwire.parameter_server.requests import Group, RowRequest
 from thinwire.parameter_server.sharding import every
@@ -45,11 +44,11 @@ from thinwire.wire.frames import Frame
 
 
 @dataclass
-class _Awaited:
+class _PendingPull:
     """A pull that is under way, and its answers so far."""
 
     number: int
-    wanted: RowRequest
+    request: RowRequest
     answers: dict[int, Rows] = field(default_factory=dict)
 
 
@@ -58,7 +57,7 @@ class _Fetched:
     """What a step computes with, and the number of the last pull that it waited for."""
 
     number: int
-    wanted: RowRequest
+    request: RowRequest
 
 
 class Client:
@@ -100,8 +99,8 @@ class Client:
         # Of rows that do not travel in a step it needs the values even so.
         self._lacks_blocks = config.hidden_fraction < 1.0
         self._num_pulls = self._num_pushes = self._held = self._num_steps = 0
-        self._wanted_next: RowRequest | None = None
-        self._awaited: _Awaited | None = None
+        self._next_request: RowRequest | None = None
+        self._pending: _PendingPull | None = None
         self._fetched: _Fetched | None = None
 
     def take_over_feedback(self, before: Client) -> None:
@@ -115,24 +114,24 @@ class Client:
 
         With `select = everything`, `fetch` asks for all.
         """
-        self._wanted_next = self._wanted(touched, self._selected())
+        self._next_request = self._row_request(touched, self._selected())
         if not self._everything:
-            self._ask(self._wanted_next.only(self._names, self.tables))
+            self._send_pull(self._next_request.only(self._names, self.tables))
 
-    def _ask(self, wanted: RowRequest) -> None:
+    def _send_pull(self, request: RowRequest) -> None:
         self._num_pulls += 1
-        self._awaited = _Awaited(self._num_pulls, wanted)
+        self._pending = _PendingPull(self._num_pulls, request)
         incarnation, number = self.servers.incarnation, self._num_pulls
         for index in range(len(self.servers.connections)):
-            selection = self._pulled(wanted, index)
+            selection = self._selection(request, index)
             pull = Pull(incarnation, number, self._held, self._everything, selection)
             self.servers.send(index, pull.pack())
 
-    def _pulled(self, wanted: RowRequest, index: int) -> Selection:
+    def _selection(self, request: RowRequest, index: int) -> Selection:
         if self._everything:
             P = len(self._names)
             return Selection(tuple(range(P)), (None,) * P)
-        return wanted.selection(index, len(self.servers.connections))[0]
+        return request.selection(index, len(self.servers.connections))[0]
 
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
         """The touched rows of each table, `[R, ...]`, as leaves that collect gradients.
@@ -140,22 +139,22 @@ class Client:
         What was pulled ahead is waited for; then all is asked for, and what has changed is sent.
         Where only some rows of the blocks travel in a step, the first one is preceded by all.
         """
-        wanted, self._wanted_next = self._wanted_next, None
-        if wanted is None or wanted.touched is not touched:
-            wanted = self._wanted(touched, self._selected())
+        request, self._next_request = self._next_request, None
+        if request is None or request.touched is not touched:
+            request = self._row_request(touched, self._selected())
         for index in range(len(self.servers.connections)):
-            while (message := self.servers.arrived(index)) is not None:
-                self._take(index, *message)
-        if self._awaited is not None:
+            while (message := self.servers.poll(index)) is not None:
+                self._handle(index, *message)
+        if self._pending is not None:
             self._receive()
         if self._lacks_blocks:
             self._lacks_blocks = False
-            all_blocks = self._wanted(touched, dict.fromkeys(self.blocks))
-            self._ask(all_blocks.only(self._names, self.blocks))
+            all_blocks = self._row_request(touched, dict.fromkeys(self.blocks))
+            self._send_pull(all_blocks.only(self._names, self.blocks))
             self._receive()
-        self._ask(wanted)
+        self._send_pull(request)
         self._receive()
-        self._fetched = _Fetched(self._held, wanted)
+        self._fetched = _Fetched(self._held, request)
         return {
             name: _gathered(self.tables[name].detach(), ids).requires_grad_()
             for name, ids in touched.rows.items()
@@ -163,29 +162,29 @@ class Client:
 
     def _receive(self) -> None:
         """Wait for every server's answer to the pull under way, and make its rows current."""
-        awaited = self._awaited
-        assert awaited is not None
+        pending = self._pending
+        assert pending is not None
         try:
             for index in range(len(self.servers.connections)):
-                while index not in awaited.answers:
-                    self._take(index, *self.servers.wait(index))
+                while index not in pending.answers:
+                    self._handle(index, *self.servers.wait(index))
         finally:  # whether they came or not, nothing is under way any more
-            self._awaited = None
-        for index, rows in awaited.answers.items():
-            self._write(rows, self._pulled(awaited.wanted, index), index)
-        self.factor = awaited.answers[0].factor
-        self._held = awaited.number
+            self._pending = None
+        for index, rows in pending.answers.items():
+            self._write(rows, self._selection(pending.request, index), index)
+        self.factor = pending.answers[0].factor
+        self._held = pending.number
 
-    def _take(self, index: int, kind: Kind, frame: Frame) -> None:
+    def _handle(self, index: int, kind: Kind, frame: Frame) -> None:
         """A message of server `index`; an answer to an earlier pull is left alone."""
         if kind is Kind.TOO_OLD:
             self.too_old += 1
-        if kind is Kind.ROWS and self._awaited is not None:
+        if kind is Kind.ROWS and self._pending is not None:
             with suppress(ValueError):
-                selection = self._pulled(self._awaited.wanted, index)
+                selection = self._selection(self._pending.request, index)
                 rows = Rows.read(frame, len(selection.ids))
-                if rows.number == self._awaited.number:
-                    self._awaited.answers[index] = rows
+                if rows.number == self._pending.number:
+                    self._pending.answers[index] = rows
 
     @torch.no_grad()
     def _write(self, rows: Rows, selection: Selection, index: int) -> None:
@@ -242,7 +241,7 @@ class Client:
         dense = {name: b.grad for name, b in self.blocks.items() if b.grad is not None}
         norm = float(clip_gradients([*gradients.values(), *dense.values()], self._clip))
         for name, gradient in dense.items():
-            ids = fetched.wanted.blocks[name]
+            ids = fetched.request.blocks[name]
             gradients[name] = self._hidden.compensate(name, gradient, ids)
             self._hidden.observe(name, ids, gradients[name])
             self.blocks[name].grad = None
@@ -256,8 +255,8 @@ class Client:
     def _packed(
         self, fetched: _Fetched, gradients: Mapping[str, Tensor], report: Report, index: int
     ) -> Tensor:
-        M, wanted = len(self.servers.connections), fetched.wanted
-        selection, places = wanted.selection(index, M)
+        M, request = len(self.servers.connections), fetched.request
+        selection, positions = request.selection(index, M)
         group_of = tuple(
             group if name in gradients else ABSENT
             for name, group in zip(self._names, selection.group_of, strict=True)
@@ -267,16 +266,16 @@ class Client:
         values = []
         for parameter, group in selection.present():
             name = self._names[parameter]
-            gradient, places_N = gradients[name], places[group]
-            if places_N is None:
+            gradient, positions_N = gradients[name], positions[group]
+            if positions_N is None:
                 gradient = every(gradient, index, M)
             elif self._everything:
                 whole = torch.zeros(self._parameters[name].shape)
-                touched_ids = wanted.touched.rows[name]
+                touched_ids = request.touched.rows[name]
                 assert touched_ids is not None
                 gradient = every(whole.index_copy_(0, touched_ids.cpu(), gradient), index, M)
             else:
-                gradient = gradient.index_select(0, places_N)
+                gradient = gradient.index_select(0, positions_N)
             values.append(self._codec.encode(gradient, seed))
         return Push(
             self.servers.incarnation,
@@ -294,7 +293,7 @@ class Client:
         self._num_steps += 1
         return self._hidden.select(self._num_steps - 1)
 
-    def _wanted(self, touched: Touched, blocks: HiddenSelection) -> RowRequest:
+    def _row_request(self, touched: Touched, blocks: HiddenSelection) -> RowRequest:
         group_of: dict[str, int] = {}
         groups: list[Group | None] = []
         for names, ids_R in [*touched.groups(), *(((n,), ids) for n, ids in blocks.items())]:

@@ -19,13 +19,13 @@ from thinwire.parameter_server.protocol import (
     WireAccount,
     has_failed,
     incarnation_of,
+    json_message,
     json_of,
     read_message,
-    say,
-    say_json,
+    small_message,
     text_of,
 )
-from thinwire.parameter_server.sessions import LIFE_SECONDS
+from thinwire.parameter_server.session import ALIVE_SECONDS
 from thinwire.transport.messages import Connection
 from thinwire.transport.timeouts import MEETING_SECONDS
 from thinwire.wire.frames import Frame
@@ -56,7 +56,7 @@ class Welcome:
     """What a worker is told when it joins; `run` changes when servers start again."""
 
     run: str
-    place: int
+    slot: int
     position: Position
     settings: dict[str, Any]
 
@@ -92,7 +92,7 @@ class Servers:
         self._hello = {"protocol": PROTOCOL, "thinwire": version, "data": data, "name": name}
         self._stopping = stopping
         self._waited_seconds = 0.0
-        self._before = WireAccount()
+        self._account_at_join = WireAccount()
 
     def join(self) -> Welcome:
         """Say HELLO to every server until each has said WELCOME, and sort the connections by shard.
@@ -102,23 +102,23 @@ class Servers:
             Stopped: the run has ended.
         """
         self.incarnation = 1 + secrets.randbits(INCARNATION_BITS)
-        hello = say_json(Kind.HELLO, self._hello | {"incarnation": self.incarnation})
-        found = [self._joined(connection, hello) for connection in self.connections]
+        hello = json_message(Kind.HELLO, self._hello | {"incarnation": self.incarnation})
+        found = [self._join_one(connection, hello) for connection in self.connections]
         order = self._order(found)
         self.connections = [self.connections[index] for index in order]
-        self._before = self._total()
+        self._account_at_join = self._total()
         first = found[order[0]]
         position = Position(*first["position"])
-        return Welcome(first["run"], first["place"], position, first["settings"])
+        return Welcome(first["run"], first["slot"], position, first["settings"])
 
-    def _joined(self, connection: Connection, hello: Tensor) -> dict[str, Any]:
+    def _join_one(self, connection: Connection, hello: Tensor) -> dict[str, Any]:
         patience_seconds = max(self.timeout_seconds, self._meeting_seconds)
-        said_hello, deadline = float("-inf"), monotonic() + patience_seconds
+        last_hello, deadline = float("-inf"), monotonic() + patience_seconds
         while monotonic() < deadline:
-            if monotonic() - said_hello >= LIFE_SECONDS:
-                said_hello = monotonic()
+            if monotonic() - last_hello >= ALIVE_SECONDS:
+                last_hello = monotonic()
                 connection.send(hello)
-            received = self._receive(connection, LIFE_SECONDS)
+            received = self._receive(connection, ALIVE_SECONDS)
             if received is None:
                 continue
             kind, frame = received
@@ -157,7 +157,7 @@ class Servers:
         """Send to server `index`."""
         self.connections[index].send(message)
 
-    def arrived(self, index: int) -> tuple[Kind, Frame] | None:
+    def poll(self, index: int) -> tuple[Kind, Frame] | None:
         """A message of server `index` that is there already."""
         return self._receive(self.connections[index], 0.0)
 
@@ -172,23 +172,23 @@ class Servers:
         began = perf_counter()
         try:
             while True:
-                received = self._receive(self.connections[index], LIFE_SECONDS)
+                received = self._receive(self.connections[index], ALIVE_SECONDS)
                 if received is not None:
                     return received
                 if perf_counter() - began >= self.timeout_seconds:
                     raise Lost
-                self.connections[index].send(say(Kind.ALIVE, self.incarnation))
+                self.connections[index].send(small_message(Kind.ALIVE, self.incarnation))
         finally:
             self._waited_seconds += perf_counter() - began
 
     def goodbye(self) -> None:
         """Leave, with the whole account of the wire."""
         for index in range(len(self.connections)):
-            self.send(index, say(Kind.GOODBYE, self.incarnation, *self.account()))
+            self.send(index, small_message(Kind.GOODBYE, self.incarnation, *self.account()))
 
     def account(self) -> WireAccount:
         """What was waited, sent and received since the last HELLO."""
-        pairs = zip(self._total(), self._before, strict=True)
+        pairs = zip(self._total(), self._account_at_join, strict=True)
         return WireAccount(*(now - before for now, before in pairs))
 
     def _total(self) -> WireAccount:
@@ -211,7 +211,7 @@ class Servers:
                     if kind in (Kind.WELCOME, Kind.REFUSED):
                         return kind, frame
                     if incarnation_of(frame) == self.incarnation:
-                        if kind is Kind.AGAIN:
+                        if kind is Kind.UNKNOWN:
                             raise Lost
                         return kind, frame
             elif monotonic() >= deadline:

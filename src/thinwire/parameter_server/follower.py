@@ -24,12 +24,13 @@ from thinwire.parameter_server.protocol import (
     Kind,
     Position,
     Push,
+    json_message,
     json_of,
-    say,
-    say_json,
+    small_message,
 )
+from thinwire.parameter_server.server import Server
 from thinwire.parameter_server.serving_loop import ServingLoop
-from thinwire.parameter_server.sessions import Server, Session
+from thinwire.parameter_server.session import Session
 from thinwire.parameter_server.shard import Unusable
 from thinwire.parameter_server.sharding import (
     MODEL,
@@ -110,7 +111,7 @@ class Follower(ServingLoop):
         self.stop_asked = self.ended = False
         self._data = corpus.meta.fingerprint
         self._run_id: str | None = None
-        self._ready = self._has_given = self._handed_over = False
+        self._ready = self._collected = self._handed_over = False
         counts_V = torch.from_numpy(corpus.counts_V)
         model = LanguageModel(
             config.model, config.loss, counts_V, config.run.seed, initialise=False
@@ -130,7 +131,7 @@ class Follower(ServingLoop):
             timeout_seconds=config.exchange.timeout_seconds,
             warn=warn,
         )
-        self.server.on_lead = self._follow
+        self.server.on_lead = self._handle
 
     def run(self) -> None:
         """Answer until the run ends."""
@@ -140,7 +141,7 @@ class Follower(ServingLoop):
             if not self.ended:
                 self._hand_over()
             if self.ended:
-                self.see_off()
+                self.linger()
 
     def _hand_over(self) -> None:
         """Asked to stop: go on until the first server has this one's rows, or a while at most."""
@@ -149,24 +150,24 @@ class Follower(ServingLoop):
         while self._ready and not (self.ended or self._handed_over) and monotonic() < deadline:
             self.turn()
 
-    def _follow(self, client: bytes, kind: Kind, frame: Frame) -> None:
+    def _handle(self, client: bytes, kind: Kind, frame: Frame) -> None:
         """What the first server says; what it does not say is left alone."""
         try:
             content = json_of(frame)
-            self._do(client, kind, content, frame.parts[1:])
+            self._act_on(client, kind, content, frame.parts[1:])
         except UserError as error:
-            self.listener.send(client, say(Kind.REFUSED, text=str(error)))
+            self.listener.send(client, small_message(Kind.REFUSED, text=str(error)))
         except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
             pass
 
-    def _do(
+    def _act_on(
         self, client: bytes, kind: Kind, content: Mapping[str, Any], parts: Sequence[Tensor]
     ) -> None:
         match kind:
             case Kind.LEAD:
-                self._led(client, content)
+                self._answer_lead(client, content)
             # One that comes late, when workers have pushed already, must undo nothing.
-            case Kind.TAKE if content["run"] == self._run_id and not self._ready:
+            case Kind.LOAD if content["run"] == self._run_id and not self._ready:
                 tensors = restored(content["tensors"], parts)
                 parameters = {
                     n.removeprefix(MODEL): t for n, t in tensors.items() if n.startswith(MODEL)
@@ -174,34 +175,34 @@ class Follower(ServingLoop):
                 load_shard(self.shard, parameters, tensors)
                 self.server.forget()
                 self._ready = True
-            case Kind.GIVE if content["run"] == self._run_id and self._ready:
+            case Kind.COLLECT if content["run"] == self._run_id and self._ready:
                 if self.stop_asked and content["optimizers"]:
-                    self._has_given = True
+                    self._collected = True
                     self.server.hold()  # what comes from now on would be lost
-                with self.shard.settled():
+                with self.shard.flushed():
                     held = {f"{MODEL}{n}": t for n, t in parameters_of(self.shard).items()}
                     held |= optimizers_of(self.shard) if content["optimizers"] else {}
-                    told = {"request": content["request"], "tensors": described(held)}
-                    slices = say_json(Kind.SLICES, told, contents(held))
-                self.listener.send(client, slices)
+                    answer = {"request": content["request"], "tensors": described(held)}
+                    collected = json_message(Kind.COLLECTED, answer, contents(held))
+                self.listener.send(client, collected)
             case Kind.END if content["run"] == self._run_id:
                 self.server.stop(content["why"], failed=content["failed"])
                 self.ended = True
             case _:
                 pass
 
-    def _led(self, client: bytes, lead: Mapping[str, Any]) -> None:
+    def _answer_lead(self, client: bytes, lead: Mapping[str, Any]) -> None:
         refusal = self._refusal(lead)
         if refusal is not None:
-            self.listener.send(client, say(Kind.REFUSED, text=refusal))
+            self.listener.send(client, small_message(Kind.REFUSED, text=refusal))
             return
         if lead["run"] != self._run_id:
             self._run_id, self._ready = lead["run"], False
             self.shard.drop_gradients()
             self.server.forget()
-        self._handed_over = self._has_given and bool(lead["seen_off"])
-        told = {"ready": self._ready, "leaving": self.stop_asked, "request": lead["request"]}
-        self.listener.send(client, say_json(Kind.LED, told))
+        self._handed_over = self._collected and bool(lead["handed_over"])
+        status = {"ready": self._ready, "leaving": self.stop_asked, "request": lead["request"]}
+        self.listener.send(client, json_message(Kind.STATUS, status))
 
     def _refusal(self, lead: Mapping[str, Any]) -> str | None:
         """Why this server cannot be of that run: a sentence with both values."""
@@ -236,23 +237,23 @@ class Follower(ServingLoop):
             "run": self._run_id,
             "shard": self.index,
             "num_shards": self.num_shards,
-            "place": 0,
+            "slot": 0,
             "position": list(Position()),
             "settings": {},
         }
 
-    def left(self, session: Session, why: str) -> None:
+    def on_leave(self, session: Session, why: str) -> None:
         """See `Controller`."""
 
-    def expect(self, session: Session, push: Push) -> None:
+    def check_push(self, session: Session, push: Push) -> None:
         """See `Controller`."""
         # Schedules multiply rates by 1 at most.
         if not 0.0 <= push.factor <= 1.0:
             raise ValueError(f"a schedule has no factor of {push.factor}")
         self.shard.factor = push.factor
 
-    def refused(self, session: Session, why: Unusable) -> None:
+    def push_refused(self, session: Session, why: Unusable) -> None:
         """See `Controller`; the first server ends a run that has diverged."""
 
-    def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
+    def push_done(self, session: Session, push: Push, staleness: Staleness | None) -> None:
         """See `Controller`."""

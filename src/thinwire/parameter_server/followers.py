@@ -1,19 +1,19 @@
 """Several servers of one run: the first one leads, and the others follow.
 
-Each holds every M-th row of every parameter and answers the workers' pulls and pushes of those. The
-first one also keeps the record. Once a second it tells each of the others which run they serve
-(LEAD), and learns whether that one is ready (LED); one that has been started, or started again, is
-not, and is given its rows as the first server has them (TAKE): as of the last evaluation or save.
-Before evaluating and saving the first server asks for all rows (GIVE, SLICES). When the run ends it
-says so (END).
+Each holds every M-th row of every parameter, and answers the workers' pulls and pushes of those
+rows. The first server also keeps the record. Once a second it sends LEAD to each of the others:
+which run they serve. A follower answers with STATUS: whether it is ready. One that was started, or
+restarted, is not ready; the first server then sends it its rows (LOAD), as they were at the last
+evaluation or save. Before evaluating and saving, the first server asks each for its rows (COLLECT)
+and receives them (COLLECTED). When the run ends, it sends END.
 
-A follower gives rows only when it is ready, and for the run that asks. Messages to one server
-arrive in order, and LEAD names the request that is under way, which LED repeats; so a LED that
-repeats it without SLICES before it shows that the request or its answer was lost, or that the
-follower had nothing to give. It is asked again, once it has been given its rows.
+A follower sends rows only when it is ready, and only for the run that asks. Messages to one server
+arrive in order, and LEAD names the request that is under way, which STATUS repeats; so a STATUS
+that repeats it, without COLLECTED before it, shows that the request or its answer was lost, or that
+the follower had no rows to send. The request is then sent again, after the follower has its rows.
 
-A follower that was asked to stop says so in LED. The first server then collects at once, and LEAD
-tells the follower that its rows have arrived.
+A follower that was asked to stop says so in STATUS. The first server then collects at once, and
+LEAD tells the follower that its rows have arrived.
 
 Learning rates follow the workers' pushes, which carry the factor that the first server gave them.
 """
@@ -34,13 +34,13 @@ from thinwire.parameter_server.finite import check_finite
 from thinwire.parameter_server.protocol import (
     PROTOCOL,
     Kind,
+    json_message,
     json_of,
     read_message,
-    say_json,
     text_of,
 )
 from thinwire.parameter_server.serving_loop import POLL_SECONDS
-from thinwire.parameter_server.sessions import LIFE_SECONDS
+from thinwire.parameter_server.session import ALIVE_SECONDS
 from thinwire.parameter_server.shard import Shard
 from thinwire.parameter_server.sharding import (
     MODEL,
@@ -98,17 +98,17 @@ class Followers:
         self._was_ready = [False] * len(connections)
         # The run's tokens when a follower's rows were last those that the first server has.
         self._tokens_kept = [run.tokens] * len(connections)
-        self._heard = [monotonic()] * len(connections)
+        self._last_heard = [monotonic()] * len(connections)
         self._lead_due = 0.0
         self._num_requests = 0
         # For each follower the request that is under way, and what it has answered.
-        self._asked: list[int | None] = [None] * len(connections)
-        self._slices: dict[int, dict[str, Tensor]] = {}
+        self._pending: list[int | None] = [None] * len(connections)
+        self._collected: dict[int, dict[str, Tensor]] = {}
         self._optimizers = False
         self._leaving = [False] * len(connections)
-        self._seen_off = [False] * len(connections)
+        self._handover_done = [False] * len(connections)
 
-    def gather_round(self, stopping: Callable[[], bool]) -> None:
+    def wait_until_ready(self, stopping: Callable[[], bool]) -> None:
         """Wait until all are ready; first load this server's own rows.
 
         They may still be starting, which takes longer than to answer.
@@ -117,19 +117,19 @@ class Followers:
             UserError: one refuses, or does not answer in time; or there is nothing to serve, as the
                 model is not finite.
         """
-        parameters, optimizers = self._own(0)
+        parameters, optimizers = self._rows_of(0)
         try:
             load_shard(self.shard, parameters, optimizers)
         except ValueError as error:
             raise UserError(f"this model cannot be served: {error}") from None
-        self._heard = [monotonic()] * len(self.connections)
+        self._last_heard = [monotonic()] * len(self.connections)
         while not all(self._ready) and not stopping():
-            self.look_after(POLL_SECONDS)
-            self._complain()
+            self.poll(POLL_SECONDS)
+            self._check_ready()
 
-    def _complain(self) -> None:
+    def _check_ready(self) -> None:
         for connection, ready, heard in zip(
-            self.connections, self._ready, self._heard, strict=True
+            self.connections, self._ready, self._last_heard, strict=True
         ):
             if not ready and monotonic() - heard > self._meeting_seconds:
                 raise UserError(
@@ -137,59 +137,59 @@ class Followers:
                     f"{self._meeting_seconds:g} seconds: is it running, and has it the same key?"
                 )
 
-    def look_after(self, timeout_seconds: float = 0.0) -> None:
+    def poll(self, timeout_seconds: float = 0.0) -> None:
         """Once a second, learn how they are; give their rows to those who have none.
 
         Raises:
             UserError: one refuses.
         """
         if monotonic() >= self._lead_due:
-            self._lead_due = monotonic() + LIFE_SECONDS
+            self._lead_due = monotonic() + ALIVE_SECONDS
             for index in range(len(self.connections)):
                 self._send_lead(index)
         for index, connection in enumerate(self.connections):
             while (message := connection.receive(timeout_seconds)) is not None:
                 timeout_seconds = 0.0
                 with suppress(ValueError, KeyError, TypeError):
-                    self._take(index, *read_message(message))
+                    self._handle(index, *read_message(message))
 
     def _send_lead(self, index: int) -> None:
         lead = self._lead | {
             "shard": index + 1,
-            "request": self._asked[index],
-            "seen_off": self._seen_off[index],
+            "request": self._pending[index],
+            "handed_over": self._handover_done[index],
         }
-        self.connections[index].send(say_json(Kind.LEAD, lead))
+        self.connections[index].send(json_message(Kind.LEAD, lead))
 
-    def _take(self, index: int, kind: Kind, frame: Frame) -> None:
-        self._heard[index] = monotonic()
+    def _handle(self, index: int, kind: Kind, frame: Frame) -> None:
+        self._last_heard[index] = monotonic()
         if kind is Kind.REFUSED:
             raise UserError(text_of(frame))
-        if kind is Kind.SLICES:
+        if kind is Kind.COLLECTED:
             content = json_of(frame)
-            if content["request"] == self._asked[index]:
-                self._slices[index] = restored(content["tensors"], frame.parts[1:])
-        if kind is Kind.LED:
-            self._learn(index, json_of(frame))
+            if content["request"] == self._pending[index]:
+                self._collected[index] = restored(content["tensors"], frame.parts[1:])
+        if kind is Kind.STATUS:
+            self._update_status(index, json_of(frame))
 
-    def _learn(self, index: int, led: Mapping[str, Any]) -> None:
+    def _update_status(self, index: int, status: Mapping[str, Any]) -> None:
         """How a follower is."""
-        self._leaving[index] = bool(led["leaving"])
-        self._seen_off[index] &= self._leaving[index]
-        self._ready[index] = bool(led["ready"])
+        self._leaving[index] = bool(status["leaving"])
+        self._handover_done[index] &= self._leaving[index]
+        self._ready[index] = bool(status["ready"])
         if not self._ready[index]:
             if self._was_ready[index]:
                 self._was_ready[index] = False
                 self._count_loss(index)
-            parameters, optimizers = self._own(index + 1)
+            parameters, optimizers = self._rows_of(index + 1)
             held = {f"{MODEL}{n}": t for n, t in parameters.items()} | optimizers
             content = {"run": self._lead["run"], "tensors": described(held)}
-            self.connections[index].send(say_json(Kind.TAKE, content, contents(held)))
+            self.connections[index].send(json_message(Kind.LOAD, content, contents(held)))
         else:
             self._was_ready[index] = True
-        lost = led["request"] is not None and led["request"] == self._asked[index]
-        if lost and index not in self._slices:
-            self._ask(index)
+        lost = status["request"] is not None and status["request"] == self._pending[index]
+        if lost and index not in self._collected:
+            self._request(index)
 
     def _count_loss(self, index: int) -> None:
         """A follower held 1 / M of all that was learned since it was last collected."""
@@ -203,14 +203,14 @@ class Followers:
         )
 
     @property
-    def one_leaves(self) -> bool:
+    def handover_due(self) -> bool:
         """Whether one was asked to stop whose rows have not been collected since."""
         return any(
-            leaving and not seen_off
-            for leaving, seen_off in zip(self._leaving, self._seen_off, strict=True)
+            leaving and not handed_over
+            for leaving, handed_over in zip(self._leaving, self._handover_done, strict=True)
         )
 
-    def _own(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    def _rows_of(self, index: int) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         run, M = self.run, 1 + len(self.connections)
         parameters = {n: p.detach() for n, p in (*run.tables.items(), *run.blocks.items())}
         return cut(parameters, index, M), cut(run.optimizer_state(), index, M)
@@ -224,23 +224,23 @@ class Followers:
             UserError: one refuses, or is silent for too long; nothing was changed.
         """
         self._optimizers = optimizers
-        self._slices.clear()
+        self._collected.clear()
         for index in range(len(self.connections)):
-            self._heard[index] = monotonic()
-            self._ask(index)
+            self._last_heard[index] = monotonic()
+            self._request(index)
         try:
-            while len(self._slices) < len(self.connections):
-                self.look_after(POLL_SECONDS)
-                self._complain_of_silence()
+            while len(self._collected) < len(self.connections):
+                self.poll(POLL_SECONDS)
+                self._check_silence()
         except UserError:
             self._leaving = [False] * len(self.connections)  # until one says so again
             raise
         finally:
-            self._asked = [None] * len(self.connections)
+            self._pending = [None] * len(self.connections)
         own = {f"{MODEL}{n}": t for n, t in parameters_of(self.shard).items()}
         own |= optimizers_of(self.shard) if optimizers else {}
-        whole = merged([own, *(self._slices[index] for index in range(len(self.connections)))])
-        self._slices.clear()
+        whole = merged([own, *(self._collected[index] for index in range(len(self.connections)))])
+        self._collected.clear()
         check_finite(
             {n.removeprefix(MODEL): t for n, t in whole.items() if n.startswith(MODEL)},
             self.run.step,
@@ -252,20 +252,22 @@ class Followers:
         if optimizers:
             self.run.load_optimizer_state(whole)
             for index in (index for index, leaving in enumerate(self._leaving) if leaving):
-                self._seen_off[index] = True
+                self._handover_done[index] = True
                 self._send_lead(index)
 
-    def _ask(self, index: int) -> None:
+    def _request(self, index: int) -> None:
         self._num_requests += 1
-        self._asked[index] = self._num_requests
+        self._pending[index] = self._num_requests
         request = {"request": self._num_requests, "optimizers": self._optimizers}
-        self.connections[index].send(say_json(Kind.GIVE, request | {"run": self._lead["run"]}))
+        self.connections[index].send(
+            json_message(Kind.COLLECT, request | {"run": self._lead["run"]})
+        )
 
-    def _complain_of_silence(self) -> None:
+    def _check_silence(self) -> None:
         for index, connection in enumerate(self.connections):
             # It may be starting again.
-            silent = monotonic() - self._heard[index] > self._meeting_seconds
-            if index not in self._slices and silent:
+            silent = monotonic() - self._last_heard[index] > self._meeting_seconds
+            if index not in self._collected and silent:
                 raise UserError(
                     f"the server {connection.server} has not answered for "
                     f"{self._meeting_seconds:g} seconds, so step {self.run.step} is neither "
@@ -274,9 +276,9 @@ class Followers:
 
     def end(self, why: str, *, failed: bool = False) -> None:
         """Tell them that the run has ended, for their workers to be told."""
-        told = {"run": self._lead["run"], "why": why, "failed": failed}
+        content = {"run": self._lead["run"], "why": why, "failed": failed}
         for connection in self.connections:
-            connection.send(say_json(Kind.END, told))
+            connection.send(json_message(Kind.END, content))
 
     def close(self) -> None:
         """Hang up."""

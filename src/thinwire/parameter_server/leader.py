@@ -1,8 +1,8 @@
 """The server of an asynchronous run, or the first of several: it steers the run and records it.
 
 One thread answers the workers. Evaluating and saving are left to a helper thread: meanwhile the
-parameters stand still, pulls and pushes are kept back, and workers who wait are told so. The clock
-stands still from when all of them wait.
+parameters stand still, pulls and pushes are kept back, and workers who wait are told so. The
+clock stands still from when all of them wait.
 
 A server's state is its checkpoint. One that is killed is started again with `resume`; its workers
 find that they are unknown, and join again.
@@ -12,9 +12,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from math import isfinite
-from pathlib import Path
 from secrets import token_hex
 from threading import Thread
 from typing import Any
@@ -23,109 +22,27 @@ import torch
 from torch import Tensor
 
 from thinwire import __version__
-from thinwire.config import RunConfig
 from thinwire.console import print_line, warn
 from thinwire.cores import num_threads
-from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
-from thinwire.locks import one_writer
 from thinwire.parameter_server.assignments import Assignments
 from thinwire.parameter_server.finite import check_finite
 from thinwire.parameter_server.followers import Followers
 from thinwire.parameter_server.protocol import Push
-from thinwire.parameter_server.resuming import places, say_what_is_lost
+from thinwire.parameter_server.resuming import slot_positions
+from thinwire.parameter_server.server import Server
 from thinwire.parameter_server.server_scale import at_one_worker, at_servers
 from thinwire.parameter_server.serving_loop import SHORT_POLL_SECONDS, ServingLoop
-from thinwire.parameter_server.sessions import Server, Session
+from thinwire.parameter_server.session import Session
 from thinwire.parameter_server.shard import Shard, Unusable
 from thinwire.parameter_server.sharding import sliced_shard
 from thinwire.parameter_server.staleness import Staleness, StalenessCounts
-from thinwire.runs.device import set_up_device
-from thinwire.runs.folder import RunFolder, resumed_folder
-from thinwire.runs.precision import with_precision
 from thinwire.runs.run import Run
 from thinwire.runs.signals import stop_on_signals
 from thinwire.transport.messages import Connection, Listener
 
 
-def serve(
-    data: Path,
-    out: Path,
-    config: RunConfig,
-    *,
-    listener: Callable[[int], Listener],
-    resume: bool = False,
-    followers: Sequence[Connection] = (),
-    ready: Callable[[], None] = lambda: None,
-    threads: int | None = None,
-) -> None:
-    """Serve a run on the data folder `data` until its budget is spent; leave it in `out`.
-
-    Ctrl+C saves and raises KeyboardInterrupt. `resume` and what it keeps are those of `train`.
-
-    Args:
-        data: a data folder.
-        out: the run folder.
-        config: all settings; `run.workers` says for how many workers the text is cut.
-        listener: opens the server's listener, for messages of so many bytes at most.
-        resume: go on from the newest whole step.
-        others: to the other servers of the run, in the order of their shards.
-        ready: called when workers may come.
-        threads: of this server; None: `run.threads` or, if that is 0, the cores.
-
-    Raises:
-        UserError: what the user can mend.
-    """
-    with one_writer(out):
-        _serve(data, out, config, listener, resume, followers, ready, threads)
-
-
-def _serve(
-    data: Path,
-    out: Path,
-    config: RunConfig,
-    listener: Callable[[int], Listener],
-    resume: bool,
-    followers: Sequence[Connection],
-    ready: Callable[[], None],
-    threads: int | None,
-) -> None:
-    corpus = Corpus.open(data)
-    if not len(corpus.ids("valid")):
-        raise UserError(
-            f"{data} has no validation text: prepare it again with --valid FILE or --valid 0.01"
-        )
-    config = replace(config, exchange=replace(config.exchange, kind="async"))
-    device = set_up_device(config, threads)
-    folder = (resumed_folder if resume else RunFolder.planned)(out, config, corpus)
-    config = with_precision(folder.config, device)
-    folder = replace(folder, config=config)
-    run = Run(folder, config, corpus, device, config.run.workers)
-    saved: Mapping[str, Any] = {}
-    if resume and run.checkpoints is not None and run.checkpoints.newest is not None:
-        saved = run.load().state
-    opened = listener(message_bytes(run.num_parameters))
-    # Only now, so that what cannot be leaves no run behind.
-    if resume:
-        say_what_is_lost(run, saved)
-        folder.write_config()
-    else:
-        folder.write(corpus)
-    serving = Serving(run, opened, followers, saved)
-    try:
-        serving.serve(resumed=resume, ready=ready)
-    finally:
-        serving.close()
-        if run.checkpoints is not None:  # before another process may write
-            run.checkpoints.finish()
-
-
-def message_bytes(num_parameters: int) -> int:
-    """No message of a run is larger: all parameters in fp32, twice, for ids and headers."""
-    return 8 * num_parameters
-
-
-class Serving(ServingLoop):
+class Leader(ServingLoop):
     """A run, the server of its workers, and the loop over what they say.
 
     Args:
@@ -152,7 +69,9 @@ class Serving(ServingLoop):
         )
         run.load_optimizer_state(at_servers(run.optimizer_state(), config.optim, self._updates))
         self.settings = asdict(config)
-        self.assignments = Assignments(config.run.workers, places(run, saved.get("batches")))
+        self.assignments = Assignments(
+            config.run.workers, slot_positions(run, saved.get("batches"))
+        )
         run.epochs = self.assignments.epochs
         self.shard = self._shard()
         self.server = Server(
@@ -193,7 +112,7 @@ class Serving(ServingLoop):
             except Exception as error:
                 why = str(error) if isinstance(error, UserError) else type(error).__name__
                 self.server.stop(why, failed=True)
-                self.part()
+                self.await_goodbyes()
                 if self.followers is not None:
                     self.followers.end(why, failed=True)
                 raise
@@ -204,18 +123,18 @@ class Serving(ServingLoop):
         """Wait for the other servers, and for the first step."""
         run = self.run
         if self.followers is not None:
-            self.followers.gather_round(lambda: run.stop_asked)
+            self.followers.wait_until_ready(lambda: run.stop_asked)
         self._steer()
         ready()
         while self.server.all_wait and not run.stop_asked and not run.over:
-            self._turn_among_servers()
+            self._turn_and_poll()
 
     def _loop(self) -> None:
         run = self.run
         while not run.stop_asked and not run.over:
-            self._turn_among_servers()
-            if self.followers is not None and self.followers.one_leaves:
-                self._stand_still(self._save)
+            self._turn_and_poll()
+            if self.followers is not None and self.followers.handover_due:
+                self._with_pushes_held(self._save)
             # Intervals of 0 mean every step, and not every turn.
             if not self._counted:
                 continue
@@ -223,15 +142,15 @@ class Serving(ServingLoop):
             if run.report_due:
                 self._report()
             if run.evaluation_due():
-                self._stand_still(self._evaluate)
+                self._with_pushes_held(self._evaluate)
             if run.save_due():
-                self._stand_still(self._save)
+                self._with_pushes_held(self._save)
         self._end()
 
-    def _turn_among_servers(self) -> None:
+    def _turn_and_poll(self) -> None:
         self.turn()
         if self.followers is not None:
-            self.followers.look_after()
+            self.followers.poll()
 
     def _end(self) -> None:
         run = self.run
@@ -240,11 +159,11 @@ class Serving(ServingLoop):
             why = "it was interrupted" if asked else self._why_over()
             if not self.server.stopped:
                 self.server.stop(why)
-            self.part()
+            self.await_goodbyes()
             self._report()
             self.shard.flush()
             failures = self._last_actions(evaluate=not run.evaluated and not asked)
-            self.see_off()
+            self.linger()
             if self.followers is not None:
                 self.followers.end(why)
         if failures:
@@ -260,13 +179,13 @@ class Serving(ServingLoop):
     def _last_actions(self, *, evaluate: bool) -> list[UserError]:
         """Evaluate and save; what failed. One failure does not keep the other from being tried."""
         checkpoints = self.run.checkpoints
-        actions: list[Callable[[], None]] = [self._evaluate_aloud] if evaluate else []
-        actions.append(lambda: self._save_aloud(best=False))
+        actions: list[Callable[[], None]] = [self._evaluate_or_raise] if evaluate else []
+        actions.append(lambda: self._save_or_raise(best=False))
         actions += [checkpoints.wait] if checkpoints is not None else []
         failures = []
         for action in actions:
             try:
-                self._helped(action)
+                self._run_in_helper(action)
             except UserError as error:
                 failures.append(error)
         return failures
@@ -279,17 +198,19 @@ class Serving(ServingLoop):
 
     # Evaluating and saving
 
-    def _stand_still(self, action: Callable[[], None]) -> None:
+    def _with_pushes_held(self, action: Callable[[], None]) -> None:
         """Have this done while the parameters stand still, with all that waits applied.
 
         Afterwards that is undone: when a run evaluates or saves must not change what it trains.
         """
         self.server.hold()
-        with ExitStack() as stack, self.shard.settled():
-            self._helped(action, lambda: stack.enter_context(self.run.clock.paused()))
+        with ExitStack() as stack, self.shard.flushed():
+            self._run_in_helper(action, lambda: stack.enter_context(self.run.clock.paused()))
         self.server.release()
 
-    def _helped(self, action: Callable[[], None], all_wait: Callable[[], object] = object) -> None:
+    def _run_in_helper(
+        self, action: Callable[[], None], all_wait: Callable[[], object] = object
+    ) -> None:
         """Have this done by a helper, and answer workers meanwhile.
 
         Args:
@@ -309,10 +230,10 @@ class Serving(ServingLoop):
 
         helper = Thread(target=help_out, name="helper", daemon=True)
         helper.start()
-        told = False
+        notified = False
         while helper.is_alive():
-            if not told and self.server.all_wait:
-                told = True
+            if not notified and self.server.all_wait:
+                notified = True
                 all_wait()
             self.turn(SHORT_POLL_SECONDS)
         helper.join()
@@ -320,9 +241,9 @@ class Serving(ServingLoop):
             raise errors[0]
 
     def _evaluate(self) -> None:
-        _or_warn(self._evaluate_aloud)
+        _or_warn(self._evaluate_or_raise)
 
-    def _evaluate_aloud(self) -> None:
+    def _evaluate_or_raise(self) -> None:
         run = self.run
         self._collect(optimizers=False)
         found = run.measure()
@@ -331,11 +252,11 @@ class Serving(ServingLoop):
 
     def _save(self, *, best: bool = False) -> None:
         # What was saved is kept; the run goes on, and tries again.
-        _or_warn(lambda: self._save_aloud(best=best))
+        _or_warn(lambda: self._save_or_raise(best=best))
 
-    def _save_aloud(self, *, best: bool) -> None:
+    def _save_or_raise(self, *, best: bool) -> None:
         self._collect(optimizers=True)
-        self.run.save({}, self._reading(), best=best, optimizer=self._optimizer_of_one_worker)
+        self.run.save({}, self._reader_state(), best=best, optimizer=self._optimizer_of_one_worker)
 
     def _optimizer_of_one_worker(self) -> dict[str, Tensor]:
         return at_one_worker(self.run.optimizer_state(), self.config.optim, self._updates)
@@ -347,7 +268,7 @@ class Serving(ServingLoop):
         else:
             check_finite(self.shard.parameters, self.run.step)
 
-    def _reading(self) -> dict[str, Any]:
+    def _reader_state(self) -> dict[str, Any]:
         """Where the workers stand in the text; for a run of other workers, where all do."""
         data, N = self.config.data, self.config.run.workers
         epoch, step = self.assignments.middle()
@@ -396,47 +317,47 @@ class Serving(ServingLoop):
     def welcome(self, session: Session, before: Session | None) -> dict[str, Any] | None:
         """See `Controller`."""
         if before is None:
-            session.place = self.assignments.take()
+            session.slot = self.assignments.take()
         elif before is not session:
-            session.place = before.place
+            session.slot = before.slot
             print_line(f"{session.name} has joined again.")
         return {
             "run": self.run_id,
             "shard": 0,
             "num_shards": self.num_shards,
-            "place": session.place,
-            "position": list(self.assignments.position(session.place)),
+            "slot": session.slot,
+            "position": list(self.assignments.position(session.slot)),
             "settings": self.settings,
         }
 
-    def left(self, session: Session, why: str) -> None:
+    def on_leave(self, session: Session, why: str) -> None:
         """See `Controller`."""
-        self.assignments.free(session.place)
+        self.assignments.free(session.slot)
         if not self.server.stopped:
             print_line(f"{session.name} {why}.")
 
-    def expect(self, session: Session, push: Push) -> None:
+    def check_push(self, session: Session, push: Push) -> None:
         """See `Controller`."""
         report, data = push.report, self.config.data
         if report.num_targets > data.batch * data.length:
             raise ValueError(f"a step has no {report.num_targets} targets")
-        self.assignments.check(session.place, report.position)
+        self.assignments.check(session.slot, report.position)
         for what, number in (("loss", report.loss), ("gradient's norm", report.norm)):
             if not isfinite(number):
                 raise Unusable(f"the {what} is {number}")
         self._steer()
 
-    def refused(self, session: Session, why: Unusable) -> None:
+    def push_refused(self, session: Session, why: Unusable) -> None:
         """See `Controller`."""
         self.dropped += 1
         if self.server.all_refused:
             run = self.run
             raise run.diverged(f"{why} at step {run.step + 1}, by {session.name}")
 
-    def count(self, session: Session, push: Push, staleness: Staleness | None) -> None:
+    def push_done(self, session: Session, push: Push, staleness: Staleness | None) -> None:
         """See `Controller`."""
         run = self.run
-        self.assignments.move(session.place, push.report.position)
+        self.assignments.move(session.slot, push.report.position)
         if staleness is None:
             self.dropped += 1
             return

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from thinwire.parameter_server.protocol import PULL_NUMBERS, PUSH_NUMBERS, ROWS_NUMBERS, mask_bytes
+from thinwire.parameter_server.fields import mask_bytes
+from thinwire.parameter_server.protocol import PULL_NUMBERS, PUSH_NUMBERS, ROWS_NUMBERS
 from thinwire.wire.codecs import Codec
 from thinwire.wire.frames import frame_bytes
 from thinwire.wire.indices import encoded_bytes

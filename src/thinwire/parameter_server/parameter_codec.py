@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from torch import Size, Tensor
 
-from thinwire.parameter_server.protocol import decoded
+from thinwire.parameter_server.fields import decoded
 from thinwire.wire.codecs import Codec, make_codec
 
 

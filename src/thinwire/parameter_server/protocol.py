@@ -10,16 +10,16 @@ Every message is one frame (`wire/frames.py`): a kind, numbers, parts.
     GOODBYE         it leaves
 
     from a server
-    WELCOME         the worker's place, and all settings: JSON
+    WELCOME         the worker's slot, and all settings: JSON
     REFUSED         why the worker cannot join: a sentence
     ROWS            the rows of a pull that have changed
     WAIT            the answer takes longer, because the run evaluates or saves
     STOP            the run has ended: why
-    AGAIN           this worker is not known here: it must say HELLO
+    UNKNOWN         this worker is not known here: it must say HELLO
     TOO_OLD         a push came too late and was dropped
 
     from the first of several servers to the others, and back
-    LEAD, TAKE, GIVE, END, and LED, SLICES    (see `followers.py`)
+    LEAD, LOAD, COLLECT, END, and STATUS, COLLECTED    (see `followers.py`)
 
 An incarnation is a number that a worker draws each time it joins; messages of an earlier one are
 recognised by it. Pulls, and pushes, are numbered from 1 within an incarnation.
@@ -35,18 +35,16 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from torch import Size, Tensor
+from torch import Tensor
 
 from thinwire.files import parse_json
-from thinwire.wire.codecs import Codec
+from thinwire.parameter_server.fields import as_bytes, finite, whole
 from thinwire.wire.frames import Frame, pack, unpack
 from thinwire.wire.indices import decode_ids, encode_ids
 
-PROTOCOL = 4
+PROTOCOL = 5
 ABSENT = -1
-LARGEST_WHOLE = 2.0**53
 
 
 class Kind(IntEnum):
@@ -62,14 +60,14 @@ class Kind(IntEnum):
     ROWS = 19
     WAIT = 20
     STOP = 21
-    AGAIN = 22
+    UNKNOWN = 22
     TOO_OLD = 23
     LEAD = 33
-    TAKE = 34
-    GIVE = 35
+    LOAD = 34
+    COLLECT = 35
     END = 36
-    LED = 49
-    SLICES = 50
+    STATUS = 49
+    COLLECTED = 50
 
 
 @dataclass(frozen=True)
@@ -118,9 +116,9 @@ class Selection:
 
 
 class Position(NamedTuple):
-    """How far a place has read its part of the text.
+    """How far a slot has read its part of the text.
 
-    `epoch` and `step` are those of `Batches`; `steps` counts all steps of the place, and `epochs`
+    `epoch` and `step` are those of `Batches`; `steps` counts all steps of the slot, and `epochs`
     is the same in passes over the text.
     """
 
@@ -287,13 +285,13 @@ class Push:
 # Small messages
 
 
-def say(kind: Kind, *numbers: float, text: str | None = None) -> Tensor:
+def small_message(kind: Kind, *numbers: float, text: str | None = None) -> Tensor:
     """A message of numbers and, perhaps, a text."""
     parts = () if text is None else (as_bytes(text),)
     return pack(Frame(kind, tuple(map(float, numbers)), parts))
 
 
-def say_json(kind: Kind, content: Mapping[str, Any], parts: Sequence[Tensor] = ()) -> Tensor:
+def json_message(kind: Kind, content: Mapping[str, Any], parts: Sequence[Tensor] = ()) -> Tensor:
     """A message of JSON, and perhaps parts that it describes."""
     return pack(Frame(kind, (), (as_bytes(json.dumps(dict(content))), *parts)))
 
@@ -349,77 +347,7 @@ def incarnation_of(frame: Frame) -> int:
     return whole(_some(frame, 1)[0])
 
 
-# Values
-
-
-def as_bytes(text: str) -> Tensor:
-    """A text as bytes, uint8."""
-    data = text.encode()
-    return torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else _nothing()
-
-
-def mask_bytes(num_rows: int) -> int:
-    """The size of a mask of so many rows: a bit each."""
-    return (num_rows + 7) // 8
-
-
-def packed_mask(mask_R: Tensor) -> Tensor:
-    """Booleans as bits."""
-    return torch.from_numpy(np.packbits(mask_R.cpu().numpy()))
-
-
-def unpacked_mask(data: Tensor, num_rows: int) -> Tensor:
-    """The booleans of `packed_mask`.
-
-    Raises:
-        ValueError: there are not as many.
-    """
-    if len(data) != mask_bytes(num_rows):
-        raise ValueError(f"a mask of {num_rows} rows has not {len(data)} bytes")
-    return torch.from_numpy(np.unpackbits(data.numpy(), count=num_rows)).bool()
-
-
-def decoded(codec: Codec, data: Tensor, shape: Size) -> Tensor:
-    """The values of this shape.
-
-    Raises:
-        ValueError: the data have another size.
-    """
-    if len(data) != codec.num_bytes(shape):
-        raise ValueError(
-            f"values of shape {list(shape)} have {codec.num_bytes(shape)} bytes in {codec.name}, "
-            f"not {len(data)}"
-        )
-    return codec.decode(data, shape)
-
-
-def whole(number: float, least: int = 0) -> int:
-    """A whole number, `least` or more.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not (least <= number <= LARGEST_WHOLE and number == int(number)):
-        raise ValueError(f"{number} stands where a whole number of {least} or more belongs")
-    return int(number)
-
-
-def finite(number: float) -> float:
-    """A number, 0 or more, and small enough for many to be added up.
-
-    Raises:
-        ValueError: it is none.
-    """
-    if not 0 <= number <= LARGEST_WHOLE:
-        raise ValueError(f"{number} stands where a number of 0 or more belongs")
-    return number
-
-
 def _some(frame: Frame, count: int) -> tuple[float, ...]:
     if len(frame.numbers) < count:
         raise ValueError(f"a message with {len(frame.numbers)} numbers, which needs {count}")
     return frame.numbers[:count]
-
-
-def _nothing() -> Tensor:
-    return torch.empty(0, dtype=torch.uint8)

@@ -48,19 +48,19 @@ class RowRequest:
     def selection(self, index: int, count: int) -> tuple[Selection, list[Tensor | None]]:
         """The rows of server `index` of `count`, by its numbers; and where they stand in `order_R`.
 
-        For a group of every row, `None` stands for the places.
+        For a group of every row, `None` stands for the positions.
         """
         ids: list[Tensor | None] = []
-        places: list[Tensor | None] = []
+        positions: list[Tensor | None] = []
         for group in self.groups:
             if group is None:
                 ids.append(None)
-                places.append(None)
+                positions.append(None)
             elif count == 1:
                 ids.append(group.ids_R)
-                places.append(group.order_R)
+                positions.append(group.order_R)
             else:
-                here_R = group.ids_R % count == index
-                ids.append(group.ids_R[here_R] // count)
-                places.append(group.order_R[here_R])
-        return Selection(self.group_of, tuple(ids)), places
+                mask_R = group.ids_R % count == index
+                ids.append(group.ids_R[mask_R] // count)
+                positions.append(group.order_R[mask_R])
+        return Selection(self.group_of, tuple(ids)), positions

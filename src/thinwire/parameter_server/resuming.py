@@ -11,8 +11,8 @@ from thinwire.runs.metrics import read_metrics
 from thinwire.runs.run import Run
 
 
-def places(run: Run, saved: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Every place's position, of a run that may have been planned for another number of workers."""
+def slot_positions(run: Run, saved: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Every slot's position, of a run that may have been planned for another number of workers."""
     if not saved:
         return {}
     config, N = run.config, run.config.run.workers
@@ -38,12 +38,12 @@ def places(run: Run, saved: Mapping[str, Any] | None) -> dict[str, Any]:
         step = round((saved["epochs"] - epoch) * batches.steps_per_epoch)
         batches.load_state_dict(state | {"step": min(step, batches.steps_per_epoch - 1)})
     state = batches.state_dict()
-    # Every place has read as much. Steps go on, so that no draw of before is drawn again.
+    # Every slot has read as much. Steps go on, so that no draw of before is drawn again.
     position = [state["epoch"], state["step"], run.step, batches.epoch]
-    return {str(place): position for place in range(N)}
+    return {str(slot): position for slot in range(N)}
 
 
-def say_what_is_lost(run: Run, saved: Mapping[str, Any]) -> None:
+def report_loss(run: Run, saved: Mapping[str, Any]) -> None:
     """After a crash: how much of the training was not saved."""
     assert run.folder is not None
     recorded = [line for line in read_metrics(run.folder.path) if "seconds" in line]

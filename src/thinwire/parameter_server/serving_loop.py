@@ -5,7 +5,8 @@ from __future__ import annotations
 from time import monotonic
 
 from thinwire.config import RunConfig
-from thinwire.parameter_server.sessions import Controller, Server
+from thinwire.parameter_server.controller import Controller
+from thinwire.parameter_server.server import Server
 from thinwire.transport.messages import Listener
 
 # How long a server waits for a message before it looks at what else there is to do.
@@ -37,18 +38,18 @@ class ServingLoop(Controller):
             self.server.handle(*found)
         return found is not None
 
-    def part(self) -> None:
+    def await_goodbyes(self) -> None:
         """Give the workers the time to hear of the end, and to say goodbye."""
         deadline = monotonic() + PARTING_SECONDS
         while self.server.sessions and monotonic() < deadline:
             self.turn(SHORT_POLL_SECONDS)
 
-    def see_off(self) -> None:
+    def linger(self) -> None:
         """Stay for those who still ask.
 
         On a slow link the end follows what was sent before it. Closing the listener would discard
         it, and the workers would wait in vain.
         """
         deadline = monotonic() + self.config.exchange.timeout_seconds
-        while self.server.hears_someone() and monotonic() < deadline:
+        while self.server.hears_anyone() and monotonic() < deadline:
             self.turn(SHORT_POLL_SECONDS)

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.optim.updater import Updater
 from thinwire.parameter_server.accumulation import Gradient, GradientBuffer
-from thinwire.parameter_server.kept import Kept
+from thinwire.parameter_server.fields import decoded, packed_mask
 from thinwire.parameter_server.parameter_codec import ParameterCodec
-from thinwire.parameter_server.protocol import Pull, Push, Rows, decoded, packed_mask
+from thinwire.parameter_server.protocol import Pull, Push, Rows
+from thinwire.parameter_server.snapshot import Snapshot
 from thinwire.parameter_server.staleness import Staleness
 from thinwire.touched import Touched
 from thinwire.wire.codecs import make_codec
@@ -211,12 +212,12 @@ class Shard:
         self.row_optimizer.flush()
 
     @contextmanager
-    def settled(self) -> Iterator[None]:
+    def flushed(self) -> Iterator[None]:
         """Inside, all is as after a `flush`, to be evaluated or saved; then it is as before.
 
         So it does not steer the run when that is done. Nothing may be pulled or pushed inside.
         """
-        kept, version, buffer = Kept(), self.version, self._buffer.copy()
+        kept, version, buffer = Snapshot(), self.version, self._buffer.copy()
         waiting = buffer.rows()
         for name, table in self.tables.items():
             kept.keep_table(self.row_optimizer, table, name in waiting, waiting.get(name))
@@ -228,7 +229,7 @@ class Shard:
             self.flush()
             yield
         finally:
-            kept.put_back()
+            kept.restore()
             self.version, self._buffer = version, buffer
 
     def drop_gradients(self) -> None:

@@ -59,7 +59,7 @@ def work(
     name: str,
     threads: int | None = None,
     device: str | None = None,
-    told: Callable[[str], None] = lambda sentence: None,
+    on_status: Callable[[str], None] = lambda sentence: None,
 ) -> str:
     """Work for the servers until the run ends; returns why it ended.
 
@@ -72,7 +72,7 @@ def work(
             name.
         threads: compute threads; None: what the run says.
         device: where to compute; None: what the run says.
-        told: hears whom this worker waits for, and that it has joined.
+        on_status: hears whom this worker waits for, and that it has joined.
 
     Raises:
         Failed: the run has failed.
@@ -84,8 +84,10 @@ def work(
         for connection in connections:
             connection.close()
         raise
-    told(f"Waiting for {' and '.join(connection.server for connection in connections)}")
-    return Worker(corpus, connections, name=name, threads=threads, device=device, told=told).run()
+    on_status(f"Waiting for {' and '.join(connection.server for connection in connections)}")
+    return Worker(
+        corpus, connections, name=name, threads=threads, device=device, on_status=on_status
+    ).run()
 
 
 @dataclass(frozen=True)
@@ -109,11 +111,11 @@ class Worker:
         name: str,
         threads: int | None = None,
         device: str | None = None,
-        told: Callable[[str], None] = lambda sentence: None,
+        on_status: Callable[[str], None] = lambda sentence: None,
     ) -> None:
         self.corpus = corpus
         self.stop_asked = False
-        self._threads, self._device, self._told = threads, device, told
+        self._threads, self._device, self._on_status = threads, device, on_status
         self.servers = Servers(
             connections,
             data=corpus.meta.fingerprint,
@@ -152,7 +154,7 @@ class Worker:
                     connection.close()
 
     def _begin(self, welcome: Welcome) -> None:
-        """Take the place that the servers have given."""
+        """Take the slot that the servers have given."""
         self.config = RunConfig.from_dict(welcome.settings, "the server's settings")
         config = self.config
         self.servers.timeout_seconds = config.exchange.timeout_seconds
@@ -160,15 +162,15 @@ class Worker:
             self._set_up(config)
         assert self._model is not None
         self.model = self._model
-        place, N, seed = welcome.place, config.run.workers, config.run.seed
-        self.place, self.steps = place, welcome.position.steps
+        slot, N, seed = welcome.slot, config.run.workers, config.run.seed
+        self.slot, self.steps = slot, welcome.position.steps
         client = Client(
             self.servers,
             self.model.tables(),
             self.model.blocks(),
             config.exchange,
             config.optim.clip,
-            derive(seed, "worker", str(place)),
+            derive(seed, "worker", str(slot)),
         )
         if self._joined is not None and self._joined[0] == welcome.run:
             client.take_over_feedback(self._joined[1])
@@ -176,9 +178,9 @@ class Worker:
         self.batches = Batches(
             self.corpus.ids("train"),
             config.data,
-            seed=seed if place < N else derive(seed, "batches", str(place // N)),
+            seed=seed if slot < N else derive(seed, "batches", str(slot // N)),
             eos_id=self.corpus.meta.eos_id,
-            worker=place % N,
+            worker=slot % N,
             num_workers=N,
             num_before=self.model.num_before,
         )
@@ -188,7 +190,7 @@ class Worker:
         )
         self.state: State | None = None
         self._next = self._look_ahead()
-        self._told(f"Joined; this worker's part of the text is {place % N + 1} of {N}.")
+        self._on_status(f"Joined; this worker's part of the text is {slot % N + 1} of {N}.")
 
     def _set_up(self, config: RunConfig) -> None:
         device = set_up_device(config, self._threads, self._device)
@@ -227,7 +229,7 @@ class Worker:
             if num_targets:
                 break
         exchange, workers = self.config.exchange, self.config.run.workers
-        draw = exchange.draw(self.steps, self.place, workers)
+        draw = exchange.draw(self.steps, self.slot, workers)
         self.steps += 1
         state = self.batches.state_dict()
         position = Position(state["epoch"], state["step"], self.steps, self.batches.epoch)
@@ -237,4 +239,4 @@ class Worker:
         model, B = self.config.model, self.config.data.batch
         if model.dropout == 0.0:
             return None
-        return Noise(model.dropout, self.config.run.seed, draw, self.place * B, B)
+        return Noise(model.dropout, self.config.run.seed, draw, self.slot * B, B)

@@ -74,7 +74,7 @@ def test_what_waits_is_applied_inside_and_waits_again_afterwards(
             add(each, number)
     flushed.flush()
     unsettled = held(mine)
-    with mine.settled():
+    with mine.flushed():
         assert_equal(held(mine), held(flushed))
         assert before % 3 == 0 or not torch.equal(held(mine)["one"], unsettled["one"])
     assert_equal(held(mine), unsettled)

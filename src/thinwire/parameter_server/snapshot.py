@@ -21,7 +21,7 @@ from thinwire.optim.decay import PAID
 from thinwire.optim.rows import RowOptimizer
 
 
-class Kept:
+class Snapshot:
     """Values of tensors, of their rows, and of optimisers' states, as they are now."""
 
     def __init__(self) -> None:
@@ -57,7 +57,7 @@ class Kept:
             self._states.append((optimizer, block, _cloned(optimizer.state.get(block, {}))))
 
     @torch.no_grad()
-    def put_back(self) -> None:
+    def restore(self) -> None:
         """Let all be as it was when it was kept."""
         for tensor, ids_R, values in self._rows:
             if ids_R is None:
