@@ -1,7 +1,7 @@
-"""Pushes that wait to be applied at once: fewer updates, so fewer that a gradient is late by.
+"""Collects several pushes and applies their mean as one update.
 
-The mean of k pushes makes one update (Aji, Heafield 2019, arXiv 1906.03496). It is what helped of
-three ways that were tried (LOG.md).
+With fewer updates, a gradient is late by fewer updates: its staleness is lower (Aji, Heafield 2019,
+arXiv 1906.03496). Of three methods that were tried, this one helped (LOG.md).
 
 R rows, D width.
 """
@@ -23,24 +23,24 @@ class GradientBuffer:
         self._gradients: dict[str, list[Gradient]] = {}
 
     def add(self, gradients: dict[str, Gradient]) -> None:
-        """Lay the gradients of a push on top."""
+        """Add the gradients of a push."""
         self.size += 1
         for name, gradient in gradients.items():
             self._gradients.setdefault(name, []).append(gradient)
 
     def copy(self) -> GradientBuffer:
-        """Another buffer that holds the same."""
+        """A buffer with the same content."""
         same = GradientBuffer()
         same.size = self.size
         same._gradients = {name: list(found) for name, found in self._gradients.items()}
         return same
 
     def rows(self) -> dict[str, Tensor | None]:
-        """The rows `[R]` of each parameter that has gradients waiting; None: every row."""
+        """For each parameter with gradients in the buffer, their rows `[R]`; None: every row."""
         return {name: _rows([ids for ids, _ in found]) for name, found in self._gradients.items()}
 
     def take(self) -> dict[str, Gradient]:
-        """The mean gradient over the pushes, rows merged; the buffer is empty then."""
+        """The mean gradient of the pushes, with rows merged; this empties the buffer."""
         merged = {name: _mean(found, self.size) for name, found in self._gradients.items()}
         self.size = 0
         self._gradients.clear()

@@ -1,9 +1,9 @@
 """Which worker reads which part of the text, and how far each part has been read.
 
-A run is planned for N workers and has N slots: the worker at slot p < N reads the p-th of N
-parts of the text. More may join: slot p >= N reads part p - N (or p - 2N ...) in another order,
-which its own seed gives. A worker that comes takes the lowest slot that is free, and goes on where
-the last one there stopped; its streams start afresh.
+A run for N workers has N slots: the worker of slot p < N reads part p of N parts of the text.
+Further workers may join: slot p >= N reads part p - N (or p - 2N ...) in another order, which a
+seed of its own gives. A new worker takes the lowest free slot, and continues where the last worker
+of that slot stopped, with fresh hidden states.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from thinwire.parameter_server.protocol import Position
 
-# Between two pushes of a worker that arrive, so many are lost at most.
+# At most this many pushes of a worker may be lost between two that arrive.
 LONGEST_JUMP = 1000
-# Of an epoch, that a step is: no text is longer.
+# The least fraction of an epoch that a step can be.
 LEAST_PART = 1e-12
 
 
@@ -24,7 +24,7 @@ class Assignments:
 
     Args:
         num_planned: N.
-        saved: what `state` gave; empty: nothing has been read.
+        saved: what `state` returned; empty at the start of a run.
     """
 
     def __init__(self, num_planned: int, saved: Mapping[str, Any]) -> None:
@@ -33,21 +33,21 @@ class Assignments:
         self._positions = {int(p): Position(*found) for p, found in saved.items()}
 
     def take(self) -> int:
-        """The lowest free slot, taken."""
+        """Take the lowest free slot."""
         slot = next(p for p in range(len(self._taken) + 1) if p not in self._taken)
         self._taken.add(slot)
         return slot
 
     def free(self, slot: int) -> None:
-        """Nobody reads there any more."""
+        """Free a slot."""
         self._taken.discard(slot)
 
     def position(self, slot: int) -> Position:
-        """How far a slot has been read."""
+        """How far the text of a slot has been read."""
         return self._positions.get(slot, Position())
 
     def move(self, slot: int, position: Position) -> None:
-        """Its worker has read on."""
+        """Record how far the worker of a slot has read."""
         self._positions[slot] = position
 
     @property
@@ -56,7 +56,7 @@ class Assignments:
         return sum(position.epochs for position in self._positions.values()) / self.num_planned
 
     def middle(self) -> tuple[int, int]:
-        """Epoch and step at which every worker would stand, had all read alike."""
+        """The epoch and step of every worker if all had read the same amount."""
         epochs = self.epochs
         for position in self._positions.values():
             if position.epochs == epochs:
@@ -68,10 +68,10 @@ class Assignments:
         return epoch, int((epochs - epoch) * max(sizes, default=0.0))
 
     def check(self, slot: int, position: Position) -> None:
-        """A worker goes on from where its slot is, a few steps at a time.
+        """Check that a worker continues near the position of its slot.
 
         Raises:
-            ValueError: this one has jumped.
+            ValueError: the position has jumped.
         """
         before = self.position(slot)
         changes = [after - earlier for after, earlier in zip(position, before, strict=True)]

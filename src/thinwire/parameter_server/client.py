@@ -1,8 +1,8 @@
-"""A worker's side: it pulls what its steps touch, and pushes what they have found.
+"""A worker's side: pulls the rows that its steps touch, and pushes their gradients.
 
-A worker's parameters are a copy in which only those rows are current that were pulled last. A pull
-may be issued long before its rows are needed, one at a time; `fetch` then waits for what has not
-arrived yet. A push never waits.
+In a worker's copy of the parameters, only the rows of the last pull are current. A pull can be sent
+long before its rows are needed; only one is under way at a time. `fetch` waits for the answers that
+have not arrived yet. A push never waits.
 
 M servers, of which server i holds rows i, i + M, ...; R rows of a group touched, N of them at one
 server, H of those sent.
@@ -45,7 +45,7 @@ from thinwire.wire.frames import Frame
 
 @dataclass
 class _PendingPull:
-    """A pull that is under way, and its answers so far."""
+    """A pull that is under way, and the answers that have arrived."""
 
     number: int
     request: RowRequest
@@ -54,7 +54,7 @@ class _PendingPull:
 
 @dataclass(frozen=True)
 class _Fetched:
-    """What a step computes with, and the number of the last pull that it waited for."""
+    """The rows that a step uses, and the number of the last pull that it waited for."""
 
     number: int
     request: RowRequest
@@ -63,17 +63,17 @@ class _Fetched:
 class Client:
     """Pulls and pushes.
 
-    A step's rows are pulled ahead, while the step before it computes. When the step begins, the
-    blocks are pulled, and those rows that have changed meanwhile; so a step computes with what
-    there is after this worker's own last push, and the rows that seldom change do not delay it.
+    The rows of a step are pulled ahead, while the previous step computes. When the step begins, the
+    blocks are pulled, and the rows that have changed meanwhile. So a step uses the parameters after
+    this worker's own last push, and rows that seldom change do not delay it.
 
     Args:
-        servers: joined already.
+        servers: the run's servers, after `join`.
         tables: this worker's copy of the parameters that are read row by row, by name.
-        blocks: that of the others.
+        blocks: this worker's copy of the other parameters, by name.
         config: codec, selection and hidden fraction.
         clip: largest global norm of a step's gradient; 0: none.
-        seed: of stochastic rounding and of the hidden blocks that travel; each worker's own.
+        seed: of stochastic rounding and of the choice of hidden blocks; different for each worker.
     """
 
     def __init__(
@@ -104,15 +104,15 @@ class Client:
         self._fetched: _Fetched | None = None
 
     def take_over_feedback(self, before: Client) -> None:
-        """Go on with the gradients that wait for their turn in this worker's client of before."""
+        """Take over the residual of error feedback from this worker's previous client."""
         self._hidden.load(before._hidden.waiting, before._hidden.piles)
 
     # Pulling
 
     def pull_rows(self, touched: Touched) -> None:
-        """Ask for the rows of the next step, and return at once; `fetch` asks for what is missing.
+        """Request the rows of the next step, and return at once; `fetch` requests the rest.
 
-        With `select = everything`, `fetch` asks for all.
+        With `select = everything`, `fetch` requests everything.
         """
         self._next_request = self._row_request(touched, self._selected())
         if not self._everything:
@@ -136,8 +136,9 @@ class Client:
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
         """The touched rows of each table, `[R, ...]`, as leaves that collect gradients.
 
-        What was pulled ahead is waited for; then all is asked for, and what has changed is sent.
-        Where only some rows of the blocks travel in a step, the first one is preceded by all.
+        It waits for the rows that were pulled ahead, then requests all rows of the step; servers
+        send those that have changed. If only some rows of the blocks are exchanged per step, all
+        blocks are pulled before the first step.
         """
         request, self._next_request = self._next_request, None
         if request is None or request.touched is not touched:
@@ -161,7 +162,7 @@ class Client:
         }
 
     def _receive(self) -> None:
-        """Wait for every server's answer to the pull under way, and make its rows current."""
+        """Wait for every server's answer to the pull under way, and store its rows."""
         pending = self._pending
         assert pending is not None
         try:
@@ -176,7 +177,7 @@ class Client:
         self._held = pending.number
 
     def _handle(self, index: int, kind: Kind, frame: Frame) -> None:
-        """A message of server `index`; an answer to an earlier pull is left alone."""
+        """Handle a message of server `index`; answers to earlier pulls are ignored."""
         if kind is Kind.TOO_OLD:
             self.too_old += 1
         if kind is Kind.ROWS and self._pending is not None:
@@ -188,7 +189,7 @@ class Client:
 
     @torch.no_grad()
     def _write(self, rows: Rows, selection: Selection, index: int) -> None:
-        """Put the rows that server `index` has sent into this worker's copy."""
+        """Store the rows that server `index` has sent in this worker's copy."""
         M = len(self.servers.connections)
         masks: list[Tensor | None] = []
         for group, (mask, ids_N) in enumerate(zip(rows.masks, selection.ids, strict=True)):
@@ -228,9 +229,9 @@ class Client:
 
         Args:
             rows: what `fetch` returned, with its gradients.
-            loss: the step's mean loss in nats a token.
-            num_targets: its tokens.
-            position: how far this worker has read with this step.
+            loss: the step's mean loss in nats per token.
+            num_targets: the number of targets of the step.
+            position: how far this worker has read after this step.
 
         Returns:
             The global norm of the gradient, before clipping.
@@ -289,7 +290,7 @@ class Client:
         ).pack()
 
     def _selected(self) -> HiddenSelection:
-        """The rows of the blocks that travel in the next step."""
+        """The rows of the blocks that are exchanged in the next step."""
         self._num_steps += 1
         return self._hidden.select(self._num_steps - 1)
 
@@ -304,7 +305,7 @@ class Client:
 
 
 def on_host(values: Tensor) -> Tensor:
-    """The values in the host's memory, pinned, so that the copy runs at the bus's speed.
+    """The values in the host's memory, pinned so that the copy has the speed of the bus.
 
     Not tried on CUDA.
     """

@@ -1,4 +1,4 @@
-"""The servers of an asynchronous run, as one worker sees them: joining, messages, signs of life."""
+"""A worker's connections to the servers: joining, messages, keep-alives."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class Stopped(Exception):
 
 
 class Lost(Exception):
-    """A server does not know this worker, or has fallen silent: it has to join again."""
+    """A server does not know this worker, or is silent: the worker has to join again."""
 
 
 class Interrupted(Exception):
@@ -53,7 +53,7 @@ class Interrupted(Exception):
 
 @dataclass(frozen=True)
 class Welcome:
-    """What a worker is told when it joins; `run` changes when servers start again."""
+    """What a worker learns when it joins; `run` changes when servers are restarted."""
 
     run: str
     slot: int
@@ -65,14 +65,14 @@ class Servers:
     """All servers of a run, as one worker sees them.
 
     Args:
-        connections: one to each, in any order.
+        connections: one to each server, in any order.
         data: the data folder's fingerprint.
         version: of thinwire.
-        name: what to call this worker in a sentence.
+        name: this worker's name in sentences.
         timeout_seconds: the longest wait for a server's answer.
-        stopping: whether this worker was asked to stop.
-        meeting_seconds: the least time that a server has to let this worker join: it may have been
-            started again, and starting takes longer than answering.
+        stopping: returns whether this worker was asked to stop.
+        meeting_seconds: the least time that a server has to answer HELLO: one that was restarted
+            needs more time to start than to answer.
     """
 
     def __init__(
@@ -158,14 +158,14 @@ class Servers:
         self.connections[index].send(message)
 
     def poll(self, index: int) -> tuple[Kind, Frame] | None:
-        """A message of server `index` that is there already."""
+        """A message of server `index` that has arrived already, or None."""
         return self._receive(self.connections[index], 0.0)
 
     def wait(self, index: int) -> tuple[Kind, Frame]:
-        """The next message of server `index`, which is asked for a sign of life meanwhile.
+        """Wait for the next message of server `index`, and send ALIVE meanwhile.
 
         Raises:
-            Lost: it is silent, or does not know this worker.
+            Lost: the server is silent, or does not know this worker.
             Stopped: the run has ended.
             Interrupted: this worker has to stop.
         """
@@ -182,12 +182,12 @@ class Servers:
             self._waited_seconds += perf_counter() - began
 
     def goodbye(self) -> None:
-        """Leave, with the whole account of the wire."""
+        """Leave, and send the final account of the wire."""
         for index in range(len(self.connections)):
             self.send(index, small_message(Kind.GOODBYE, self.incarnation, *self.account()))
 
     def account(self) -> WireAccount:
-        """What was waited, sent and received since the last HELLO."""
+        """Seconds waited, bytes sent and bytes received since the last HELLO."""
         pairs = zip(self._total(), self._account_at_join, strict=True)
         return WireAccount(*(now - before for now, before in pairs))
 

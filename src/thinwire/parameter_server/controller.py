@@ -1,4 +1,4 @@
-"""What a server asks of whoever steers the run: a leader or a follower."""
+"""The interface between a server and what controls its run: a leader or a follower."""
 
 from __future__ import annotations
 
@@ -12,30 +12,31 @@ from thinwire.parameter_server.staleness import Staleness
 
 
 class Controller(ABC):
-    """Steers the run that a server serves.
+    """Controls the run of a server.
 
     `check_push`, `push_refused` and `push_done` may raise.
     """
 
     @abstractmethod
     def welcome(self, session: Session, before: Session | None) -> dict[str, Any] | None:
-        """Give a new worker its slot, and say what it has to know; None: let it ask again.
+        """Assign a slot to a new worker; return what it must know, or None to let it ask again.
 
         Args:
-            session: of the worker.
-            before: the session that it takes over.
+            session: the new worker's session.
+            before: the session that it takes over, if any.
         """
 
     @abstractmethod
     def on_leave(self, session: Session, why: str) -> None:
-        """This worker has left."""
+        """A worker has left."""
 
     @abstractmethod
     def check_push(self, session: Session, push: Push) -> None:
-        """A push is about to be applied.
+        """Check a push before it is applied.
 
         Raises:
-            ValueError: it is none that a worker sends; it is ignored. `Unusable`: it is refused.
+            Unusable: the push is refused.
+            ValueError: no worker sends such a push; it is ignored.
         """
 
     @abstractmethod
@@ -44,4 +45,4 @@ class Controller(ABC):
 
     @abstractmethod
     def push_done(self, session: Session, push: Push, staleness: Staleness | None) -> None:
-        """It has been applied, or dropped because it came too late."""
+        """A push was applied, or (`staleness` is None) dropped because it came too late."""

@@ -1,4 +1,4 @@
-"""A model that is not finite is neither evaluated nor saved: what was saved before is kept."""
+"""Checks that a model is finite before it is evaluated or saved."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""A server that is not the first of its run: it holds its rows, and does as the leader says.
+"""A server that is not the first of its run: it has its rows, and the first server controls it.
 
-`followers.py` has the conversation from the leader's side.
+`followers.py` has the other side of the conversation.
 """
 
 from __future__ import annotations
@@ -66,17 +66,17 @@ def serve_shard(
     warn: Callable[[str], None],
     threads: int | None = None,
 ) -> None:
-    """Serve shard `index`, not the first, of `count`, until the first server says that it is over.
+    """Serve shard `index` (1 or more) of `count`, until the first server says that the run ended.
 
     Args:
         data: a copy of the first server's data folder.
         config: the first server's settings.
-        index: which rows.
-        count: how many servers.
-        listener: opens the server's listener, for messages of so many bytes at most.
-        ready: called when workers and the first server may come.
-        warn: says a sentence to people.
-        threads: of this server; None: `run.threads` or, if that is 0, the cores.
+        index: the shard, which decides on the rows.
+        count: the number of servers.
+        listener: opens the server's listener; its argument is the size limit of messages in bytes.
+        ready: called when workers and the first server may connect.
+        warn: prints a sentence for people.
+        threads: compute threads of this server; None: `run.threads` or, if that is 0, all cores.
 
     Raises:
         UserError: what the user can mend.
@@ -144,14 +144,14 @@ class Follower(ServingLoop):
                 self.linger()
 
     def _hand_over(self) -> None:
-        """Asked to stop: go on until the first server has this one's rows, or a while at most."""
+        """After a request to stop, continue until the first server has the rows."""
         seconds = min(HANDOVER_SECONDS, self.config.exchange.timeout_seconds)
         deadline = monotonic() + seconds
         while self._ready and not (self.ended or self._handed_over) and monotonic() < deadline:
             self.turn()
 
     def _handle(self, client: bytes, kind: Kind, frame: Frame) -> None:
-        """What the first server says; what it does not say is left alone."""
+        """Handle a message of the first server; malformed ones are ignored."""
         try:
             content = json_of(frame)
             self._act_on(client, kind, content, frame.parts[1:])
@@ -205,7 +205,7 @@ class Follower(ServingLoop):
         self.listener.send(client, json_message(Kind.STATUS, status))
 
     def _refusal(self, lead: Mapping[str, Any]) -> str | None:
-        """Why this server cannot be of that run: a sentence with both values."""
+        """Why this server cannot serve that run: a sentence with both values."""
         own: dict[str, Any] = {
             "protocol": PROTOCOL,
             "thinwire": __version__,

@@ -15,7 +15,8 @@ the follower had no rows to send. The request is then sent again, after the foll
 A follower that was asked to stop says so in STATUS. The first server then collects at once, and
 LEAD tells the follower that its rows have arrived.
 
-Learning rates follow the workers' pushes, which carry the factor that the first server gave them.
+Followers take the factor of their learning rates from the workers' pushes; workers have it from the
+first server.
 """
 
 from __future__ import annotations
@@ -63,14 +64,14 @@ class Followers:
     """The other servers of a run, as the first one sees them.
 
     Args:
-        connections: to them, in the order of their shards, from shard 1 on.
-        run: the run, whose model takes in what they hold.
+        connections: to the other servers, in the order of their shards, from shard 1 on.
+        run: the run; its model receives the collected rows.
         shard: the first server's own rows.
         run_id: the run's name.
         settings: all settings of the run, as JSON has them.
-        warn: says a sentence to people.
-        meeting_seconds: the least time that the others have to answer, for they may have been
-            started again, and starting takes longer than answering.
+        warn: prints a sentence for people.
+        meeting_seconds: the least time that the others have to answer: one that was restarted
+            needs more time to start than to answer.
     """
 
     def __init__(
@@ -109,13 +110,10 @@ class Followers:
         self._handover_done = [False] * len(connections)
 
     def wait_until_ready(self, stopping: Callable[[], bool]) -> None:
-        """Wait until all are ready; first load this server's own rows.
-
-        They may still be starting, which takes longer than to answer.
+        """Load this server's own rows, then wait until all others are ready.
 
         Raises:
-            UserError: one refuses, or does not answer in time; or there is nothing to serve, as the
-                model is not finite.
+            UserError: a server refuses, or does not answer in time; or the model is not finite.
         """
         parameters, optimizers = self._rows_of(0)
         try:
@@ -138,10 +136,10 @@ class Followers:
                 )
 
     def poll(self, timeout_seconds: float = 0.0) -> None:
-        """Once a second, learn how they are; give their rows to those who have none.
+        """Send LEAD once a second, read the answers, and send rows to servers that are not ready.
 
         Raises:
-            UserError: one refuses.
+            UserError: a server refuses.
         """
         if monotonic() >= self._lead_due:
             self._lead_due = monotonic() + ALIVE_SECONDS
@@ -173,7 +171,7 @@ class Followers:
             self._update_status(index, json_of(frame))
 
     def _update_status(self, index: int, status: Mapping[str, Any]) -> None:
-        """How a follower is."""
+        """Take in a follower's STATUS."""
         self._leaving[index] = bool(status["leaving"])
         self._handover_done[index] &= self._leaving[index]
         self._ready[index] = bool(status["ready"])
@@ -192,7 +190,7 @@ class Followers:
             self._request(index)
 
     def _count_loss(self, index: int) -> None:
-        """A follower held 1 / M of all that was learned since it was last collected."""
+        """Count what a restarted follower lost: 1 / M of the training since its last collection."""
         lost = (self.run.tokens - self._tokens_kept[index]) // (1 + len(self.connections))
         self._tokens_kept[index] = self.run.tokens
         made_up = ", and the run trains as many more" if self.run.lose(lost) else ""
@@ -204,7 +202,7 @@ class Followers:
 
     @property
     def handover_due(self) -> bool:
-        """Whether one was asked to stop whose rows have not been collected since."""
+        """Whether a follower was asked to stop and its rows were not collected since."""
         return any(
             leaving and not handed_over
             for leaving, handed_over in zip(self._leaving, self._handover_done, strict=True)
@@ -216,12 +214,12 @@ class Followers:
         return cut(parameters, index, M), cut(run.optimizer_state(), index, M)
 
     def collect(self, *, optimizers: bool) -> None:
-        """Put the rows of all servers into the run's model and, if asked for, into its optimisers.
+        """Copy the rows of all servers into the run's model and, on request, its optimisers.
 
-        A follower that is started again meanwhile is given its rows first, and then asked.
+        A follower that is restarted meanwhile first receives its rows.
 
         Raises:
-            UserError: one refuses, or is silent for too long; nothing was changed.
+            UserError: a server refuses, or is silent for too long; nothing was changed.
         """
         self._optimizers = optimizers
         self._collected.clear()
@@ -275,12 +273,12 @@ class Followers:
                 )
 
     def end(self, why: str, *, failed: bool = False) -> None:
-        """Tell them that the run has ended, for their workers to be told."""
+        """Tell the other servers that the run has ended; they tell the workers."""
         content = {"run": self._lead["run"], "why": why, "failed": failed}
         for connection in self.connections:
             connection.send(json_message(Kind.END, content))
 
     def close(self) -> None:
-        """Hang up."""
+        """Close the connections."""
         for connection in self.connections:
             connection.close()

@@ -1,11 +1,11 @@
-"""The server of an asynchronous run, or the first of several: it steers the run and records it.
+"""The server of an asynchronous run, or the first of several: it controls and records the run.
 
-One thread answers the workers. Evaluating and saving are left to a helper thread: meanwhile the
-parameters stand still, pulls and pushes are kept back, and workers who wait are told so. The
-clock stands still from when all of them wait.
+One thread answers the workers. A helper thread evaluates and saves: meanwhile the parameters do not
+change, pulls and pushes are deferred, and workers that wait are told so. The clock stops as soon as
+all of them wait.
 
-A server's state is its checkpoint. One that is killed is started again with `resume`; its workers
-find that they are unknown, and join again.
+A server's state is its checkpoint. A server that was killed is restarted with `resume`; its workers
+learn that they are unknown, and join again.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ from thinwire.transport.messages import Connection, Listener
 
 
 class Leader(ServingLoop):
-    """A run, the server of its workers, and the loop over what they say.
+    """A run, the server of its workers, and the loop over their messages.
 
     Args:
         run: the run, loaded already if it is resumed.
-        listener: where the workers are.
-        others: to the other servers, in the order of their shards.
-        saved: the state that the run was resumed from; empty: there is none.
+        listener: receives from workers and sends to them.
+        followers: connections to the other servers, in the order of their shards.
+        saved: the state that the run was resumed from; empty if it was not resumed.
     """
 
     def __init__(
@@ -177,7 +177,7 @@ class Leader(ServingLoop):
         return "its budget is spent" if run.progress() >= 1.0 else f"there was {run.why_over}"
 
     def _last_actions(self, *, evaluate: bool) -> list[UserError]:
-        """Evaluate and save; what failed. One failure does not keep the other from being tried."""
+        """Evaluate and save; return the failures. Both are tried, even if one fails."""
         checkpoints = self.run.checkpoints
         actions: list[Callable[[], None]] = [self._evaluate_or_raise] if evaluate else []
         actions.append(lambda: self._save_or_raise(best=False))
@@ -191,7 +191,7 @@ class Leader(ServingLoop):
         return failures
 
     def close(self) -> None:
-        """Shut the listener."""
+        """Close the listener and the connections."""
         self.listener.close()
         if self.followers is not None:
             self.followers.close()
@@ -199,9 +199,9 @@ class Leader(ServingLoop):
     # Evaluating and saving
 
     def _with_pushes_held(self, action: Callable[[], None]) -> None:
-        """Have this done while the parameters stand still, with all that waits applied.
+        """Run `action` while pushes are deferred, with everything collected applied.
 
-        Afterwards that is undone: when a run evaluates or saves must not change what it trains.
+        The latter is undone afterwards, so that evaluations and saves do not change the training.
         """
         self.server.hold()
         with ExitStack() as stack, self.shard.flushed():
@@ -211,10 +211,10 @@ class Leader(ServingLoop):
     def _run_in_helper(
         self, action: Callable[[], None], all_wait: Callable[[], object] = object
     ) -> None:
-        """Have this done by a helper, and answer workers meanwhile.
+        """Run `action` in a helper thread, and answer workers meanwhile.
 
         Args:
-            action: what is to be done.
+            action: evaluates or saves.
             all_wait: called once, as soon as no worker computes.
         """
         errors: list[BaseException] = []
@@ -262,14 +262,14 @@ class Leader(ServingLoop):
         return at_one_worker(self.run.optimizer_state(), self.config.optim, self._updates)
 
     def _collect(self, *, optimizers: bool) -> None:
-        """Have the other servers' rows put into the run's model, if all that is finite."""
+        """Copy the other servers' rows into the run's model, if everything is finite."""
         if self.followers is not None:
             self.followers.collect(optimizers=optimizers)
         else:
             check_finite(self.shard.parameters, self.run.step)
 
     def _reader_state(self) -> dict[str, Any]:
-        """Where the workers stand in the text; for a run of other workers, where all do."""
+        """Where each worker stands in the text, and, for another number of workers, the average."""
         data, N = self.config.data, self.config.run.workers
         epoch, step = self.assignments.middle()
         return {
@@ -297,9 +297,9 @@ class Leader(ServingLoop):
         return wire
 
     def _account(self) -> dict[str, float]:
-        """What all have sent, and the average worker has waited, since this server began.
+        """Bytes of all workers, and seconds that the average worker waited, so far.
 
-        What the servers send is what the workers receive, and the other way round.
+        Bytes that the servers send are bytes that the workers receive, and vice versa.
         """
         wire = self.server.wire()
         num_bytes = round(wire.bytes_sent + wire.bytes_received)
@@ -372,7 +372,7 @@ class Leader(ServingLoop):
             self.server.stop("its budget is spent")
 
     def _steer(self) -> None:
-        """Set what learning rates are multiplied by, here and for the other servers."""
+        """Set the schedule's factor of the learning rates, which pushes carry to other servers."""
         run, progress = self.run, self.run.progress()
         run.set_rates(progress)
         self.shard.factor = run.schedule.factor(run.step, progress)

@@ -1,4 +1,4 @@
-"""How many bytes messages take, before there are any: for plans, and to bound what is read."""
+"""The sizes of messages in bytes, computed in advance: for plans, and to limit what is read."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from thinwire.wire.indices import encoded_bytes
 
 
 def pull_bytes(num_parameters: int, groups: Sequence[tuple[int, int] | None]) -> int:
-    """The size of a PULL: 48 + 8 P bytes, and for each group 8 and its ids.
+    """The size of a PULL in bytes: 48 + 8 P, and 8 plus the ids for each group.
 
     Args:
         num_parameters: P.
@@ -28,14 +28,15 @@ def rows_bytes(
     block_codec: Codec | None = None,
     block_shapes: Sequence[Sequence[int]] = (),
 ) -> int:
-    """The size of a ROWS: 56 bytes, a group 8 and a bit a row, a parameter 8 and its H rows.
+    """The size of a ROWS in bytes: 56, 8 plus a bit per row for each group, 8 plus its H rows for
+    each parameter.
 
     Args:
-        codec: the one that rows of tables travel in.
-        masked: for each group, how many rows the pull has named; None: all are sent, unmasked.
+        codec: encodes rows of tables.
+        masked: for each group, the number of rows in the pull; None: all are sent without a mask.
         shapes: for each table of the selection, the shape `[H, ...]` of the rows that are sent.
-        block_codec: the one that blocks travel in; None: the same.
-        block_shapes: for each block of the selection, that of its rows.
+        block_codec: encodes blocks; None: the same codec.
+        block_shapes: for each block of the selection, the shape of the rows that are sent.
     """
     masks = [0 if num_rows is None else mask_bytes(num_rows) for num_rows in masked]
     blocks = map((block_codec or codec).num_bytes, block_shapes)
@@ -48,10 +49,11 @@ def push_bytes(
     groups: Sequence[tuple[int, int] | None],
     shapes: Sequence[Sequence[int]],
 ) -> int:
-    """The size of a PUSH: 136 + 8 P bytes, a group 8 and its ids, a parameter 8 and its R rows.
+    """The size of a PUSH in bytes: 136 + 8 P, 8 plus the ids for each group, 8 plus its R rows for
+    each parameter.
 
     Args:
-        codec: the one that gradients travel in.
+        codec: encodes gradients.
         num_parameters: P.
         groups: for each, how many rows, and the largest gap between them; None: every row.
         shapes: for each parameter of the selection, the shape `[R, ...]` of its gradients.

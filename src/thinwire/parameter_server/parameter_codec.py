@@ -1,10 +1,11 @@
 """How parameters travel from a server to a worker.
 
-In fp32 with codec fp32, and in bf16 with every other: an error in a gradient is averaged away, one
-in a parameter is not. With int8 and int4 a block, which every update changes as a whole but little,
-goes so once; from then on its difference to what the worker holds of it does, in int4. The server
-keeps a copy of that, equal to the bit, so what rounding leaves out of one difference is in the
-next, and errors do not pile up (EF21-P: Gruntkowska, Tyurin, Richtarik 2022, arXiv 2209.15218).
+With codec fp32 parameters are sent in fp32, with every other codec in bf16: errors of gradients
+average out over steps, errors of parameters do not. With codec int8 or int4, a block is sent once
+in bf16. From then on, only its difference to the worker's copy is sent, in int4, because each
+update changes every value of a block a little. The server keeps a bit-equal copy of what the worker
+has. So the next difference contains what rounding left out of the last one, and errors do not
+accumulate (EF21-P: Gruntkowska, Tyurin, Richtarik 2022, arXiv 2209.15218).
 
 R rows of a block.
 """
@@ -18,11 +19,11 @@ from thinwire.wire.codecs import Codec, make_codec
 
 
 class ParameterCodec:
-    """The codecs of parameters, where gradients travel in this one.
+    """The codecs of parameters in a run whose gradients use the given codec.
 
     Attributes:
-        whole: of rows of tables, and of blocks that the worker does not hold yet.
-        differences: of other blocks; None: they, too, travel whole.
+        whole: for rows of tables, and for blocks that the worker does not have yet.
+        differences: for changes of blocks; None: blocks are always sent whole.
     """
 
     def __init__(self, gradients: str) -> None:
@@ -32,20 +33,20 @@ class ParameterCodec:
             self.differences = make_codec("int4")
 
     def of_blocks(self, *, whole: bool) -> Codec:
-        """The codec of blocks, in an answer that says whether they are whole."""
+        """The codec of the blocks in an answer that has them whole, or as differences."""
         return self.whole if whole or self.differences is None else self.differences
 
     def change(self, held: Tensor, ids_R: Tensor | None, data: Tensor, *, whole: bool) -> None:
-        """Bring a copy of a block up to date with what was sent of it.
+        """Update a copy of a block with what was sent.
 
         Args:
             held: the copy.
             ids_R: the rows that were sent, int64, none twice; None: all.
             data: their bytes.
-            whole: whether they are the rows themselves; else differences may have been sent.
+            whole: whether the rows themselves were sent, not differences.
 
         Raises:
-            ValueError: there are not as many bytes as they have.
+            ValueError: the number of bytes does not fit the rows.
         """
         shape = held.shape if ids_R is None else Size((len(ids_R), *held.shape[1:]))
         values = decoded(self.of_blocks(whole=whole), data, shape).to(held.device)

@@ -1,13 +1,13 @@
-"""What workers and servers say to each other, and in how many bytes.
+"""The messages between workers and servers.
 
 Every message is one frame (`wire/frames.py`): a kind, numbers, parts.
 
-    from a worker   what it says
-    HELLO           who it is: JSON
+    from a worker   content
+    HELLO           its name, incarnation and versions: JSON
     PULL            the rows that it needs
     PUSH            the gradients of a step, and a report on it
-    ALIVE           nothing: it waits
-    GOODBYE         it leaves
+    ALIVE           none: the worker still waits
+    GOODBYE         its final account of the wire
 
     from a server
     WELCOME         the worker's slot, and all settings: JSON
@@ -15,14 +15,14 @@ Every message is one frame (`wire/frames.py`): a kind, numbers, parts.
     ROWS            the rows of a pull that have changed
     WAIT            the answer takes longer, because the run evaluates or saves
     STOP            the run has ended: why
-    UNKNOWN         this worker is not known here: it must say HELLO
+    UNKNOWN         none: the server does not know this worker, which must send HELLO
     TOO_OLD         a push came too late and was dropped
 
     from the first of several servers to the others, and back
     LEAD, LOAD, COLLECT, END, and STATUS, COLLECTED    (see `followers.py`)
 
-An incarnation is a number that a worker draws each time it joins; messages of an earlier one are
-recognised by it. Pulls, and pushes, are numbered from 1 within an incarnation.
+An incarnation is a number that a worker draws each time it joins, so that messages of an earlier
+incarnation are recognised. Within an incarnation, pulls and pushes are each numbered from 1.
 
 P parameters, G groups of rows, R rows of a group, H of them newer, D width.
 """

@@ -1,4 +1,4 @@
-"""What a worker's step needs of every parameter, and of each server.
+"""The rows that a step of a worker needs, of every parameter and from each server.
 
 M servers, of which server i holds rows i, i + M, ...; R rows of a group touched.
 """
@@ -16,7 +16,7 @@ from thinwire.touched import Touched
 
 @dataclass(frozen=True)
 class Group:
-    """Rows that several parameters have in common: sorted, and where each stood before."""
+    """Rows that several parameters share: sorted ids, and their positions before sorting."""
 
     ids_R: Tensor
     order_R: Tensor
@@ -29,8 +29,8 @@ class RowRequest:
     Attributes:
         touched: rows of the tables.
         blocks: rows of the blocks.
-        group_of: for each parameter its group.
-        groups: None: every row.
+        group_of: for each parameter, the index of its group.
+        groups: None for a group of every row.
     """
 
     touched: Touched
@@ -46,9 +46,9 @@ class RowRequest:
         return replace(self, group_of=group_of, groups=tuple(self.groups[g] for g in numbers))
 
     def selection(self, index: int, count: int) -> tuple[Selection, list[Tensor | None]]:
-        """The rows of server `index` of `count`, by its numbers; and where they stand in `order_R`.
+        """The rows of server `index` of `count`, by its own ids, and their positions in `order_R`.
 
-        For a group of every row, `None` stands for the positions.
+        A group of every row has None for its positions.
         """
         ids: list[Tensor | None] = []
         positions: list[Tensor | None] = []

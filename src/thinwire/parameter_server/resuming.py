@@ -1,4 +1,4 @@
-"""What a server that goes on with a saved run has to know besides the model, and what it says."""
+"""Where workers stand in the text when a server continues a saved run, and what was lost."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from thinwire.runs.run import Run
 
 
 def slot_positions(run: Run, saved: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Every slot's position, of a run that may have been planned for another number of workers."""
+    """The position of every slot, also if the saved run had another number of workers."""
     if not saved:
         return {}
     config, N = run.config, run.config.run.workers
@@ -38,13 +38,13 @@ def slot_positions(run: Run, saved: Mapping[str, Any] | None) -> dict[str, Any]:
         step = round((saved["epochs"] - epoch) * batches.steps_per_epoch)
         batches.load_state_dict(state | {"step": min(step, batches.steps_per_epoch - 1)})
     state = batches.state_dict()
-    # Every slot has read as much. Steps go on, so that no draw of before is drawn again.
+    # All slots have read the same amount. Steps continue, so that no earlier draw is repeated.
     position = [state["epoch"], state["step"], run.step, batches.epoch]
     return {str(slot): position for slot in range(N)}
 
 
 def report_loss(run: Run, saved: Mapping[str, Any]) -> None:
-    """After a crash: how much of the training was not saved."""
+    """After a crash, print how much of the training was not saved."""
     assert run.folder is not None
     recorded = [line for line in read_metrics(run.folder.path) if "seconds" in line]
     if not recorded or recorded[-1]["event"] == "end":

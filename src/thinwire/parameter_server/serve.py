@@ -1,4 +1,4 @@
-"""Sets up the first server of an asynchronous run, and has it serve."""
+"""Sets up the first server of an asynchronous run, and runs it."""
 
 from __future__ import annotations
 
@@ -31,19 +31,19 @@ def serve(
     ready: Callable[[], None] = lambda: None,
     threads: int | None = None,
 ) -> None:
-    """Serve a run on the data folder `data` until its budget is spent; leave it in `out`.
+    """Serve a run on the data folder `data` until its budget is spent; the result is in `out`.
 
-    Ctrl+C saves and raises KeyboardInterrupt. `resume` and what it keeps are those of `train`.
+    Ctrl+C saves and raises KeyboardInterrupt. `resume` means the same as in `train`.
 
     Args:
         data: a data folder.
         out: the run folder.
-        config: all settings; `run.workers` says for how many workers the text is cut.
-        listener: opens the server's listener, for messages of so many bytes at most.
-        resume: go on from the newest whole step.
-        others: to the other servers of the run, in the order of their shards.
-        ready: called when workers may come.
-        threads: of this server; None: `run.threads` or, if that is 0, the cores.
+        config: all settings; `run.workers` is the number of parts of the text.
+        listener: opens the server's listener; its argument is the size limit of messages in bytes.
+        resume: continue from the newest whole step.
+        followers: connections to the other servers of the run, in the order of their shards.
+        ready: called when workers may join.
+        threads: compute threads of this server; None: `run.threads` or, if that is 0, all cores.
 
     Raises:
         UserError: what the user can mend.
@@ -77,7 +77,7 @@ def _serve(
     if resume and run.checkpoints is not None and run.checkpoints.newest is not None:
         saved = run.load().state
     opened = listener(message_bytes(run.num_parameters))
-    # Only now, so that what cannot be leaves no run behind.
+    # Only now, so that a run that cannot start leaves no folder behind.
     if resume:
         report_loss(run, saved)
         folder.write_config()
@@ -93,5 +93,5 @@ def _serve(
 
 
 def message_bytes(num_parameters: int) -> int:
-    """No message of a run is larger: all parameters in fp32, twice, for ids and headers."""
+    """The size limit of messages in bytes: all parameters in fp32, twice, for ids and headers."""
     return 8 * num_parameters

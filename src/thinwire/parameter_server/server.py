@@ -1,12 +1,13 @@
-"""A server's side of the conversation: who the workers are, and what each is answered.
+"""A server's side of the conversation: which workers have joined, and the answers to them.
 
-Everything here follows from the messages and from the time that the caller tells, so that a test
-decides both. A worker is known by its incarnation from HELLO to GOODBYE, or until it has been
-silent for too long; what comes from an unknown one is answered with UNKNOWN, and changes nothing.
-Whoever has a worker's name takes its session over, slot included: so a replacement goes on where
-the dead one was, and the dead one, should it wake up, is unknown.
+Everything here depends only on the messages and on the time that the caller passes in, so that
+tests control both. A server knows a worker by its incarnation, from HELLO to GOODBYE or until the
+worker has been silent for too long. A message from an unknown incarnation is answered with UNKNOWN,
+and changes nothing. A worker that joins under the name of another takes over its session and its
+slot: a replacement continues where the dead worker was, and the dead worker, if it continues after
+all, is unknown.
 
-While the run evaluates or saves, pulls and pushes are kept back, and those who wait are told so.
+While the run evaluates or saves, pulls and pushes are deferred, and workers that wait receive WAIT.
 """
 
 from __future__ import annotations
@@ -49,13 +50,13 @@ class Server:
     """Answers workers.
 
     Args:
-        listener: where they are.
-        shard: what they pull from and push to.
+        listener: receives from workers and sends to them.
+        shard: the rows that workers pull and push.
         controller: steers the run.
         data: the data folder's fingerprint.
         version: of thinwire.
         timeout_seconds: the longest silence of a worker.
-        warn: says a sentence to people.
+        warn: prints a sentence for people.
     """
 
     def __init__(
@@ -88,7 +89,7 @@ class Server:
     # What comes in
 
     def handle(self, client: bytes, data: Tensor) -> None:
-        """Answer a message; one that cannot be read is left alone."""
+        """Answer a message; one that cannot be read is ignored."""
         try:
             kind, frame = read_message(data)
             message = self._read(kind, frame)
@@ -245,7 +246,7 @@ class Server:
     # What time brings
 
     def tick(self, now: float) -> None:
-        """Drop those who have been silent for too long, and tell those who wait to wait on."""
+        """Drop workers that have been silent for too long, and send WAIT to those that wait."""
         if self._last_tick is not None:
             self._uptime += min(now - self._last_tick, ALIVE_SECONDS)
         self._last_tick = now
@@ -268,11 +269,11 @@ class Server:
     # What the run does
 
     def hold(self) -> None:
-        """Keep pulls and pushes back from now on: the parameters stand still."""
+        """Defer pulls and pushes from now on: the parameters do not change."""
         self._holding, self._wait_due = True, self._uptime + ALIVE_SECONDS
 
     def release(self) -> None:
-        """Go on, with what was kept back first."""
+        """Continue, beginning with the deferred messages."""
         self._holding = False
         kept, self._deferred = self._deferred, []
         for incarnation, message in kept:
@@ -289,11 +290,11 @@ class Server:
 
     @property
     def all_refused(self) -> bool:
-        """Whether no worker's pushes can be applied any more: the last few of each were refused."""
+        """Whether the last pushes of every worker were refused."""
         return all(s.refused_pushes >= MOST_REFUSED for s in self.sessions.values() if s.pushed)
 
     def forget(self) -> None:
-        """Know no worker any more: what they hold is not what is here."""
+        """Forget all workers: the rows that they have are not those of this server."""
         self._departed += [session.wire for session in self.sessions.values()]
         self.sessions.clear()
 
@@ -303,18 +304,18 @@ class Server:
         return self._stopped is not None
 
     def hears_anyone(self) -> bool:
-        """Whether a worker that has not left was heard a moment ago."""
+        """Whether a worker that has not left has sent a message a moment ago."""
         return any(self._uptime - s.heard < SILENCE_SECONDS for s in self.sessions.values())
 
     def stop(self, why: str, *, failed: bool = False) -> None:
-        """The run has ended: whoever says anything from now on is told why."""
+        """End the run: every worker is told why, now and whenever it sends a message later."""
         self._stopped = small_message(Kind.STOP, failed, text=why)
         self._deferred.clear()
         for session in self.sessions.values():
             self.listener.send(session.client, self._stopped)
 
     def wire(self) -> WireAccount:
-        """The workers' accounts of the wire, added up; also of those who have left."""
+        """The sum of the workers' accounts of the wire, including workers that have left."""
         accounts = [*self._departed, *(session.wire for session in self.sessions.values())]
         total = WireAccount(*map(sum, zip(*accounts, strict=True))) if accounts else WireAccount()
         self._departed = [WireAccount(*map(sum, zip(WireAccount(), *self._departed, strict=True)))]

@@ -1,30 +1,30 @@
-"""The optimisers of a server, at the scale of one worker that has all the text.
+"""Converts optimiser states between the scale of a server and that of one worker.
 
-A server makes an update of the mean of k pushes (`exchange.accumulate`), where one worker with the
-text of all W makes one of the mean of W batches: it makes r = W / k updates for one of the other.
-What a run saves is one worker's, so that it may go on with any exchange; a server turns it into its
-own when it begins, and back when it saves.
+A server makes one update of the mean of k pushes (`exchange.accumulate`). One worker that reads the
+text of all W workers makes one update of the mean of W batches. So a server makes r = W / k updates
+in the time of one. A run saves the state at the scale of one worker, so that it can continue with
+any exchange. A server converts this state when it begins, and converts back when it saves.
 
-A gradient is taken to be mostly the noise of its batch, as in `exchange/worker_scale.py`. Then the
-mean of k batches has r times the square of the mean of W. So, for what a server has,
+As in `exchange/worker_scale.py`, a gradient is assumed to be mostly the noise of its batch. Then
+the square of the mean of k batches is r times that of the mean of W batches. On a server:
 
-- **Adagrad's sums** are r^2 times as large: r times as many squares, each r times as large. Both
-  for blocks and for rows, also for a row that one worker alone sees: its gradient is divided by k
-  and not by W. The r updates of a server then move as far as the one of a single worker: each is
-  of the mean gradient, divided by r times the root. What sums begin with (`initial_accumulator`)
-  is multiplied, too.
-- **Averages of squares** (Adam's, AdaptAhead's) are r times as large. The count by which Adam
-  corrects them says how far they have filled, and stays.
+- **Adagrad's sums** are r^2 times as large: r times as many squares, each r times as large. This
+  holds for blocks and for rows, and also for a row that only one worker sees: its gradient is
+  divided by k and not by W. Then r updates of a server move a parameter as far as one update of a
+  single worker, because each divides the mean gradient by r times the root. The initial value of
+  the sums (`initial_accumulator`) is multiplied, too.
+- **Averages of squares** (Adam's, AdaptAhead's) are r times as large. The count of steps that
+  Adam's bias correction uses does not change.
 - **Averages of gradients** are the same.
 - **Velocities**, sums of steps that are divided by the root of such an average, are sqrt(r) times
   smaller.
 
-RowAdam divides a row's averages by how often updates have touched the row: by weights, which tend
-to the part q of updates that do. An update of W batches touches a row that one of k batches touches
-with the chance q with the chance 1 - (1 - q)^r. So weights follow this, and averages times weights
-what is said above.
+RowAdam divides a row's averages by weights, which tend to q, the fraction of updates that touch the
+row. If an update of k batches touches a row with probability q, an update of W batches touches it
+with probability 1 - (1 - q)^r. Weights are converted by this formula, and the products of averages
+and weights as described above.
 
-Lazy averages decay first, up to now, for ages are counted in updates. SGD has no state.
+Lazy averages first decay up to the present, because ages are counted in updates. SGD has no state.
 
 V rows of a table.
 """
@@ -48,7 +48,7 @@ ALWAYS = 1.0 - 1e-4
 def at_servers(
     state: Mapping[str, Tensor], optim: OptimConfig, updates: float
 ) -> dict[str, Tensor]:
-    """One worker's state as a server's that makes so many updates where one worker makes one.
+    """The state of one worker, converted to a server that makes `updates` updates for each one.
 
     Args:
         state: of both optimisers, as a run names it; it is not changed.
@@ -73,7 +73,7 @@ def at_servers(
 def at_one_worker(
     state: Mapping[str, Tensor], optim: OptimConfig, updates: float
 ) -> dict[str, Tensor]:
-    """What `at_servers` was given, for what it has returned."""
+    """The inverse of `at_servers`."""
     return at_servers(state, optim, 1.0 / updates)
 
 

@@ -1,4 +1,4 @@
-"""What all servers of an asynchronous run have in common: they answer, and see workers off."""
+"""What all servers of an asynchronous run have in common: the loop, and the goodbyes."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ PARTING_SECONDS = 3.0
 
 
 class ServingLoop(Controller):
-    """A server of a run, which answers a message a turn.
+    """A server of a run; each turn of its loop answers one message.
 
     Attributes:
         config: all settings.
-        listener: where the workers are.
-        server: its side of the conversation.
+        listener: receives from workers and sends to them.
+        server: answers the workers.
     """
 
     config: RunConfig
@@ -31,7 +31,7 @@ class ServingLoop(Controller):
     server: Server
 
     def turn(self, timeout_seconds: float = POLL_SECONDS) -> bool:
-        """Answer one message, if one comes; whether one came."""
+        """Answer one message, if one arrives in time; return whether one did."""
         found = self.listener.receive(timeout_seconds)
         self.server.tick(monotonic())
         if found is not None:
@@ -39,16 +39,16 @@ class ServingLoop(Controller):
         return found is not None
 
     def await_goodbyes(self) -> None:
-        """Give the workers the time to hear of the end, and to say goodbye."""
+        """Wait a while for the workers' goodbyes, after they were told that the run has ended."""
         deadline = monotonic() + PARTING_SECONDS
         while self.server.sessions and monotonic() < deadline:
             self.turn(SHORT_POLL_SECONDS)
 
     def linger(self) -> None:
-        """Stay for those who still ask.
+        """Keep answering workers that do not know yet that the run has ended.
 
-        On a slow link the end follows what was sent before it. Closing the listener would discard
-        it, and the workers would wait in vain.
+        On a slow link, STOP arrives after what was sent before it. Closing the listener would
+        discard it, and those workers would wait in vain.
         """
         deadline = monotonic() + self.config.exchange.timeout_seconds
         while self.server.hears_anyone() and monotonic() < deadline:

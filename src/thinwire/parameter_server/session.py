@@ -19,14 +19,14 @@ PUSHES_REMEMBERED = 100
 
 
 class SeenNumbers:
-    """Numbers from 1 on, which may come out of order, and each of which counts once."""
+    """Numbers from 1 on, which may arrive out of order; each counts once."""
 
     def __init__(self) -> None:
         self._highest = 0
         self._missing: set[int] = set()
 
     def first(self, number: int) -> bool:
-        """Whether this number comes for the first time."""
+        """Whether this number arrives for the first time."""
         if number in self._missing:
             self._missing.remove(number)
             return True
@@ -41,23 +41,23 @@ class SeenNumbers:
 
 @dataclass
 class Session:
-    """A worker that is known here.
+    """A worker that has joined this server.
 
     Attributes:
-        incarnation: its number.
-        name: what to call it in a sentence.
+        incarnation: the number that it drew when it joined.
+        name: its name in sentences.
         slot: which part of the text it reads.
         client: its return address.
-        heard: when it last said anything, on the server's clock.
-        held: what it holds of this server's rows.
-        pushes: which of its pushes have come.
-        newest_step: its newest pull that it was given all for that a step needs.
-        newest_push: the newest pull that a push of its has used.
-        step_began: when it was given all for `newest_step`, on the server's clock.
-        slowest_seconds: the longest that a step of its has taken so far.
-        pushed: whether a push of its has come.
-        refused_pushes: how many of its last pushes, one after the other, could not be applied.
-        waiting: its pull that is kept back.
+        heard: when its last message arrived, on the server's clock.
+        held: what it has of this server's rows.
+        pushes: the numbers of its pushes that have arrived.
+        newest_step: its newest pull that began a step and was answered.
+        newest_push: the newest pull whose step it has pushed.
+        step_began: when `newest_step` was answered, on the server's clock.
+        slowest_seconds: the duration of its slowest step so far.
+        pushed: whether any of its pushes has arrived.
+        refused_pushes: how many of its last pushes in a row could not be applied.
+        waiting: its pull that is deferred.
         wire: its own account of the wire.
     """
 
@@ -78,20 +78,20 @@ class Session:
     wire: WireAccount = field(default_factory=WireAccount)
 
     def computes(self, now: float) -> bool:
-        """Whether it can compute a step, has not pushed it yet, and has not taken too long for it.
+        """Whether it is computing a step: it has the rows, has not pushed, and is not overdue.
 
-        A worker that computes is silent. One that has died is so too, until it is dropped; but
-        meanwhile nobody waits for it.
+        A worker that computes is silent, and so is a worker that has died, until it is dropped.
+        Because of the limit, nobody waits for a dead one until then.
         """
         most = max(SILENCE_SECONDS, SLOWER * self.slowest_seconds)
         return self.newest_step > self.newest_push and now - self.step_began <= most
 
     def step_begins(self, pull: int, now: float) -> None:
-        """It is given all that a step needs."""
+        """Record that a step's pull was answered."""
         self.newest_step, self.step_began = pull, now
 
     def step_ends(self, pull: int, now: float) -> None:
-        """The push of a step has come."""
+        """Record that a step's push has arrived."""
         self.pushed = True
         if pull == self.newest_step > self.newest_push:
             self.slowest_seconds = max(self.slowest_seconds, now - self.step_began)

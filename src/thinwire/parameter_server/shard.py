@@ -1,10 +1,10 @@
 """One server's rows: what is pulled from them, and what is pushed to them. Pure: no messages.
 
-A server counts the updates it makes, its **version**, and stamps each row with the version that
-changed it last. What it has sent to a worker carries the version at which it was sent, so that a
-pull is answered with the rows that are newer than that.
+A server counts its updates; the count is its **version**. It stamps each row with the version that
+changed the row last, and remembers for each worker the version of each row that the worker has. So
+it answers a pull with only the rows that have changed since.
 
-n rows of a parameter here, R rows named, H of them newer.
+n rows of a parameter on this server, R rows in a request, H of them newer.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ LARGEST_NORM = 1e15
 
 
 class Unusable(ValueError):
-    """Gradients that cannot be applied: not finite, or longer than any worker's."""
+    """Gradients that cannot be applied: not finite, or with a norm that no worker can send."""
 
 
 @dataclass
@@ -45,8 +45,8 @@ class Held:
     """What a server knows of one worker.
 
     Attributes:
-        stamps: the version of every row that it holds.
-        blocks: a copy of the blocks that it holds, where differences to them travel.
+        stamps: the version of every row that the worker has.
+        blocks: a copy of the blocks that the worker has, if differences to them are sent.
         answered: the version at which each of its last pulls was answered.
         last_answer: the last of these pulls.
     """
@@ -89,10 +89,10 @@ class Shard:
 
     @torch.no_grad()
     def pull(self, held: Held, pull: Pull) -> Rows | None:
-        """The answer to a pull; None: it has been answered, or a later one has.
+        """The answer to a pull; None if this pull or a later one was answered already.
 
         Raises:
-            ValueError: rows of different numbers stand in one group, or it is of no parameter.
+            ValueError: one group has parameters with different numbers of rows, or no parameter.
         """
         if pull.number <= held.last_answer:
             return None
@@ -129,7 +129,7 @@ class Shard:
                 raise ValueError("parameters with different numbers of rows stand in one group")
 
     def _lacks_blocks(self, held: Held, pull: Pull) -> bool:
-        """Whether there are rows of blocks among those asked for that this worker never had."""
+        """Whether the pull asks for rows of blocks that this worker has never received."""
         for index, group in pull.selection.present():
             name, ids_R = self._names[index], pull.selection.ids[group]
             if name in self.blocks and (
@@ -139,7 +139,7 @@ class Shard:
         return False
 
     def _encoded(self, held: Held, name: str, ids_H: Tensor | None, *, whole: bool) -> Tensor:
-        """A parameter's rows as they travel to this worker."""
+        """Rows of a parameter, encoded for this worker."""
         codec = self._parameter_codec
         if name in self.tables:
             table = self.tables[name]
@@ -157,11 +157,11 @@ class Shard:
         return data
 
     def begins_step(self, pull: Pull) -> bool:
-        """Whether it asks for all that a step needs; one ahead asks for rows of tables alone."""
+        """Whether this pull begins a step; a pull ahead of a step asks for rows of tables only."""
         return any(self._names[index] not in self.tables for index, _ in pull.selection.present())
 
     def _newer(self, held: Held, pull: Pull, group: int) -> tuple[Tensor, Tensor | None]:
-        """Which of a group's rows this worker does not hold as they are: a mask, and ids."""
+        """Which rows of a group have changed since this worker received them: a mask, and ids."""
         ids_R = pull.selection.ids[group]
         mask_R: Tensor | None = None
         for index in (p for p, g in pull.selection.present() if g == group):
@@ -185,10 +185,10 @@ class Shard:
 
     @torch.no_grad()
     def push(self, held: Held, push: Push) -> Staleness | None:
-        """Take the gradients of a push; None: it came too late, and nothing was changed.
+        """Add the gradients of a push; None if the push came too late, and nothing was changed.
 
         Raises:
-            ValueError: they are not of the shape of their rows, or cannot be applied.
+            ValueError: the gradients do not have the shape of their rows, or cannot be applied.
         """
         gradients = self._decoded(push)
         self._check(gradients)
@@ -206,16 +206,17 @@ class Shard:
 
     @torch.no_grad()
     def flush(self) -> None:
-        """Apply what has been collected and pay the decay, for good: at the end of a run."""
+        """Apply collected gradients and due weight decay permanently, at the end of a run."""
         if self._buffer.size:
             self._update(self._buffer.take())
         self.row_optimizer.flush()
 
     @contextmanager
     def flushed(self) -> Iterator[None]:
-        """Inside, all is as after a `flush`, to be evaluated or saved; then it is as before.
+        """A context in which parameters are as after `flush`; on leaving it they are restored.
 
-        So it does not steer the run when that is done. Nothing may be pulled or pushed inside.
+        Evaluations and saves use it, so their times do not influence the training. Nothing may be
+        pulled or pushed inside.
         """
         kept, version, buffer = Snapshot(), self.version, self._buffer.copy()
         waiting = buffer.rows()

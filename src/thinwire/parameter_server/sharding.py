@@ -1,15 +1,16 @@
 """How the rows of M servers make one model, and one model is cut into rows for them.
 
-Server i holds rows i, i + M, i + 2M, ... of every parameter, and of whatever an optimiser keeps for
-each of those rows. Both orders, frequent words first and one layer's gates after another, are so
-spread evenly. What an optimiser keeps for a whole parameter, as a count of steps, every server has.
+Server i holds rows i, i + M, i + 2M, ... of every parameter, and the optimiser's state of those
+rows. This spreads the load evenly, both where frequent words have the first rows and where the
+gates of a layer follow one another. State that belongs to a whole parameter, such as a count of
+steps, is on every server.
 
 Every server counts its own updates, and after losses and restarts the counts differ. An entry
-`last_X` of an optimiser's state is a row's reading of the clock `X`, the parameter's entry of that
-name; only the difference of the two, the row's age, has a meaning on another server. So merging
-keeps ages: the first server's clocks stay, and the other servers' readings are moved onto them.
-So are those of the running sum of weight decay (`optim/decay.py`), of which a row owes the part
-that it has not paid.
+`last_X` of an optimiser's state is the value of the count `X` when the row was last updated. Only
+the difference of the two, the row's age, has a meaning on another server. So merging keeps ages:
+the counts of the first server are used, and the entries `last_X` of the others are shifted to fit
+them. The running sum of weight decay (`optim/decay.py`) is treated in the same way: a row is due
+the part that was not applied to it yet.
 """
 
 from __future__ import annotations
@@ -46,7 +47,7 @@ def cut(tensors: Mapping[str, Tensor], index: int, count: int) -> dict[str, Tens
 
 
 def merged(slices: Sequence[Mapping[str, Tensor]]) -> dict[str, Tensor]:
-    """The whole of what all servers hold, theirs given in order, with rows' ages kept.
+    """The parameters and states of all servers, given in order, as one; rows keep their ages.
 
     A server that has made no update yet lacks the entries that an optimiser makes in its first
     step: they are zero for its rows, as they are before a first step.
@@ -77,7 +78,7 @@ def _interleaved(parts: Sequence[Tensor]) -> Tensor:
 
 
 def _part(slices: Sequence[Mapping[str, Tensor]], index: int, name: str) -> Tensor:
-    """An entry as server `index` has it, its clocks read as the first server's."""
+    """An entry of server `index`, shifted to the counts of the first server."""
     part, owner, entry = slices[index], _owner(name), _entry(name)
     if name not in part:
         like = next(other[name] for other in slices if name in other)
@@ -138,7 +139,7 @@ def optimizers_of(shard: Shard) -> dict[str, Tensor]:
 def load_shard(
     shard: Shard, parameters: Mapping[str, Tensor], optimizers: Mapping[str, Tensor]
 ) -> None:
-    """Take over what `parameters_of` and `optimizers_of` gave; on an error nothing is changed.
+    """Load what `parameters_of` and `optimizers_of` gave; after an error nothing is changed.
 
     Gradients that wait to be applied are dropped: they were computed on other parameters.
 
@@ -185,7 +186,7 @@ def contents(tensors: Mapping[str, Tensor]) -> list[Tensor]:
 def restored(
     description: Sequence[Sequence[str | list[int]]], parts: Sequence[Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors of such a description and of such bytes."""
+    """The tensors that `described` and `contents` describe."""
     return {
         str(name): data.clone().view(getattr(torch, str(dtype))).view(torch.Size(shape))  # type: ignore[arg-type]
         for (name, dtype, shape), data in zip(description, parts, strict=True)

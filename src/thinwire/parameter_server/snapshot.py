@@ -1,9 +1,9 @@
-"""What a shard holds at one moment, so that what is done to it can be undone to the bit.
+"""A snapshot of a shard, which restores it bit for bit.
 
-Evaluating and saving want the pushes that wait to be applied, and the decay that rows owe to be
-paid. Done for good, both would let the clock, by which a run evaluates, steer its numbers. So only
-what this changes is kept, and is put back afterwards: the rows that wait for an update and their
-entries in the optimiser's state, whole tables only where they decay, and the blocks.
+Before an evaluation or a save, collected pushes and due weight decay are applied. If this were
+permanent, the times of evaluations would influence the training. So whatever this changes is copied
+before, and restored afterwards: the rows that wait for an update and their entries in the
+optimiser's state, the blocks, and whole tables only where they have weight decay.
 
 R rows of a parameter.
 """
@@ -22,14 +22,14 @@ from thinwire.optim.rows import RowOptimizer
 
 
 class Snapshot:
-    """Values of tensors, of their rows, and of optimisers' states, as they are now."""
+    """Copies of tensors, of rows and of optimisers' states."""
 
     def __init__(self) -> None:
         self._rows: list[tuple[Tensor, Tensor | None, Tensor]] = []
         self._states: list[tuple[Optimizer, Tensor, dict[str, Any]]] = []
 
     def keep(self, tensor: Tensor, ids_R: Tensor | None = None) -> None:
-        """Keep these rows of a tensor; None: all of it."""
+        """Copy these rows of a tensor; None: all rows."""
         values = tensor.detach()
         ids = None if ids_R is None or not tensor.ndim else ids_R.to(tensor.device)
         self._rows.append(
@@ -39,7 +39,7 @@ class Snapshot:
     def keep_table(
         self, optimizer: RowOptimizer, table: Tensor, waiting: bool, ids_R: Tensor | None
     ) -> None:
-        """Keep what an update of these rows changes, if one is waiting, and what decay changes."""
+        """Copy what an update of these rows changes, if one waits, and weight decay."""
         state = optimizer.state[table]
         decays = PAID in state
         if waiting:
@@ -51,14 +51,14 @@ class Snapshot:
             self.keep(table, None if decays else ids_R)
 
     def keep_blocks(self, optimizer: Optimizer, blocks: Iterable[Tensor]) -> None:
-        """Keep blocks and all that their optimiser has of them."""
+        """Copy blocks and their optimiser's state."""
         for block in blocks:
             self.keep(block)
             self._states.append((optimizer, block, _cloned(optimizer.state.get(block, {}))))
 
     @torch.no_grad()
     def restore(self) -> None:
-        """Let all be as it was when it was kept."""
+        """Restore everything that was copied."""
         for tensor, ids_R, values in self._rows:
             if ids_R is None:
                 tensor.copy_(values)

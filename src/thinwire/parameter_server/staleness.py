@@ -1,4 +1,4 @@
-"""How late gradients come, and how that is distributed."""
+"""Staleness: how late gradients arrive, and its distribution."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ class Staleness:
     """How stale a push was.
 
     Attributes:
-        tau: updates that were made between the answer to its pull and its arrival.
-        changed_rows: the part of its rows, blocks not counted, that these updates have changed.
+        tau: the number of updates between the answer to its pull and its arrival.
+        changed_rows: the fraction of its rows of tables that these updates have changed.
     """
 
     tau: int
@@ -45,7 +45,7 @@ class StalenessCounts:
         }
 
     def _quantile(self, part: float) -> int:
-        """The least tau that so large a part of the pushes does not exceed."""
+        """The smallest tau that the given fraction of the pushes does not exceed."""
         left = part * self._counts.total()
         for tau, count in sorted(self._counts.items()):
             left -= count

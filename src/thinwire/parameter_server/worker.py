@@ -6,12 +6,12 @@ A step is five calls, as in `loop.py`; the rows of the next one are pulled while
     fetch      the rows that the servers have changed arrive
     loss       hidden states, then the loss over the touched words
     backward   gradients of what was touched
-    push       they leave for the servers, which update those rows; nobody waits
+    push       the gradients are sent to the servers, which update those rows; nobody waits
 
-Whatever the worker needs to know, its settings and its part of the text, the servers tell it. When
-they do not know it any more, because they have been started again or it has been away for too long,
-it joins as a new worker would, and drops what it holds. What error feedback holds back it keeps if
-the servers have not been started again; else those gradients are of parameters that are lost.
+The servers tell the worker its settings and its part of the text. If the servers do not know it any
+more, because they were restarted or it was away for too long, it joins like a new worker, and drops
+the rows that it has. It keeps the residual of error feedback, unless the servers were restarted:
+then these gradients belong to parameters that are lost.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ PATIENCE_SECONDS = 60.0
 
 
 class Failed(UserError):
-    """The run has ended, and not as it should have; its first server says so, too."""
+    """The run has failed; its first server says so, too."""
 
 
 def work(
@@ -61,18 +61,18 @@ def work(
     device: str | None = None,
     on_status: Callable[[str], None] = lambda sentence: None,
 ) -> str:
-    """Work for the servers until the run ends; returns why it ended.
+    """Work for the servers until the run ends; return why it ended.
 
     Ctrl+C says goodbye to them and raises KeyboardInterrupt.
 
     Args:
         data: a copy of the servers' data folder.
         connections: to all servers of the run, in any order.
-        name: what to call this worker in a sentence; one that takes over another's work has its
-            name.
-        threads: compute threads; None: what the run says.
-        device: where to compute; None: what the run says.
-        on_status: hears whom this worker waits for, and that it has joined.
+        name: this worker's name in sentences; a replacement has the name of the worker that it
+            replaces.
+        threads: compute threads; None: as in the run's settings.
+        device: where to compute; None: as in the run's settings.
+        on_status: called with sentences: which servers this worker waits for, and that it joined.
 
     Raises:
         Failed: the run has failed.
@@ -92,7 +92,7 @@ def work(
 
 @dataclass(frozen=True)
 class _Step:
-    """A task, the targets in it, and where the worker stands in the text after it."""
+    """A task, the number of its targets, and the worker's position in the text after it."""
 
     task: Task
     num_targets: int
@@ -101,7 +101,7 @@ class _Step:
 
 
 class Worker:
-    """A copy of the model whose rows come from the servers, a part of the text, and the loop."""
+    """A copy of the model with rows from the servers, a part of the text, and the loop."""
 
     def __init__(
         self,
@@ -128,7 +128,7 @@ class Worker:
         self._joined: tuple[str, Client] | None = None
 
     def run(self) -> str:
-        """Work until the run ends; returns why it did.
+        """Work until the run ends; return why it ended.
 
         Raises:
             Failed: the run has failed.
@@ -154,7 +154,7 @@ class Worker:
                     connection.close()
 
     def _begin(self, welcome: Welcome) -> None:
-        """Take the slot that the servers have given."""
+        """Start at the slot that the first server has assigned."""
         self.config = RunConfig.from_dict(welcome.settings, "the server's settings")
         config = self.config
         self.servers.timeout_seconds = config.exchange.timeout_seconds
