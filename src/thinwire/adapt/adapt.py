@@ -39,7 +39,8 @@ from thinwire.data.corpus import Corpus
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.files import read_json
-from thinwire.inference.load import TrainedModel, load
+from thinwire.inference.load import load
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.launch.start import start, under_torchrun
 from thinwire.models.config import AdapterPlaces
 from thinwire.runs.adapter_file import MODEL_FILE, AdapterFile, parameters_checksum

@@ -15,7 +15,7 @@ from thinwire.errors import UserError
 
 if TYPE_CHECKING:
     from thinwire.inference.evaluate import Measured
-    from thinwire.inference.load import TrainedModel
+    from thinwire.inference.trained_model import TrainedModel
     from thinwire.runs.evaluation import Evaluation
 
 

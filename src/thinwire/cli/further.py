@@ -9,8 +9,8 @@ from thinwire.errors import UserError
 
 if TYPE_CHECKING:
     from thinwire.inference.dynamic_evaluation import DynamicEvaluation
-    from thinwire.inference.load import TrainedModel
     from thinwire.inference.neural_cache import NeuralCache
+    from thinwire.inference.trained_model import TrainedModel
 
 FloatOrAuto = float | Literal["auto"]
 

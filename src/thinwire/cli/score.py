@@ -14,9 +14,9 @@ from cyclopts import Parameter
 from thinwire.errors import UserError
 
 if TYPE_CHECKING:
-    from thinwire.inference.load import TrainedModel
     from thinwire.inference.score import LineLogprobs, Score
     from thinwire.inference.score_rows import Rows, Totals
+    from thinwire.inference.trained_model import TrainedModel
 
 
 def score(

@@ -30,8 +30,8 @@ from thinwire.data.config import DataConfig
 from thinwire.data.corpus import Corpus
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
-from thinwire.inference.load import TrainedModel
 from thinwire.inference.score import LineLogprobs, Logprobs, fill
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.runs.evaluation import Ids, spans_of
 
 HELD_OUT_TOKENS = 50_000

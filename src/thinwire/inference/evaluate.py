@@ -15,10 +15,10 @@ from thinwire.data.sources import find_sources
 from thinwire.errors import UserError
 from thinwire.inference.arpa import Interpolation, both_logprobs, interpolated
 from thinwire.inference.dynamic_evaluation import DynamicEvaluation
-from thinwire.inference.load import TrainedModel
 from thinwire.inference.neural_cache import THETAS, WEIGHTS, NeuralCache, tuned
 from thinwire.inference.score import Logprobs
 from thinwire.inference.text import read_lines
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.runs.evaluation import Evaluation, Ids, Tally
 
 

@@ -16,7 +16,7 @@ from espnet.nets.scorer_interface import BatchScorerInterface
 from torch import Tensor
 
 from thinwire.inference.decoding import select, stack
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.models.contract import State
 
 

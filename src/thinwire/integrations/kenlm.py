@@ -20,7 +20,8 @@ from typing import NamedTuple
 import torch
 
 from thinwire.errors import UserError
-from thinwire.inference.load import TrainedModel, load
+from thinwire.inference.load import load
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.models.contract import State as DecoderState
 
 LOG_10 = log(10.0)

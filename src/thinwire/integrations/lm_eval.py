@@ -15,7 +15,7 @@ import torch
 from lm_eval.api.model import LM
 
 from thinwire.inference.decoding import read_prompt
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.runs.evaluation import logprobs
 
 MAX_TOKENS = 256  # what a request of generated text may take where it does not say

@@ -12,7 +12,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Any
 
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.models.contract import State
 
 # How pyctcdecode's own model looks on unfinished words: longer ones are less likely to be any word.

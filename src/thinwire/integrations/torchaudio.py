@@ -12,7 +12,7 @@ from collections.abc import Sequence
 
 from torchaudio.models.decoder import CTCDecoderLM, CTCDecoderLMState
 
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.models.contract import State
 
 
