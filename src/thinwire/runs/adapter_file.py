@@ -19,8 +19,10 @@ from torch import Tensor
 from thinwire.errors import UserError
 from thinwire.files import read_json
 from thinwire.models.config import AdapterPlaces
-from thinwire.runs.checkpoints import CHECKSUMS, Checkpoint, Checkpoints, save_tensors
+from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.folder import RunFolder
+from thinwire.runs.step_folder import CHECKSUMS, Checkpoint
+from thinwire.runs.tensor_file import save_tensors
 
 FOLDER = "adapters"
 MODEL_FILE = "model.safetensors"

@@ -23,7 +23,7 @@ from thinwire.optim.schedules import Schedule
 from thinwire.optim.state import load_named_state, named_state
 from thinwire.optim.updater import Updater
 from thinwire.runs.budget_change import budget_sentences
-from thinwire.runs.checkpoints import Checkpoint, Checkpoints
+from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.clock import Budget, Clock
 from thinwire.runs.due import Due
 from thinwire.runs.evaluation import Evaluation, evaluate
@@ -32,6 +32,7 @@ from thinwire.runs.metrics import Averages, MetricsWriter, OnEvent
 from thinwire.runs.opening import start_values, summary
 from thinwire.runs.progress import TrainingDisplay, wire_sentence
 from thinwire.runs.reading import check_reading, read_from
+from thinwire.runs.step_folder import Checkpoint
 
 # A smoothed loss so far above its lowest value will not come back; 2 nats are a factor of 7 in
 # perplexity.
