@@ -232,9 +232,7 @@ class Checkpoints:
                 return self._load_whole(candidate)
             except Damaged as damage:
                 if candidate not in self._on_disk():
-                    return self.load(
-                        step
-                    )  # not damaged: the run that goes on has pruned it meanwhile
+                    return self.load(step)  # not damaged: the run has pruned it meanwhile
                 self._warn(f"step {candidate} is damaged and passed over: {damage}.")
         raise UserError(
             f"{self.run} holds no whole checkpoint: all {len(steps)} found are damaged "
