@@ -25,7 +25,7 @@ def adapt_loaded(
         text: files, folders or globs of new text.
         out: the run folder to create.
         mix: old text or its data folder; None: the data folder of the model, if still there.
-        options: how.
+        options: the settings of the adaptation.
 
     Raises:
         UserError: what `thinwire adapt` would refuse.

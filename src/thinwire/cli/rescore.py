@@ -149,12 +149,12 @@ def rescore(
             for key, negative in zip(lists.keys, words, strict=True):
                 file.write(" ".join([key, *(f"{each:.6f}" for each in negative)]) + "\n")
         else:
-            places = list(ranked(lists, score_H)) or range(len(lists.texts))
-            for place in places:
+            order = list(ranked(lists, score_H)) or range(len(lists.texts))
+            for index in order:
                 row = (
-                    f"{lists.keys[place]} {lists.texts[place]}".rstrip()
+                    f"{lists.keys[index]} {lists.texts[index]}".rstrip()
                     if lists.keys
-                    else f"{lists.texts[place]}\t{score_H[place]:.6f}"
+                    else f"{lists.texts[index]}\t{score_H[index]:.6f}"
                 )
                 file.write(row + "\n")
     if references is not None and errors_H is not None:
