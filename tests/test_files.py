@@ -15,8 +15,9 @@ from thinwire.data.corpus import Meta
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.files import MAX_DEPTH, parse_json, read_json
-from thinwire.runs.checkpoints import CHECKSUMS, STATE, Checkpoints, _checksum
+from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import METRICS_FILE, read_metrics
+from thinwire.runs.step_folder import CHECKSUMS, STATE, checksum
 from thinwire.transport.keys import read_key
 
 DEEP = ("[" * 100_000, '{"a":' * 100_000, "[" * 500 + "]" * 500, '{"a":[' * 60 + "]}" * 60)
@@ -76,7 +77,7 @@ def test_a_state_that_is_nested_too_deep_is_passed_over(
     (tmp_path / "step-2" / STATE).write_text(text, encoding="utf-8")
     manifest = tmp_path / "step-2" / CHECKSUMS
     content = json.loads(manifest.read_text(encoding="utf-8"))
-    content["files"][STATE] = _checksum(tmp_path / "step-2" / STATE)
+    content["files"][STATE] = checksum(tmp_path / "step-2" / STATE)
     manifest.write_text(json.dumps(content), encoding="utf-8")
     assert Checkpoints(tmp_path).load().step == 1
     assert "step 2 is damaged and passed over" in capsys.readouterr().err

@@ -13,8 +13,8 @@ if TYPE_CHECKING:
     from thinwire.data.corpus import Corpus as Corpus
     from thinwire.data.prepare import prepare as prepare
     from thinwire.errors import UserError as UserError
-    from thinwire.inference.load import TrainedModel as TrainedModel
     from thinwire.inference.load import load as load
+    from thinwire.inference.trained_model import TrainedModel as TrainedModel
     from thinwire.launch.train import train as train
     from thinwire.loss.nce import NCE as NCE
     from thinwire.loss.sampled import SampledSoftmax as SampledSoftmax
@@ -44,7 +44,7 @@ _HOME = {
     "SampledSoftmax": "thinwire.loss.sampled",
     "Sampler": "thinwire.loss.sampler",
     "train": "thinwire.launch.train",
-    "TrainedModel": "thinwire.inference.load",
+    "TrainedModel": "thinwire.inference.trained_model",
     "UserError": "thinwire.errors",
 }
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from thinwire.cli import app
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 
 LATIN = os.fsdecode(b"caf\xe9")
 """The name `café` in Latin-1, which is not UTF-8."""

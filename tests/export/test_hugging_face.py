@@ -10,7 +10,7 @@ from torch import Tensor
 
 from thinwire.errors import UserError
 from thinwire.export.export import export
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 
 from .conftest import Trained
 

@@ -9,7 +9,7 @@ import torch
 
 from thinwire.errors import UserError
 from thinwire.export.export import export
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 
 from .conftest import Trained
 

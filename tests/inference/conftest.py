@@ -11,7 +11,7 @@ import torch
 
 import thinwire
 from thinwire.config import RunConfig
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.training.loop import train
 
 torch.set_num_threads(1)

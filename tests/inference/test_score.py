@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from thinwire.inference import score as module
-from thinwire.inference.load import TrainedModel
 from thinwire.inference.score import Score
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.runs import evaluation
 
 LINES = [

@@ -14,10 +14,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from thinwire.errors import UserError
 from thinwire.runs import checkpoints as module
-from thinwire.runs.checkpoints import Checkpoint, Checkpoints
+from thinwire.runs import step_folder, tensor_file
+from thinwire.runs.checkpoints import Checkpoints
+from thinwire.runs.step_folder import Checkpoint
 
 
 def groups(value: float, num_rows: int = 300) -> dict[str, dict[str, torch.Tensor]]:
@@ -249,14 +252,14 @@ def test_a_step_that_is_pruned_while_it_is_read_is_not_called_damaged(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     save(tmp_path, 1)
-    checksum = module._checksum
+    checksum = step_folder.checksum
 
     def slow(file: Path) -> str:
         monkeypatch.undo()
         save(tmp_path, 2, keep=1)  # the run goes on in another process
         return checksum(file)
 
-    monkeypatch.setattr(module, "_checksum", slow)
+    monkeypatch.setattr(step_folder, "checksum", slow)
     assert is_whole(Checkpoints(tmp_path).load()) and Checkpoints(tmp_path).steps == [2]
     assert capsys.readouterr().err == ""
 
@@ -282,11 +285,11 @@ def test_a_full_disk_keeps_what_was_saved(
 
     def full(tensors: object, file: Path, metadata: object = None) -> None:
         Path(file).write_bytes(b"a part")
-        raise module.SafetensorError(
+        raise SafetensorError(
             "Error while serializing: I/O error: No space left on device (os error 28)"
         )
 
-    monkeypatch.setattr(module, "save_file", full)
+    monkeypatch.setattr(tensor_file, "save_file", full)
     with pytest.raises(UserError, match=r"disk is full: step 2 needs 0.0 MB .* \(steps: 1\)"):
         checkpoints.save(2, groups(2), {"step": 2})
         checkpoints.wait()
@@ -323,7 +326,7 @@ def test_another_error_of_the_writer_is_raised_once(
     def denied(path: Path) -> None:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(module, "_flush", denied)
+    monkeypatch.setattr(step_folder, "flush", denied)
     checkpoints.save(1, groups(1), {})
     with pytest.raises(UserError, match=r"Permission denied.*steps: none"):
         checkpoints.wait()
@@ -415,7 +418,7 @@ def test_what_may_not_be_read_is_not_called_damaged(
     if name == "checksums.json":
         monkeypatch.setattr(Path, "read_text", lambda self, **_: denied(self))
     else:
-        monkeypatch.setattr(module, "_checksum", denied)
+        monkeypatch.setattr(step_folder, "checksum", denied)
     with pytest.raises(UserError, match=r"step-20/\w+\.\w+ may not be read \(permission denied\)"):
         Checkpoints(tmp_path).load()
     assert capsys.readouterr().err == ""

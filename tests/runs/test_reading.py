@@ -13,8 +13,9 @@ import pytest
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
 from thinwire.parameter_server.serve import serve
-from thinwire.runs.checkpoints import Checkpoints, _checksum
+from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.reading import check_reading
+from thinwire.runs.step_folder import checksum
 from thinwire.training.loop import train
 from thinwire.transport.messages import InProcessListener
 
@@ -68,7 +69,7 @@ def rewrite(step: Path, change: Callable[[dict[str, Any]], object]) -> None:
     change(state)
     file.write_text(json.dumps(state))
     manifest = json.loads(sums.read_text())
-    manifest["files"]["state.json"] = _checksum(file)
+    manifest["files"]["state.json"] = checksum(file)
     sums.write_text(json.dumps(manifest))
 
 

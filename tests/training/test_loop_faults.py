@@ -19,7 +19,7 @@ from thinwire.errors import UserError
 from thinwire.exchange.local import Local
 from thinwire.language_model import LanguageModel
 from thinwire.locks import one_writer
-from thinwire.runs import checkpoints as checkpoints_module
+from thinwire.runs import step_folder
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.metrics import METRICS_FILE, read_metrics
 from thinwire.training.loop import Trainer, train
@@ -132,7 +132,7 @@ def test_a_full_disk_is_said_once_and_loses_nothing(
     at: int, toy_data: Path, tmp_path: Path, tiny: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The error comes in the thread that writes in the background."""
-    write = checkpoints_module.save_tensors
+    write = step_folder.save_tensors
 
     def full(tensors: Any, file: Path) -> None:
         if f"step-{at}.tmp" in file.parts:
@@ -140,7 +140,7 @@ def test_a_full_disk_is_said_once_and_loses_nothing(
         write(tensors, file)
 
     config = tiny(run={"tokens": 6 * STEP_TOKENS}, checkpoint={"every_seconds": 0.0})
-    monkeypatch.setattr(checkpoints_module, "save_tensors", full)
+    monkeypatch.setattr(step_folder, "save_tensors", full)
     with pytest.raises(UserError, match=f"The disk is full: step {at} needs"):
         train(toy_data, tmp_path / "run", config)
     (end,) = lines(tmp_path / "run", "end")

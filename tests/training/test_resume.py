@@ -20,7 +20,7 @@ from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.data.prepare import prepare
 from thinwire.errors import UserError
-from thinwire.runs import checkpoints as checkpoints_module
+from thinwire.runs import step_folder
 from thinwire.runs.folder import CONFIG_FILE, RunFolder
 from thinwire.runs.metrics import read_metrics
 from thinwire.runs.run import Run
@@ -407,7 +407,7 @@ def test_the_best_perplexity_is_that_of_the_best_step_on_disk(
         assert trainer.run.take_evaluation(first / 2, None)
         assert trainer.run.best_ppl == first  # it is not on disk
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(checkpoints_module, "save_tensors", full_disk)
+            patch.setattr(step_folder, "save_tensors", full_disk)
             with pytest.raises(UserError, match="The disk is full"):
                 trainer.save(best=True)
         assert trainer.run.best_ppl == first

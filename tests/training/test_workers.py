@@ -17,9 +17,9 @@ from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
-from thinwire.runs import checkpoints as checkpoints_module
 from thinwire.runs import clock as clock_module
 from thinwire.runs import precision as precision_module
+from thinwire.runs import step_folder
 from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.folder import RunFolder
 from thinwire.runs.metrics import read_metrics
@@ -370,7 +370,7 @@ def test_none_has_ended_well_where_the_last_save_fails(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """It is written in the background; whoever restarts workers needs all of them."""
-    save_tensors = checkpoints_module.save_tensors
+    save_tensors = step_folder.save_tensors
 
     def full(tensors: Any, file: Path) -> None:
         if "step-3.tmp" in file.parts:
@@ -378,7 +378,7 @@ def test_none_has_ended_well_where_the_last_save_fails(
             raise OSError(errno.ENOSPC, "No space left on device")
         save_tensors(tensors, file)
 
-    monkeypatch.setattr(checkpoints_module, "save_tensors", full)
+    monkeypatch.setattr(step_folder, "save_tensors", full)
     config = tiny(run={"tokens": 3 * STEP_TOKENS, "workers": 2})
     work = lambda m: train(toy_data, tmp_path / "run", config, collective=m)  # noqa: E731
     one, other = outcomes(2, work)

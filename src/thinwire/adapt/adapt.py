@@ -1,12 +1,13 @@
-"""A trained model to new text, from beginning to end.
+"""Adapts a trained model to new text, from beginning to end.
 
 1. **Read** the new text, and hold some of it out; find the old text.
 2. **Grow** the vocabulary by new words, if that is asked for.
-3. **Mix** new and old text into a data folder of the new run.
-4. **Begin**: step 0 of the new run is the old model, with a row for each new word or with
-   adaptation layers that do nothing yet.
-5. **Train** with the ordinary loop, from step 0, until held-out new text stops getting better.
-6. **Account** for new and old text, before and after.
+3. **Mix** new and old text in the data folder of the new run.
+4. **Begin**: write step 0 of the new run. It is the old model, with a row for each new word or with
+   adaptation layers that are identities so far.
+5. **Train** with the ordinary loop, from step 0, until the perplexity of held-out new text stops
+   falling.
+6. **Account**: measure new and old text, before and after.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ from thinwire.data.corpus import Corpus
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.files import read_json
-from thinwire.inference.load import TrainedModel, load
+from thinwire.inference.load import load
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.launch.start import start, under_torchrun
 from thinwire.models.config import AdapterPlaces
 from thinwire.runs.adapter_file import MODEL_FILE, AdapterFile, parameters_checksum
@@ -48,7 +50,7 @@ from thinwire.runs.evaluation import Ids
 from thinwire.runs.folder import FROZEN_FILE, RunFolder
 
 DEFAULT_MIX_RATIO = {"continue": 4.0, "layers": 0.0}
-"""Tokens of old text per token of new text. One for one, the old text became 5% worse (LOG.md)."""
+"""Tokens of old text per token of new text. With 1, old text became 5% worse (LOG.md)."""
 
 
 def adapt(
@@ -67,14 +69,17 @@ def adapt(
         run: the run folder to adapt; it stays as it is.
         texts: new text: files, folders, globs or `-`.
         out: the run folder to create.
-        options: how.
+        options: the settings of the adaptation.
         mix_with: old text or its data folder; None: the data folder that the run was trained on,
             if it is still there.
-        step: which step of the run; None: the one with the best validation.
-        resume: go on with the adaptation that is in `out`; the other arguments have no effect.
+        step: the step of the run to adapt; None: the step with the best validation.
+        resume: continue the adaptation that is in `out`; the other arguments have no effect.
+
+    Returns:
+        The perplexities of new and old text, before and after.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: an option or the text is refused, or `out` is taken.
     """
     run, out = Path(run), Path(out)
     if under_torchrun():
@@ -145,7 +150,7 @@ def _begin(
     assert before is not None
     parameters = {name: p.detach() for name, p in base.model.by_name().items()}
     optimizer: dict[str, Any] = {}
-    with suppress(UserError):  # a step without its optimisers' state can be adapted all the same
+    with suppress(UserError):  # a step whose optimiser state is missing can be adapted too
         optimizer = Checkpoints(run).load(base.loaded_step).open("optimizer")
     if len(words):
         assert tokenizer.unk_id is not None
@@ -170,18 +175,18 @@ def _begin(
             "valid": Split.of_lines(valid_ids, text.valid),
             "test": old.valid,
         }
-        # The adaptive loss ranks the words by the counts that it was trained with.
+        # The adaptive loss orders words by the counts that it was trained with: keep these.
         adaptive = config.loss.kind == "adaptive"
         counts = base.run.counts_V().tolist() if adaptive else None
         write_data(folder / DATA_FOLDER, tokenizer_json, grown, splits, counts)
         if options.method == "layers":
             about |= _root(base, run)
             link_or_copy(_frozen_file(base, run), folder / FROZEN_FILE)
-            places: AdapterPlaces = "both" if options.input_layers else "output"
+            adapters: AdapterPlaces = "both" if options.input_layers else "output"
             if config.model.adapters != "none":
-                places = config.model.adapters
+                adapters = config.model.adapters
             frozen = str(out.absolute() / FROZEN_FILE)
-            tuned = replace(tuned, model=replace(tuned.model, adapters=places, frozen=frozen))
+            tuned = replace(tuned, model=replace(tuned.model, adapters=adapters, frozen=frozen))
         else:
             tuned = replace(tuned, model=replace(tuned.model, frozen=""))
         write_run(folder, out, tuned, parameters, optimizer, about)
@@ -212,7 +217,7 @@ def _require_something_to_learn(ids: Ids, tokenizer: Tokenizer, length: int) -> 
 
 
 def _refuse_layers(base: TrainedModel, out: Path) -> None:
-    """UserError where layers cannot be trained, or not be kept under the name of `out`."""
+    """Raises UserError: layers cannot be trained, or the base has an adapter named as `out`."""
     if base.run.config.loss.kind == "adaptive":
         raise UserError(
             "the adaptive loss has no output biases to train beside the layers: use --method "
@@ -232,7 +237,7 @@ def _frozen_file(base: TrainedModel, run: Path) -> Path:
 
 
 def _root(base: TrainedModel, run: Path) -> dict[str, Any]:
-    """The run beside which the layers are kept: that of the frozen parameters."""
+    """If `run` has layers itself: the run with its frozen parameters, which gets the new ones."""
     if not base.run.config.model.frozen:
         return {}
     about = _read_about(run)
@@ -251,11 +256,11 @@ def _read_about(run: Path) -> dict[str, Any]:
 
 
 def _leave_layers(out: Path, about: dict[str, Any]) -> None:
-    """Put the best layers beside the base, under the name of the new run."""
+    """Copy the best layers into the folder of the base run, under the name of the new run."""
     base = Path(about["base"])
     saved = Checkpoints(out).load("best")
-    places = RunFolder.open(out).config.model.adapters
-    layers = AdapterFile(saved.open("model"), places, about["step"], about["checksum"])
+    adapters = RunFolder.open(out).config.model.adapters
+    layers = AdapterFile(saved.open("model"), adapters, about["step"], about["checksum"])
     try:
         path = layers.save(base, out.name)
     except OSError as error:

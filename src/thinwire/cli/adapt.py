@@ -8,6 +8,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from thinwire.cli.flags import PrintJson
+
 
 def adapt(
     run: Path,
@@ -39,7 +41,7 @@ def adapt(
     codec: Literal["fp32", "bf16", "int8", "int4"] = "fp32",
     step: int | None = None,
     resume: Annotated[bool, Parameter(negative="")] = False,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: PrintJson = False,
 ) -> None:
     """Adapt a trained model to new text.
 
@@ -103,8 +105,6 @@ def adapt(
         Which step of the run to adapt. Default: the one with the best validation.
     resume
         Continue the adaptation that is in --out, with its own settings.
-    as_json
-        Print one JSON object and nothing else.
 
     Examples
     --------

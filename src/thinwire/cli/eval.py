@@ -11,11 +11,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from thinwire.cli.flags import (
+    Adapter,
+    ArpaWeight,
+    CacheLambda,
+    CacheTheta,
+    Device,
+    DynamicDecay,
+    DynamicRate,
+    PrintJson,
+    Step,
+    Threads,
+)
 from thinwire.errors import UserError
 
 if TYPE_CHECKING:
     from thinwire.inference.evaluate import Measured
-    from thinwire.inference.load import TrainedModel
+    from thinwire.inference.trained_model import TrainedModel
     from thinwire.runs.evaluation import Evaluation
 
 
@@ -26,20 +38,20 @@ def evaluate(
     data: Annotated[Path | None, Parameter(metavar="DATA")] = None,
     split: Literal["valid", "test"] | None = None,
     text: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="FILE")] = None,
-    step: int | None = None,
-    adapter: str | None = None,
+    step: Step = None,
+    adapter: Adapter = None,
     average: int | None = None,
     cache: int | None = None,
-    cache_theta: str | None = None,
-    cache_lambda: str | None = None,
+    cache_theta: CacheTheta = None,
+    cache_lambda: CacheLambda = None,
     dynamic: int | None = None,
-    dynamic_rate: float | None = None,
-    dynamic_decay: float | None = None,
+    dynamic_rate: DynamicRate = None,
+    dynamic_decay: DynamicDecay = None,
     arpa: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    arpa_weight: float | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    threads: int | None = None,
+    arpa_weight: ArpaWeight = None,
+    as_json: PrintJson = False,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Measure the exact perplexity of a trained model.
 
@@ -59,39 +71,16 @@ def evaluate(
     text
         UTF-8 text to measure instead of a data folder: a file, or - for standard input. Files that
         end in .gz, .xz or .zst are unpacked.
-    step
-        The step of the run to load. Default: the step with the best validation.
-    adapter
-        The name of adaptation layers made by `thinwire adapt --method layers` from this run.
     average
         Measure the mean of the parameters of this many newest checkpoints too, in rows of its own.
     cache
         Measure with a neural cache of this many positions too, in rows of its own.
-    cache_theta
-        How sharply the cache prefers similar hidden states; auto: the best of a few values on the
-        validation split of the model's data. Default: 1.
-    cache_lambda
-        The part of the probability that the cache gives; auto: as for the other. Default: 0.05.
     dynamic
         Measure too while a copy of the model learns from the text, a step after each so many tokens
         are scored, in rows of its own.
-    dynamic_rate
-        How far such a step goes. Default: 1.
-    dynamic_decay
-        The part of the way back to its trained value that each step takes a parameter which it
-        touches. Default: 0.001.
     arpa
         Measure an n-gram model in ARPA format alone and interpolated with the model too, in rows of
         their own. Its words are the model's tokens.
-    arpa_weight
-        The part of the probability that the n-gram model gives, from 0 to 1. Default: what suits
-        the validation text best.
-    as_json
-        Print one JSON object and nothing else.
-    device
-        Where to compute. auto: CUDA if there is a GPU, else the CPU.
-    threads
-        Number of compute threads. Default: one per core.
 
     Examples
     --------
@@ -101,7 +90,7 @@ def evaluate(
     if text is not None and (data is not None or split is not None):
         raise UserError("--text is a text of its own: leave out --data and --split")
 
-    from thinwire.cli.further import dynamic_evaluation, neural_cache
+    from thinwire.cli.further import dynamic_evaluation, neural_cache, refuse_adapter
 
     asked = neural_cache(cache, cache_theta, cache_lambda)
     learning = dynamic_evaluation(dynamic, dynamic_rate, dynamic_decay)
@@ -127,8 +116,7 @@ def evaluate(
     if average is not None:
         if text == "-":
             raise UserError("standard input can be read once only: --average needs a file")
-        if adapter is not None:
-            raise UserError("--average is of the run's own steps: leave out --adapter")
+        refuse_adapter(average, adapter)
         mean = load(run, average=average, device=device, threads=threads)
     model = load(run, step, adapter=adapter, device=device, threads=threads)
     found_cache = None if asked is None else asked.resolve(model)

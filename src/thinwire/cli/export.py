@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 from cyclopts import Parameter
 
+from thinwire.cli.flags import Adapter, Step
+
 
 def export(
     run: Path,
@@ -15,8 +17,8 @@ def export(
     to: Literal["onnx", "hf", "icefall", "words"],
     out: Annotated[Path, Parameter(metavar="DIR")],
     int8: Annotated[bool, Parameter(negative="")] = False,
-    step: int | None = None,
-    adapter: str | None = None,
+    step: Step = None,
+    adapter: Adapter = None,
 ) -> None:
     """Write a trained model in another format.
 
@@ -34,10 +36,6 @@ def export(
         The folder to create.
     int8
         onnx: write a second pair of files with weights of 8 bits.
-    step
-        The step of the run to load. Default: the step with the best validation.
-    adapter
-        The name of adaptation layers made by `thinwire adapt --method layers` from this run.
 
     Examples
     --------

@@ -1,4 +1,4 @@
-"""The flags of what is measured beside the plain figure, which `eval` and `score` share."""
+"""What the shared flags of `eval`, `score` and `rescore` ask for: a cache, learning, n-grams."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ from typing import TYPE_CHECKING, Literal
 from thinwire.errors import UserError
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from thinwire.inference.arpa import Interpolation
     from thinwire.inference.dynamic_evaluation import DynamicEvaluation
-    from thinwire.inference.load import TrainedModel
     from thinwire.inference.neural_cache import NeuralCache
+    from thinwire.inference.trained_model import TrainedModel
 
 FloatOrAuto = float | Literal["auto"]
 
 
 @dataclass(frozen=True)
 class AskedCache:
-    """A neural cache, of which theta and the weight may have to be tuned first."""
+    """A neural cache as the flags describe it; "auto" values are tuned by `resolve`."""
 
     size: int
     theta: FloatOrAuto
@@ -25,11 +28,11 @@ class AskedCache:
 
     @property
     def is_tuned(self) -> bool:
-        """Whether a value is to be found on the validation split."""
+        """Whether a value has to be tuned on the validation split."""
         return "auto" in (self.theta, self.weight)
 
     def resolve(self, model: TrainedModel) -> NeuralCache:
-        """The cache with all its values.
+        """The cache with all its values, tuned where they are "auto".
 
         Raises:
             UserError: there is no validation split to tune on.
@@ -56,10 +59,10 @@ def _number_or_auto(flag: str, given: str | None, default: float) -> FloatOrAuto
 
 
 def neural_cache(size: int | None, theta: str | None, weight: str | None) -> AskedCache | None:
-    """What --cache, --cache-theta and --cache-lambda ask for; None: no cache.
+    """The cache that --cache, --cache-theta and --cache-lambda ask for; None: no cache.
 
     Raises:
-        UserError: a value out of its range, or no size.
+        UserError: a value is out of its range, or the size is missing.
     """
     if size is None:
         if theta is not None or weight is not None:
@@ -80,10 +83,10 @@ def neural_cache(size: int | None, theta: str | None, weight: str | None) -> Ask
 def dynamic_evaluation(
     chunk_tokens: int | None, rate: float | None, decay: float | None
 ) -> DynamicEvaluation | None:
-    """What --dynamic, --dynamic-rate and --dynamic-decay ask for; None: the model stays as it is.
+    """What --dynamic, --dynamic-rate and --dynamic-decay ask for; None: the model does not learn.
 
     Raises:
-        UserError: a value out of its range, or no number of tokens.
+        UserError: a value is out of its range, or the number of tokens is missing.
     """
     if chunk_tokens is None:
         if rate is not None or decay is not None:
@@ -99,3 +102,28 @@ def dynamic_evaluation(
         rate=DynamicEvaluation.rate if rate is None else rate,
         decay=DynamicEvaluation.decay if decay is None else decay,
     )
+
+
+def ngram(
+    model: TrainedModel, arpa: Path, weight: float | None, context: Literal["text", "line"]
+) -> Interpolation:
+    """The n-gram model that --arpa names, with --arpa-weight or the weight that was found.
+
+    A weight that was found is printed on standard error.
+
+    Raises:
+        UserError: the file cannot be read, or there is no text to find the weight on.
+    """
+    from thinwire.console import console
+    from thinwire.inference.arpa import interpolation
+
+    found = interpolation(model, arpa, weight, context)
+    if weight is None:
+        console.print(f"--arpa-weight {found.weight:.6g}")
+    return found
+
+
+def refuse_adapter(average: int | None, adapter: str | None) -> None:
+    """Raises UserError: --average and --adapter are given together."""
+    if average is not None and adapter is not None:
+        raise UserError("--average is of the run's own steps: leave out --adapter")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 from cyclopts import Parameter
+
+from thinwire.cli.flags import Adapter, Device, Step, Threads
 
 
 def generate(
@@ -18,10 +20,10 @@ def generate(
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 1,
-    step: int | None = None,
-    adapter: str | None = None,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    threads: int | None = None,
+    step: Step = None,
+    adapter: Adapter = None,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Write text that continues a prompt.
 
@@ -44,14 +46,6 @@ def generate(
         Draw only from the smallest set of words whose probabilities add up to P.
     seed
         Seed of the random draws: the same seed gives the same text.
-    step
-        The step of the run to load. Default: the step with the best validation.
-    adapter
-        The name of adaptation layers made by `thinwire adapt --method layers` from this run.
-    device
-        Where to compute. auto: CUDA if there is a GPU, else the CPU.
-    threads
-        Number of compute threads. Default: one per core.
 
     Examples
     --------

@@ -6,10 +6,11 @@ import json
 from itertools import chain, islice
 from math import exp
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from thinwire.cli.flags import Adapter, AsJson, Device, Step, Threads
 from thinwire.errors import UserError
 
 if TYPE_CHECKING:
@@ -27,11 +28,11 @@ def next_words(
     prompts: Annotated[str | None, Parameter(allow_leading_hyphen=True, metavar="FILE")] = None,
     top: int = 10,
     words_only: Annotated[bool, Parameter(negative="")] = False,
-    step: int | None = None,
-    adapter: str | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    threads: int | None = None,
+    step: Step = None,
+    adapter: Adapter = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Print the most probable next words.
 
@@ -53,17 +54,9 @@ def next_words(
         Number of words.
     words_only
         Leave out the end of the line and the unknown word.
-    step
-        The step of the run to load. Default: the step with the best validation.
-    adapter
-        The name of adaptation layers made by `thinwire adapt --method layers` from this run.
     as_json
         Print a JSON object with the keys prompt and candidates; each candidate has the keys word,
         id and logprob.
-    device
-        Where to compute. auto: CUDA if there is a GPU, else the CPU.
-    threads
-        Number of compute threads. Default: one per core.
 
     Examples
     --------

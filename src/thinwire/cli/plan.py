@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
+from thinwire.cli.flags import AsJson
 from thinwire.cli.train import Settings
 from thinwire.config import RunConfig, RunSettings
 
@@ -23,7 +24,7 @@ def plan(
     *,
     link: Annotated[str | None, Parameter(metavar="RATE")] = None,
     config: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
+    as_json: AsJson = False,
     settings: Settings = RunConfig(),  # noqa: B008 (frozen)
 ) -> None:
     """Forecast bytes and speed of each exchange, here.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 from cyclopts import Parameter
 
+from thinwire.cli.flags import Adapter, Arpa, ArpaWeight, Device, PrintJson, Step, Threads
 from thinwire.errors import UserError
 
 if TYPE_CHECKING:
@@ -29,13 +30,13 @@ def rescore(
     beam: int | None = None,
     tune: Annotated[str | None, Parameter(metavar="REFERENCE")] = None,
     reference: str | None = None,
-    arpa: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    arpa_weight: float | None = None,
-    step: int | None = None,
-    adapter: str | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    threads: int | None = None,
+    arpa: Arpa = None,
+    arpa_weight: ArpaWeight = None,
+    step: Step = None,
+    adapter: Adapter = None,
+    as_json: PrintJson = False,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Score n-best lists, or rank them anew.
 
@@ -74,22 +75,6 @@ def rescore(
         for each, or a JSON object with the key text.
     reference
         The same to print the word error rates of a given weight and bonus.
-    arpa
-        Interpolate every token's probability with that of an n-gram model in ARPA format, whose
-        words are the model's tokens.
-    arpa_weight
-        The part of the probability that the n-gram model gives, from 0 to 1. Default: what suits
-        the validation text best.
-    step
-        The step of the run to load. Default: the step with the best validation.
-    adapter
-        The name of adaptation layers made by `thinwire adapt --method layers` from this run.
-    as_json
-        Print one JSON object and nothing else.
-    device
-        Where to compute. auto: CUDA if there is a GPU, else the CPU.
-    threads
-        Number of compute threads. Default: one per core.
 
     Examples
     --------
@@ -108,8 +93,9 @@ def rescore(
 
     import numpy as np
 
-    from thinwire.console import console, progress_bar
-    from thinwire.inference.arpa import check_weight, interpolation
+    from thinwire.cli.further import ngram
+    from thinwire.console import progress_bar
+    from thinwire.inference.arpa import check_weight
     from thinwire.inference.load import load
     from thinwire.inference.nbest import read_kaldi, read_references, read_tsv
     from thinwire.inference.rescore import (
@@ -136,16 +122,14 @@ def rescore(
         if references is not None:
             lists = _grouped(nbest, lists, beam, len(references))
     model = load(run, step, adapter=adapter, device=device, threads=threads)
-    ngram = None if arpa is None else interpolation(model, arpa, arpa_weight, "line")
-    if ngram is not None and arpa_weight is None:
-        console.print(f"--arpa-weight {ngram.weight:.6g}")
+    mixed_in = None if arpa is None else ngram(model, arpa, arpa_weight, "line")
     logprobs, words = [], []
     with progress_bar() as progress:
         task = progress.add_task("hypotheses", total=len(lists.texts))
         window = model.run.config.data.length
         scored = line_logprobs(model.model, model.tokenizer, lists.texts, window=window)
-        if ngram is not None:
-            scored = ngram.mix(scored)
+        if mixed_in is not None:
+            scored = mixed_in.mix(scored)
         for text, line in zip(lists.texts, scored, strict=True):
             logprobs.append(float(line.logprob_T.sum()))
             if not is_merged:
@@ -165,12 +149,12 @@ def rescore(
             for key, negative in zip(lists.keys, words, strict=True):
                 file.write(" ".join([key, *(f"{each:.6f}" for each in negative)]) + "\n")
         else:
-            places = list(ranked(lists, score_H)) or range(len(lists.texts))
-            for place in places:
+            order = list(ranked(lists, score_H)) or range(len(lists.texts))
+            for index in order:
                 row = (
-                    f"{lists.keys[place]} {lists.texts[place]}".rstrip()
+                    f"{lists.keys[index]} {lists.texts[index]}".rstrip()
                     if lists.keys
-                    else f"{lists.texts[place]}\t{score_H[place]:.6f}"
+                    else f"{lists.texts[index]}\t{score_H[index]:.6f}"
                 )
                 file.write(row + "\n")
     if references is not None and errors_H is not None:

@@ -11,12 +11,25 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from thinwire.cli.flags import (
+    Adapter,
+    Arpa,
+    ArpaWeight,
+    AsJson,
+    CacheLambda,
+    CacheTheta,
+    Device,
+    DynamicDecay,
+    DynamicRate,
+    Step,
+    Threads,
+)
 from thinwire.errors import UserError
 
 if TYPE_CHECKING:
-    from thinwire.inference.load import TrainedModel
     from thinwire.inference.score import LineLogprobs, Score
     from thinwire.inference.score_rows import Rows, Totals
+    from thinwire.inference.trained_model import TrainedModel
 
 
 def score(
@@ -28,20 +41,20 @@ def score(
     context: Literal["line", "text"] = "line",
     tokens: Annotated[bool, Parameter(negative="")] = False,
     base: Literal["e", "10"] = "e",
-    step: int | None = None,
-    adapter: str | None = None,
+    step: Step = None,
+    adapter: Adapter = None,
     average: int | None = None,
     cache: int | None = None,
-    cache_theta: str | None = None,
-    cache_lambda: str | None = None,
+    cache_theta: CacheTheta = None,
+    cache_lambda: CacheLambda = None,
     dynamic: int | None = None,
-    dynamic_rate: float | None = None,
-    dynamic_decay: float | None = None,
-    arpa: Annotated[Path | None, Parameter(metavar="FILE")] = None,
-    arpa_weight: float | None = None,
-    as_json: Annotated[bool, Parameter(name="--json", negative="")] = False,
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto",
-    threads: int | None = None,
+    dynamic_rate: DynamicRate = None,
+    dynamic_decay: DynamicDecay = None,
+    arpa: Arpa = None,
+    arpa_weight: ArpaWeight = None,
+    as_json: AsJson = False,
+    device: Device = "auto",
+    threads: Threads = None,
 ) -> None:
     """Print the log-probability of each line of a text.
 
@@ -67,43 +80,19 @@ def score(
         Add the log-probability of each token of the line.
     base
         Base of the logarithms. 10: a last column says log10, and JSON keys begin with log10.
-    step
-        The step of the run to load. Default: the step with the best validation.
-    adapter
-        The name of adaptation layers made by `thinwire adapt --method layers` from this run.
     average
         Print a further number per line: its log-probability by the mean of the parameters of this
         many newest checkpoints.
     cache
         Print a further number per line: its log-probability with a neural cache of this many
         positions, which remembers the lines before it.
-    cache_theta
-        How sharply the cache prefers similar hidden states; auto: the best of a few values on the
-        validation split of the model's data. Default: 1.
-    cache_lambda
-        The part of the probability that the cache gives; auto: as for the other. Default: 0.05.
     dynamic
         Print a further number per line: its log-probability by a copy of the model that learns from
         the lines before, a step after each so many tokens.
-    dynamic_rate
-        How far such a step goes. Default: 1.
-    dynamic_decay
-        The part of the way back to its trained value that each step takes a parameter which it
-        touches. Default: 0.001.
-    arpa
-        Interpolate every token's probability with that of an n-gram model in ARPA format, whose
-        words are the model's tokens.
-    arpa_weight
-        The part of the probability that the n-gram model gives, from 0 to 1. Default: what suits
-        the validation text best.
     as_json
         Print one JSON object per line, with the keys logprob, num_tokens and num_unknown; with
         --tokens also tokens and logprobs; with --average, --cache or --dynamic also
         logprob_average, logprob_cache or logprob_dynamic.
-    device
-        Where to compute. auto: CUDA if there is a GPU, else the CPU.
-    threads
-        Number of compute threads. Default: one per core.
 
     Examples
     --------
@@ -111,7 +100,7 @@ def score(
     echo "To be or not to be" | thinwire score run --json
     thinwire score run corpus.txt.gz --out corpus.scores
     """
-    from thinwire.cli.further import dynamic_evaluation, neural_cache
+    from thinwire.cli.further import dynamic_evaluation, neural_cache, ngram, refuse_adapter
 
     asked = {
         "average": average,
@@ -126,11 +115,9 @@ def score(
         raise UserError(
             f"--{further[0]} and --{further[1]} add one number each: ask for one of them"
         )
-    if average is not None and adapter is not None:
-        raise UserError("--average is of the run's own steps: leave out --adapter")
+    refuse_adapter(average, adapter)
 
-    from thinwire.console import console
-    from thinwire.inference.arpa import check_weight, interpolation
+    from thinwire.inference.arpa import check_weight
 
     check_weight(arpa, arpa_weight)
 
@@ -156,10 +143,7 @@ def score(
 
     if arpa is not None:
         trained = model.run.config.data.context
-        ngram = interpolation(model, arpa, arpa_weight, "line" if context == "line" else trained)
-        if arpa_weight is None:
-            console.print(f"--arpa-weight {ngram.weight:.6g}")
-        mix = ngram.mix
+        mix = ngram(model, arpa, arpa_weight, "line" if context == "line" else trained).mix
     if out is not None:
         _say(_to_file(model, sources, out, rows, context, mix), base, out)
         return

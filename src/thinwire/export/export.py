@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from thinwire.errors import UserError
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 
 Format = Literal["onnx", "hf", "icefall", "words"]
 

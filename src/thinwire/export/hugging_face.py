@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from thinwire.errors import UserError
 from thinwire.export.llama import llama
 from thinwire.export.plain import lstm_weights, plain_tables
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.models.lstm import LSTM
 from thinwire.models.transformer import Transformer
 

@@ -14,7 +14,7 @@ import torch
 from thinwire.console import print_line, warn
 from thinwire.export.plain import lstm_weights, plain_tables
 from thinwire.export.words import write_symbols
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 
 FORM = "icefall's checkpoint"
 CHECKPOINT = "epoch-1.pt"

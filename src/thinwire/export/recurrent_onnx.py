@@ -29,7 +29,7 @@ from torch import Tensor
 from thinwire.errors import UserError
 from thinwire.export.plain import PlainTables, lstm_weights, plain_tables
 from thinwire.export.words import write_symbols
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 
 FORM = "ONNX for sherpa-onnx"
 OPSET = 13

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 
 
 def write_words(trained: TrainedModel, folder: Path) -> None:

@@ -4,12 +4,12 @@
 
 The n-gram model is read by KenLM (Heafield 2011), the package of the extra `kenlm`. Its words are
 the model's tokens; every line is a sentence of its own. Tokens that it does not have share the
-probability of its `<unk>` evenly, so that its probabilities add up to one at most, whatever the two
+probability of its `<unk>` evenly, so that its probabilities add up to at most one for any pair of
 vocabularies.
 
 The weight maximises the likelihood of held-out text. Expectation maximisation finds it (Jelinek &
-Mercer 1980): the weight becomes the mean probability that a token came from the n-gram model, again
-and again.
+Mercer 1980): repeatedly, the weight is set to the mean probability that a token came from the
+n-gram model.
 
 N tokens.
 """
@@ -30,8 +30,8 @@ from thinwire.data.config import DataConfig
 from thinwire.data.corpus import Corpus
 from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
-from thinwire.inference.load import TrainedModel
 from thinwire.inference.score import LineLogprobs, Logprobs, fill
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.runs.evaluation import Ids, spans_of
 
 HELD_OUT_TOKENS = 50_000
@@ -43,8 +43,8 @@ class Arpa:
     """An n-gram model over the tokens of a tokenizer.
 
     Args:
-        file: an ARPA file, or one that KenLM has made of it.
-        tokenizer: of the trained model.
+        file: an ARPA file, or the binary file that KenLM has made of it.
+        tokenizer: the tokenizer of the trained model.
 
     Raises:
         UserError: the package kenlm is not installed, or it cannot read the file.
@@ -66,15 +66,15 @@ class Arpa:
             )
 
     def logprobs(self, ids_N: Ids) -> Logprobs:
-        """The natural-log probability of each token of some text that begins with a line."""
+        """ln p of each token of a text that starts at the beginning of a line."""
         import kenlm
 
         score, begin, words = self._model.BaseScore, self._model.BeginSentenceWrite, self._words
         found_N = np.empty(len(ids_N))
         state, after = kenlm.State(), kenlm.State()
         begin(state)
-        for place, id in enumerate(ids_N.tolist()):
-            found_N[place] = score(state, words[id], after)
+        for position, id in enumerate(ids_N.tolist()):
+            found_N[position] = score(state, words[id], after)
             state, after = after, state
             if id == self._eos_id:
                 begin(state)
@@ -83,18 +83,18 @@ class Arpa:
 
 @dataclass(frozen=True)
 class Interpolation:
-    """What is mixed into a trained model's probabilities.
+    """An n-gram model and its weight in the interpolation with a trained model.
 
     Attributes:
         arpa: the n-gram model.
-        weight: the part of the probability that it gives.
+        weight: the part of the probability that the n-gram model gives, from 0 to 1.
     """
 
     arpa: Arpa
     weight: float
 
     def mix(self, lines: Iterable[LineLogprobs]) -> Iterator[LineLogprobs]:
-        """The same lines with the probabilities of both."""
+        """Yield the same lines with the interpolated probabilities."""
         for line in lines:
             ngram_T = self.arpa.logprobs(line.ids_T)
             yield LineLogprobs(line.ids_T, interpolated(line.logprob_T, ngram_T, self.weight))
@@ -112,9 +112,10 @@ def interpolation(
     Args:
         model: the trained model.
         file: the ARPA file.
-        weight: from 0 to 1; None: the best one for the validation split.
-        context: how that text is scored: the state carried over its lines, or each line alone.
-        data: the data folder whose validation split that is; None: what the model was trained on.
+        weight: from 0 to 1; None: the best weight on the validation split.
+        context: text: the state is carried over the lines of the validation text; line: each line
+            starts from a fresh state.
+        data: the data folder with the validation text; None: the one that the model was trained on.
 
     Raises:
         UserError: the package kenlm or the text is missing, or the file cannot be read.
@@ -141,7 +142,7 @@ def both_logprobs(
         arpa: the n-gram model.
         ids_N: a text of whole lines.
         context: whether the state is carried over the lines.
-        max_tokens: about so many tokens, evenly spread; 0: all.
+        max_tokens: score about this many tokens, spread evenly over the text; 0: all.
     """
     window, eos_id = model.run.config.data.length, model.tokenizer.eos_id
     spans = spans_of(ids_N, eos_id, DataConfig(length=window, context=context), max_tokens)
@@ -172,7 +173,7 @@ def em_weight(own_N: Logprobs, ngram_N: Logprobs) -> float:
 
 
 def check_weight(file: Path | None, weight: float | None) -> None:
-    """Raises UserError: a weight without a file, or out of its range."""
+    """Raises UserError: the weight is given without a file, or is out of its range."""
     if weight is None:
         return
     if file is None:
@@ -214,5 +215,5 @@ def _read(file: Path) -> Any:
     except (OSError, RuntimeError) as error:
         reason = str(error.__cause__ or error).rpartition("\n")[2].rstrip(".")
         raise UserError(f"{file} is no ARPA file that KenLM reads: {reason}") from None
-    except UnicodeDecodeError:  # what it complains of, it quotes
+    except UnicodeDecodeError:  # KenLM's message quotes bytes of the file
         raise UserError(f"{file} is no ARPA file that KenLM reads: it is not UTF-8") from None

@@ -1,7 +1,7 @@
-"""The most probable next words, exact, and the probabilities of given ones.
+"""The most probable next words, exact, and the probabilities of given words.
 
-The distribution is computed over the whole vocabulary for a few prompts at a time, and only what is
-asked for is kept of it: a matrix of all prompts by all words never exists.
+The distribution over the whole vocabulary is computed for a few prompts at a time, and only the
+requested words are kept. So a matrix of all prompts by all words is never in memory.
 
 N prompts, n prompts at a time, V vocabulary, D width, K words.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from thinwire.language_model import LanguageModel
 
-# At most so many log-probabilities exist at a time (64 MB).
+# The largest number of log-probabilities that are in memory at a time (64 MB).
 CHUNK_LOGPROBS = 2**24
 
 
@@ -36,7 +36,7 @@ class Candidate:
 
 
 def num_rows_at_a_time(vocab_size: int) -> int:
-    """How many prompts are computed at a time."""
+    """The number of prompts whose distributions are computed at a time."""
     return max(1, CHUNK_LOGPROBS // vocab_size)
 
 
@@ -46,13 +46,13 @@ def most_probable(
 ) -> tuple[Tensor, Tensor]:
     """ln p and ids of the k most probable words, `[N, k]` each, the most probable first.
 
-    Of equally probable words the one with the smaller id comes first: the result is that of a
-    stable sort of the whole distribution.
+    If two words are equally probable, the one with the smaller id comes first: the result is that
+    of a stable sort of the whole distribution.
 
     Args:
         model: a trained model.
         hidden_ND: hidden states.
-        k: how many words; no more than are left come back.
+        k: number of words; fewer are returned if the vocabulary without `without` is smaller.
         without: ids to leave out.
     """
     logprob, ids = [], []
@@ -78,9 +78,9 @@ def _distributions(model: LanguageModel, hidden_ND: Tensor) -> Iterator[Tensor]:
 
 
 def _stable_top(values_nV: Tensor, k: int) -> tuple[Tensor, Tensor]:
-    """What a stable sort in falling order puts first."""
+    """The first k values and indices of a stable sort in descending order."""
     top_nK, ids_nK = values_nV.topk(min(k + 1, values_nV.shape[1]), dim=1)
-    # topk takes any of the words that are as probable as the k-th.
+    # topk may take any of several words that are as probable as the k-th.
     if top_nK.shape[1] > k:
         for row in (top_nK[:, k] == top_nK[:, k - 1]).nonzero()[:, 0].tolist():
             sorted_V, order_V = values_nV[row].sort(descending=True, stable=True)

@@ -1,13 +1,15 @@
-"""A model read word by word, its state in the caller's hands.
+"""Decoding step by step: the caller keeps the state, for instance for beam search.
 
-A decoder state is a tuple of tensors whose first dimension is the batch, and is never changed in
-place: it can be kept, selected from and put side by side as beams come and go (`select`, `stack`).
+A decoder state is a tuple of tensors whose first dimension is the batch. It is never changed in
+place, so it can be kept. For beam search, `select` takes some members of a batch, and `stack` makes
+one batch of several states.
 
-- The first tensor is the hidden state, from which the next word's distribution follows.
-- The others are what the body needs to go on: its own state or, for a body without one, its window
-  (`windows`).
+- The first tensor is the hidden state, which gives the distribution of the next word.
+- The other tensors are what the body needs to continue: its own state or, for a body without one,
+  its window of tokens (`windows`).
 
-The sum of what `step` returns over a line is the line's score, for every kind of model.
+For every kind of model, the log-probabilities that `step` returns over a line add up to the line's
+score.
 
 B batch, T tokens, D width, V vocabulary.
 """
@@ -33,7 +35,7 @@ Words = list[str] | list[int] | Tensor
 
 
 def select(state: State, rows_B: Tensor | Sequence[int]) -> State:
-    """The state of some members of a batch, in this order; a member may be taken several times."""
+    """The state of these members of a batch, in this order; a member may occur repeatedly."""
     rows_B = torch.as_tensor(rows_B, dtype=torch.int64, device=state[0].device)
     return tuple(part.index_select(0, rows_B) for part in state)
 
@@ -47,7 +49,7 @@ def read_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
     """The ids of a prompt, which may be empty or have several lines.
 
     Raises:
-        UserError: it holds what no text holds.
+        UserError: it contains a NUL character, or a character that UTF-8 cannot encode.
     """
     *lines, last = as_read(prompt, "the prompt").split("\n")
     before = [id for line in lines for id in [*tokenizer.encode(line), tokenizer.eos_id]]
@@ -55,10 +57,10 @@ def read_prompt(tokenizer: Tokenizer, prompt: str) -> list[int]:
 
 
 def token_id(tokenizer: Tokenizer, word: str | int) -> int:
-    """The id of a word that is a single token; the end-of-line token is one, as it is written.
+    """The id of a word that is a single token, or of the end-of-line token by its name.
 
     Raises:
-        UserError: it is not one token, or an id that is not in the vocabulary.
+        UserError: the word is not one token, or the id is not in the vocabulary.
     """
     if isinstance(word, int):
         if not 0 <= word < tokenizer.vocab_size:
@@ -76,13 +78,13 @@ def token_id(tokenizer: Tokenizer, word: str | int) -> int:
 
 @dataclass(frozen=True)
 class Decoder:
-    """Reads token ids and says how probable the next one is.
+    """Reads token ids, and gives the distribution of the next one.
 
     Attributes:
         model: a trained model.
-        eos_id: the end-of-line token, which every reading starts with.
-        data: how the model was trained: afresh at each line or not, and how many tokens a body
-            without a state sees at a time.
+        eos_id: the end-of-line token, which is read before every prompt.
+        data: `context` says whether the state is reset at each line, `length` how many tokens a
+            body without a state sees at a time.
     """
 
     model: LanguageModel
@@ -98,7 +100,7 @@ class Decoder:
 
     @torch.no_grad()
     def hidden(self, prompts: Sequence[Sequence[int]]) -> Tensor:
-        """The hidden state after each of these prompts, `[B, D]`: less memory than a state."""
+        """The hidden state after each of these prompts, `[B, D]`; takes less memory than `read`."""
         read = self._begun(prompts)
         carries_state = self.model.body.carries_state
         return self._read_carrying(read)[0] if carries_state else self._windows.hidden(read)
@@ -110,14 +112,14 @@ class Decoder:
 
     @torch.no_grad()
     def step(self, state: State, ids_B: Tensor) -> tuple[State, Tensor]:
-        """The state after one more token of each, and ln p of that token, exact, `[B]`."""
+        """The state after one more token per member, and ln p of that token, exact, `[B]`."""
         ids_B = ids_B.to(state[0].device)
         logprob_B = self.model.output.logprob(state[0], ids_B)
         return self.advance(state, ids_B), logprob_B
 
     @torch.no_grad()
     def advance(self, state: State, ids_B: Tensor) -> State:
-        """The state after one more token of each, without the cost of its probability."""
+        """The state after one more token per member, without computing its probability."""
         ids_B1 = ids_B.to(state[0].device)[:, None]
         if self.data.context == "line":
             state = self._restarted(state, ids_B1[:, 0] == self.eos_id)
@@ -131,7 +133,7 @@ class Decoder:
         return Windows(self.model, self.data.length, self.eos_id)
 
     def _begun(self, prompts: Sequence[Sequence[int]]) -> list[list[int]]:
-        """What is read of each prompt: an end-of-line, then all of it or its last line."""
+        """The ids to read for each prompt: an end-of-line, then the prompt or its last line."""
         if self.data.context == "line":
             prompts = [self._last_line(prompt) for prompt in prompts]
         return [[self.eos_id, *prompt] for prompt in prompts]
@@ -144,11 +146,11 @@ class Decoder:
 
     def _last_line(self, prompt: Sequence[int]) -> list[int]:
         """What comes after the last end-of-line."""
-        ends = [place for place, id in enumerate(prompt) if id == self.eos_id]
+        ends = [position for position, id in enumerate(prompt) if id == self.eos_id]
         return list(prompt[ends[-1] + 1 :] if ends else prompt)
 
     def _read_carrying(self, prompts: Sequence[Sequence[int]]) -> State:
-        """Side by side without padding: whichever prompt has ended leaves."""
+        """Read all prompts as one batch without padding: a prompt that has ended leaves it."""
         device = self.model.embedding.weight.device
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]))
         found: list[State] = []

@@ -1,13 +1,14 @@
-"""Dynamic evaluation: a model that learns from the text that it is measured on, as it reads.
+"""Dynamic evaluation: a copy of the model learns from the text while it is evaluated on it.
 
-Krause, Kahembwe, Murray, Renals 2018 (arXiv 1709.07432), in its plain form: gradient descent, with
-a lower rate for dense blocks than for rows, in place of rates scaled by gradients of the training.
+The method is that of Krause, Kahembwe, Murray, Renals 2018 (arXiv 1709.07432) in its simple form:
+plain gradient descent, with a lower learning rate for dense blocks than for rows. Rates are not
+scaled by the gradients of the training.
 
 1. **Score** a chunk of the text, in text order, by the exact softmax.
-2. **Learn**: one step on the same chunk by its exact loss.
-3. **Decay**: the touched parameters go a part of the way back to their trained values.
+2. **Learn**: take one step on the same chunk, on its exact loss.
+3. **Decay**: move the touched parameters a part of the way back to their trained values.
 
-So every token is scored before anything is learned from it. The one that learns is a copy.
+So every token is scored before the copy learns from it.
 
 N positions, R rows touched.
 """
@@ -41,20 +42,21 @@ from thinwire.runs.evaluation import (
     walk,
 )
 
-# A block is in every gradient, a row in those of its word.
+# The learning rate of blocks, as a part of that of rows. Every step updates a block, but a row only
+# if its word occurs.
 BLOCK_SHARE = 0.03
 
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicEvaluation:
-    """How a model learns while it is measured."""
+    """Settings of dynamic evaluation."""
 
     chunk_tokens: int = 20
-    """Tokens that are scored, then learned from in one step."""
+    """Number of tokens of a chunk, which is scored and then learned from in one step."""
     rate: float = 1.0
-    """The rate of gradient descent on rows of the embedding and the output."""
+    """Learning rate of the rows of the embedding and the output."""
     decay: float = 0.001
-    """The part of the way back to its trained value that every step takes a touched parameter."""
+    """The part of the way back to its trained value that every step moves a touched parameter."""
 
     def __post_init__(self) -> None:
         if self.chunk_tokens < 1:
@@ -76,8 +78,8 @@ class Learner:
     """A copy of a model that learns.
 
     Args:
-        model: a trained model, which stays as it is.
-        settings: how it learns.
+        model: a trained model; it is not changed.
+        settings: how the copy learns.
     """
 
     def __init__(self, model: LanguageModel, settings: DynamicEvaluation) -> None:
@@ -94,13 +96,13 @@ class Learner:
     def logprobs(
         self, ids: Ids, spans: list[Span], *, eos_id: int, window: int
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """What `runs.evaluation.logprobs` yields, by a model that learns from piece to piece.
+        """Yield what `runs.evaluation.logprobs` yields, and learn from each piece after it.
 
         Args:
-            ids: a text.
-            spans: what is to be scored, in text order.
+            ids: the token ids of a text.
+            spans: (begin, end) of the parts to score, in text order.
             eos_id: the end-of-line token.
-            window: tokens that a body without a state sees at a time.
+            window: number of tokens that a body without a state sees at a time.
         """
         chunk_tokens = self.settings.chunk_tokens
         for piece in walk(
@@ -145,20 +147,20 @@ def evaluate_dynamic(
     data: DataConfig,
     advance: Callable[[int], object] = lambda num_tokens: None,
 ) -> tuple[Evaluation, Evaluation]:
-    """The exact perplexity of a text as one stream: of the model as it is, and as it learns.
+    """The exact perplexity of a text as one stream, by the model and by a copy that learns.
 
     Args:
-        model: a trained model, which stays as it is.
-        ids: a text.
+        model: a trained model; it is not changed.
+        ids: the token ids of a text.
         settings: how the copy learns.
-        eos_id: the end-of-line token, with which the stream starts.
+        eos_id: the end-of-line token, which is read before the stream.
         unk_id: the unknown word, if the vocabulary has one.
-        data: how the model was trained: afresh at each line or not, and how many tokens a body
-            without a state sees at a time.
-        advance: hears of the tokens scored by the copy, as they are.
+        data: `context` says whether the state is reset at each line, `length` how many tokens a
+            body without a state sees at a time.
+        advance: called with the number of tokens that the copy has scored since the last call.
 
     Raises:
-        UserError: a text without tokens.
+        UserError: the text has no tokens.
     """
     if len(ids) == 0:
         raise UserError("there is nothing to evaluate: the text has no tokens")

@@ -15,28 +15,28 @@ from thinwire.data.sources import find_sources
 from thinwire.errors import UserError
 from thinwire.inference.arpa import Interpolation, both_logprobs, interpolated
 from thinwire.inference.dynamic_evaluation import DynamicEvaluation
-from thinwire.inference.load import TrainedModel
 from thinwire.inference.neural_cache import THETAS, WEIGHTS, NeuralCache, tuned
 from thinwire.inference.score import Logprobs
 from thinwire.inference.text import read_lines
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.runs.evaluation import Evaluation, Ids, Tally
 
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluation, and what it was made on.
+    """An evaluation, the text that it was made on, and further evaluations of the same text.
 
     Attributes:
-        evaluation: perplexities and what they average over.
+        evaluation: the perplexities, and the number of tokens that they average over.
         source: the data folder, or the text.
         split: the split of the data folder; None for a text.
-        num_characters: characters of the raw text, one line end a line included.
-        cached: the same text with a neural cache; None: not asked for.
-        dynamic: the same text as one stream, by the model as it is, and by a copy that learns from
-            what it has read; None: not asked for.
-        averaged: the same text with the average of the last steps; None: not asked for.
-        ngram: the same text by an n-gram model alone; None: not asked for.
-        interpolated: the same text by both together; None: not asked for.
+        num_characters: number of characters of the raw text, line ends included.
+        cached: with a neural cache; None: not asked for.
+        dynamic: as one stream, by the model, and by a copy that learns from what it has read; None:
+            not asked for.
+        averaged: by the average of the last steps; None: not asked for.
+        ngram: by an n-gram model alone; None: not asked for.
+        interpolated: by the model and the n-gram model together; None: not asked for.
     """
 
     evaluation: Evaluation
@@ -51,7 +51,7 @@ class Measured:
 
     @property
     def bits_per_character(self) -> float:
-        """Bits a character of the raw text."""
+        """Bits per character of the raw text."""
         return self.evaluation.bits_per_character(self.num_characters)
 
 
@@ -134,12 +134,12 @@ def tuned_cache(
 
     Args:
         model: a trained model.
-        size: positions that are remembered.
-        theta: its value; None: the best of a few.
-        weight: its value; None: the best of a few.
+        size: number of positions that are remembered.
+        theta: the value of theta; None: the best of a few values.
+        weight: the value of the weight; None: the best of a few values.
 
     Raises:
-        UserError: the data is not there any more, or is of another tokenizer.
+        UserError: the data folder is gone, or has another tokenizer.
     """
     run = model.run
     where = f"the cache is tuned on the validation split of {run.data}, which"
@@ -188,7 +188,7 @@ def _further(
     dynamic: DynamicEvaluation | None,
     ngram: Interpolation | None,
 ) -> dict[str, Any]:
-    """What is asked for beside the plain figure, by its name in `Measured`."""
+    """The further evaluations that are asked for, by their names in `Measured`."""
     by_ngram, by_both = (None, None) if ngram is None else _with_ngram(model, ids, ngram)
     return {
         "cached": _cached(model, ids, cache),
@@ -211,7 +211,7 @@ def _dynamic(
 def _with_ngram(
     model: TrainedModel, ids: Ids, ngram: Interpolation
 ) -> tuple[Evaluation, Evaluation]:
-    """By the n-gram model alone, and by both together."""
+    """Evaluate by the n-gram model alone, and by both models together."""
     context = model.run.config.data.context
     own_N, ngram_N, ids_N = both_logprobs(model, ngram.arpa, ids, context)
     mixed_N = interpolated(own_N, ngram_N, ngram.weight)

@@ -1,11 +1,11 @@
-"""Text that goes on from a prompt, a token at a time.
+"""Text generation: a prompt is continued token by token.
 
-1. The prompt's tokens, after an end-of-line, set the state (a Transformer: fill the window, which
-   moves on by half its length when it is full).
-2. The exact distribution of the next token is taken without the unknown word, sharpened by the
-   temperature, and cut to its most probable part: `top_k` tokens, or (Holtzman et al. 2020, arXiv
-   1904.09751) the fewest that hold `top_p` of the probability.
-3. A token is drawn and goes on the prompt.
+1. An end-of-line and the prompt's tokens are read. (In a Transformer they fill the window, which
+   moves on by half its length when it is full.)
+2. The exact distribution of the next token is computed without the unknown word, sharpened by the
+   temperature, and cut to its most probable part: `top_k` tokens, or the smallest set of tokens
+   with a total probability of `top_p` (Holtzman et al. 2020, arXiv 1904.09751).
+3. A token is drawn and appended to the prompt.
 
 T tokens, D width, V vocabulary, K tokens that may be drawn.
 """
@@ -27,9 +27,9 @@ from thinwire.inference.decoding import Decoder
 from thinwire.language_model import LanguageModel
 from thinwire.seeds import torch_generator
 
-# What a decoder shows for bytes that are no character, or not yet a whole one.
+# The character that a tokenizer decodes incomplete or invalid UTF-8 to.
 INCOMPLETE = "\ufffd"
-# Lower ones mean the same; below 2.2e-308 some processors take a number for 0.
+# Lower temperatures have the same effect; some processors treat numbers below 2.2e-308 as 0.
 LOWEST_TEMPERATURE = 1e-300
 
 
@@ -38,12 +38,12 @@ class Sampling:
     """How the next token is chosen."""
 
     temperature: float = 0.8
-    """Below 1 the probable tokens are more probable than the model says; 0: always the most
-    probable one."""
+    """Divides the logits. Below 1, probable tokens become more probable than the model says; 0:
+    always take the most probable token."""
     top_k: int = 0
-    """Only the most probable so many; 0: all."""
+    """Draw from the k most probable tokens only; 0: from all."""
     top_p: float = 1.0
-    """Only the fewest, most probable ones that hold this part of the probability."""
+    """Draw from the smallest set of tokens whose probabilities add up to at least this."""
     seed: int = 1
     """The same seed gives the same text."""
 
@@ -64,16 +64,16 @@ def write(
     sampling: Sampling,
     data: DataConfig,
 ) -> Iterator[str]:
-    """The prompt and `num_tokens` tokens that go on from it, in pieces as they come.
+    """Yield the prompt and `num_tokens` further tokens, piece by piece, as soon as each is drawn.
 
     Args:
         model: a trained model.
         tokenizer: its tokenizer.
         prompt: may be empty, or have several lines.
-        num_tokens: how many to add; an end-of-line counts, and writing goes on after it.
-        sampling: how they are chosen.
-        data: how the model was trained: afresh at each line or not, and how many tokens a body
-            without a state sees at a time.
+        num_tokens: number of tokens to add; an end-of-line counts as one and does not end the text.
+        sampling: how tokens are chosen.
+        data: `context` says whether the state is reset at each line, `length` how many tokens a
+            body without a state sees at a time.
     """
     if num_tokens < 0:
         raise UserError(f"{num_tokens} tokens were asked for, but it must be 0 or more")
@@ -81,7 +81,7 @@ def write(
     *lines, last = (tokenizer.encode(line) for line in prompt.split("\n"))
     before = [id for line in lines for id in [*line, tokenizer.eos_id]]
     shown = tokenizer.decode(last)
-    # Spaces come before words, unless the tokenizer spells them.
+    # The space before a word belongs to the word, unless the tokenizer has tokens for spaces.
     yield prompt if shown.endswith((" ", "\t")) else prompt.rstrip(" \t")
     tokens = _tokens(model, tokenizer, [*before, *last], sampling, data)
     yield from spelt(tokenizer, last, shown, islice(tokens, num_tokens))
@@ -94,7 +94,7 @@ def _tokens(
     sampling: Sampling,
     data: DataConfig,
 ) -> Iterator[int]:
-    """Tokens that follow the context, without end."""
+    """Yield tokens that continue the context, endlessly."""
     generator = torch_generator(sampling.seed, "generate")
     decoder = Decoder(model, tokenizer.eos_id, data)
     state = decoder.read([context])
@@ -111,14 +111,13 @@ def choose(logprob_V: Tensor, sampling: Sampling, generator: torch.Generator) ->
     """Draw a token from its log-probabilities, which need not be normalised."""
     if sampling.temperature == 0.0:
         return int(logprob_V.argmax())
-    # From the most probable token down, so that no temperature, however low, divides all of them
-    # to infinity.
+    # Relative to the most probable token, so that no temperature makes all logits infinite.
     logit_V = (logprob_V - logprob_V.max()) / max(sampling.temperature, LOWEST_TEMPERATURE)
     if not sampling.top_k and sampling.top_p == 1.0:
         return int(torch.multinomial(logit_V.softmax(0), 1, generator=generator))
     logit_K, ids_K = logit_V.topk(min(sampling.top_k or len(logit_V), len(logit_V)))
     p_K = logit_K.softmax(0)
-    # A token is in if those before it do not hold top_p yet.
+    # A token is in the set if the more probable tokens have less than top_p together.
     p_K = p_K[p_K.cumsum(0) - p_K < sampling.top_p]
     return int(ids_K[torch.multinomial(p_K, 1, generator=generator)])
 
@@ -126,7 +125,7 @@ def choose(logprob_V: Tensor, sampling: Sampling, generator: torch.Generator) ->
 def spelt(
     tokenizer: Tokenizer, line: list[int], shown: str, tokens: Iterable[int]
 ) -> Iterator[str]:
-    """What each token adds to a line of which `shown` is to be seen already."""
+    """Yield the text that each token adds to a line whose text so far is `shown`."""
     line = list(line)
     for token in tokens:
         line.append(token)

@@ -5,8 +5,8 @@ file of their own, `utt-id-N cost`, a cost being a negative log-probability; ref
 `utt-id w1 w2 ...`.
 
 TSV, as NeMo's rescorer reads it: a line `text<TAB>score` for each hypothesis, the higher the score
-the better, as many lines for every utterance; references as a line of text each, or as a manifest
-of JSON objects with the key `text`.
+the better, with the same number of lines for every utterance; references as a line of text each, or
+as a manifest of JSON objects with the key `text`.
 
 U utterances, H hypotheses of all utterances.
 """
@@ -33,14 +33,15 @@ Scores = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class NBest:
-    """Hypotheses of utterances.
+    """All hypotheses, and which of them belong to one utterance.
 
     Attributes:
-        keys: what stands before each hypothesis; empty for TSV.
+        keys: the key of each hypothesis (utt-id-N); empty for TSV.
         texts: the words of each hypothesis.
-        utterances: the hypotheses of each utterance by their places; empty where it is not known
-            which belong together.
-        first_pass_H: a log-probability of each from the first pass, zeros if there is none.
+        utterances: the indices of each utterance's hypotheses; empty if it is not known which
+            hypotheses belong to one utterance.
+        first_pass_H: the log-probability of each hypothesis from the first pass; zeros if there was
+            none.
     """
 
     keys: Sequence[str]
@@ -50,14 +51,14 @@ class NBest:
 
 
 def read_kaldi(file: str, scores: str | None) -> NBest:
-    """Kaldi's form.
+    """Read n-best lists in Kaldi's format.
 
     Args:
         file: the hypotheses, or `-` for standard input.
         scores: costs of the first pass; None: there are none.
 
     Raises:
-        UserError: a line is not of this form, a key comes twice or has no score.
+        UserError: a line is not in this format, a key occurs twice, or a key has no score.
     """
     keys: list[str] = []
     texts: list[str] = []
@@ -90,14 +91,14 @@ def read_kaldi(file: str, scores: str | None) -> NBest:
 
 
 def read_tsv(file: str, beam: int | None) -> NBest:
-    """NeMo's form.
+    """Read n-best lists in NeMo's format.
 
     Args:
         file: the hypotheses, or `-` for standard input.
-        beam: how many each utterance has; None: it is not known.
+        beam: number of hypotheses of each utterance; None: it is not known.
 
     Raises:
-        UserError: a line is not of this form, or their number is no multiple of the beam.
+        UserError: a line is not in this format, or the number of lines is no multiple of the beam.
     """
     texts: list[str] = []
     scores: list[float] = []
@@ -117,12 +118,12 @@ def read_tsv(file: str, beam: int | None) -> NBest:
 
 
 def read_references(file: str, nbest: NBest | None) -> dict[str, list[str]]:
-    """The words of each utterance that were really said.
+    """Read the reference of each utterance, as a list of words.
 
     Args:
         file: the references.
-        nbest: hypotheses in Kaldi's form, each of whose utterances needs one; None: the references
-            are of utterances in their order.
+        nbest: hypotheses in Kaldi's format, whose utterances all need a reference; None: the
+            references are in the order of the utterances.
 
     Raises:
         UserError: a reference is missing.

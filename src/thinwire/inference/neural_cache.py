@@ -1,4 +1,4 @@
-"""The neural cache: words seen lately, found again by the hidden states that they followed.
+"""The neural cache: recent words become more probable after similar hidden states.
 
 Grave, Joulin, Usunier 2017 (arXiv 1612.04426). At position t, with hidden state h_t, each of the
 last `size` positions i < t votes for the word w_i that followed it:
@@ -6,11 +6,12 @@ last `size` positions i < t votes for the word w_i that followed it:
     p_cache(w) = sum over i with w_i = w of v_i / sum over all i of v_i,  v_i = exp(theta h_t h_i)
     p(w) = (1 - weight) p_model(w) + weight p_cache(w)
 
-Sums are taken in logarithms, so p adds up to one over the vocabulary. While nothing has been seen,
-p is p_model. Nothing is trained.
+Sums are computed in log space, so p adds up to one over the vocabulary. Before the first token, p
+is p_model. Nothing is trained.
 
-Each stream of an evaluation remembers its own past. Where lines start afresh (`score`, and models
-of single lines), states do too, but the cache remembers the lines before, in text order.
+Each stream of an evaluation has a cache of its own. If the state is reset at each line (`score`,
+and models that were trained on single lines), the cache is not reset: it has the lines before, in
+text order.
 
 N positions, P past positions, D width, G values of theta.
 """
@@ -40,22 +41,22 @@ from thinwire.runs.evaluation import (
     walk,
 )
 
-# What is tried where theta or the weight is to be tuned, and on how many tokens.
+# The values that are tried to tune theta and the weight, and the number of tokens for it.
 THETAS = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 WEIGHTS = (0.02, 0.05, 0.1, 0.15, 0.2, 0.3, 0.4)
 TUNING_TOKENS = 50_000
-# Of one history so many positions are looked up at a time, which bounds the memory.
+# The number of positions of one history that are looked up at a time, which bounds the memory.
 TILE_POSITIONS = 128
 
 
 @dataclass(frozen=True, kw_only=True)
 class NeuralCache:
-    """How much is remembered, and how much it counts."""
+    """Settings of the cache: how much it remembers, and how much it counts."""
 
     size: int = 2000
-    """Positions that are remembered."""
+    """Number of positions that are remembered."""
     theta: float = 1.0
-    """How sharply similar hidden states are preferred; 0: all alike."""
+    """How sharply similar hidden states are preferred; 0: all positions count alike."""
     weight: float = 0.05
     """The part of the probability that the cache gives (lambda in the paper)."""
 
@@ -74,7 +75,7 @@ class History:
     """The last positions of one stream: hidden states, and the word that followed each.
 
     Args:
-        size: how many are kept.
+        size: number of positions that are kept.
     """
 
     def __init__(self, size: int) -> None:
@@ -83,9 +84,9 @@ class History:
         self.words_P: Tensor | None = None
 
     def look_up(self, hidden_ND: Tensor, targets_N: Tensor, thetas: Sequence[float]) -> Tensor:
-        """ln p_cache(target), `[G, N]`, and remember these positions, which are in text order.
+        """Return ln p_cache(target), `[G, N]`, and remember these positions (in text order).
 
-        NaN where nothing had been seen; -inf where the target had not.
+        It is NaN where no position is remembered yet, and -inf where none has the target.
         """
         with full_precision(hidden_ND) as (hidden_ND,):
             found = [
@@ -118,11 +119,11 @@ class History:
 
 
 class Histories:
-    """The histories of several streams, or one for all of them.
+    """One history for each of several streams, or one history that they share.
 
     Args:
-        size: positions that each remembers.
-        shared: one for all.
+        size: number of positions that each history keeps.
+        shared: whether all streams share one history.
     """
 
     def __init__(self, size: int, *, shared: bool) -> None:
@@ -132,9 +133,9 @@ class Histories:
     def look_up(
         self, hidden_ND: Tensor, targets_N: Tensor, span_N: Tensor, thetas: Sequence[float]
     ) -> Tensor:
-        """ln p_cache(target), `[G, N]`, as `History.look_up` has it.
+        """ln p_cache(target), `[G, N]`, as from `History.look_up`.
 
-        A span that has no position among these is taken to be over, and forgotten.
+        If a span has no position among these, it is over, and its history is dropped.
         """
         of_N = torch.zeros_like(span_N) if self.shared else span_N
         spans: list[int] = torch.unique(of_N).tolist()
@@ -148,7 +149,7 @@ class Histories:
 
 
 def mixed(logprob_N: Tensor, cache_N: Tensor, weight: float) -> Tensor:
-    """ln((1 - weight) p_model + weight p_cache), in fp64; p_model where nothing had been seen."""
+    """ln((1 - weight) p_model + weight p_cache), in fp64; p_model where the cache is empty."""
     if weight == 0:
         return logprob_N
     both_N = torch.logaddexp(log(1 - weight) + logprob_N, log(weight) + cache_N.double())
@@ -222,10 +223,10 @@ def tuned(
 
     Args:
         model: a trained model.
-        ids: the text, of which the first 50,000 tokens are looked at.
-        size: positions that are remembered.
-        thetas: what is tried for theta.
-        weights: what is tried for the weight.
+        ids: the text; its first 50,000 tokens are used.
+        size: number of positions that are remembered.
+        thetas: values of theta to try.
+        weights: values of the weight to try.
         eos_id: the end-of-line token.
         data: how the model was trained.
     """
@@ -247,7 +248,7 @@ def _whole(
     eos_id: int,
     data: DataConfig,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """logprob_N, cache_GN and targets_N of a whole text, as an evaluation cuts it."""
+    """Yield logprob_N, cache_GN and targets_N of a whole text, cut into spans as in `evaluate`."""
     by_line = data.context == "line"
     for logprob_N, cache_GN, targets_N, _ in cached_logprobs(
         model,

@@ -1,14 +1,14 @@
 """N-best lists ranked by a first pass and a language model together.
 
-1. **Score.** Every hypothesis is a line on its own: the negative natural log of each word, which
-   may be several tokens, and of the end of the line.
-2. **Merge.** first pass + weight * ln p(hypothesis) + bonus * length; the highest is the best, of
-   equal ones the first in the list.
-3. **Tune.** Weight and bonus are those with the fewest word errors on lists with references, of an
-   exhaustive search over a grid: weights from 2^-10 to 2^10 in half steps of the exponent, and 0;
-   for each, bonuses from -4 to 4 times the weight in steps of 0.5.
+1. **Score.** Every hypothesis is scored as a line on its own: the negative natural log-probability
+   of each word, which may be several tokens, and of the end of the line.
+2. **Merge.** The score is first pass + weight * ln p(hypothesis) + bonus * length. The hypothesis
+   with the highest score is the best; among equal ones, the first in the list.
+3. **Tune.** On lists with references, the weight and the bonus with the fewest word errors are
+   searched exhaustively on a grid: weights from 2^-10 to 2^10 in half steps of the exponent, and 0;
+   for each weight, bonuses from -4 to 4 times the weight in steps of 0.5.
 
-H hypotheses, G hypotheses of one utterance.
+H hypotheses, G hypotheses of one utterance, U utterances.
 """
 
 from __future__ import annotations
@@ -30,13 +30,13 @@ BONUSES = tuple(half / 2 for half in range(-8, 9))
 
 @dataclass(frozen=True)
 class WordErrors:
-    """Word errors of a choice among hypotheses.
+    """Total word errors if one hypothesis of each utterance is chosen.
 
     Attributes:
-        num_words: words of the references.
-        first: errors of the first hypotheses.
-        chosen: errors of those chosen.
-        oracle: errors of the best ones, which know the references.
+        num_words: number of words of the references.
+        first: errors if the first hypothesis is chosen.
+        chosen: errors if the hypothesis with the highest score is chosen.
+        oracle: errors if the hypothesis with the fewest errors is chosen.
     """
 
     num_words: int
@@ -48,17 +48,17 @@ class WordErrors:
 def words_from_tokens(
     tokenizer: Tokenizer, words: Sequence[str], logprob_T: npt.NDArray[np.float64]
 ) -> list[float]:
-    """The negative natural log of each word and of the end of the line, from that of each token."""
+    """The negative ln p of each word and of the end of the line, summed over their tokens."""
     cuts = np.cumsum([0, *tokens_per_word(tokenizer, words), 1])
     assert cuts[-1] == len(logprob_T)
     return [float(-logprob_T[a:b].sum()) for a, b in itertools.pairwise(cuts)]
 
 
 def tokens_per_word(tokenizer: Tokenizer, words: Sequence[str]) -> list[int]:
-    """How many tokens each word of a line has that is joined with single spaces."""
+    """The number of tokens of each word, where single spaces join the words to a line."""
     if isinstance(tokenizer, WordTokenizer):
         return [len(find_words(tokenizer.kind, word)) for word in words]
-    # Of others a word's tokens may depend on the space before it, so they are counted in place.
+    # With other tokenizers, a word's tokens may depend on the space before it: encode whole lines.
     ends = [len(tokenizer.encode(" ".join(words[:n]))) for n in range(len(words) + 1)]
     return np.diff(ends).tolist()
 
@@ -71,26 +71,26 @@ def merged(
 
 
 def ranked(nbest: NBest, score_H: Scores) -> Iterator[int]:
-    """The hypotheses utterance by utterance, the best of each first."""
-    for places in nbest.utterances.values():
-        places_G = np.asarray(places)
-        yield from places_G[np.argsort(-score_H[places_G], kind="stable")].tolist()
+    """The indices of all hypotheses: utterance by utterance, the highest score first."""
+    for indices in nbest.utterances.values():
+        indices_G = np.asarray(indices)
+        yield from indices_G[np.argsort(-score_H[indices_G], kind="stable")].tolist()
 
 
 def errors_of(nbest: NBest, references: Mapping[str, Sequence[str]]) -> Counts:
-    """The word errors of each hypothesis, `[H]`."""
+    """The number of word errors of each hypothesis, `[H]`."""
     errors_H = np.zeros(len(nbest.texts), dtype=np.int64)
-    for utterance, places in nbest.utterances.items():
-        hypotheses = [nbest.texts[place].split() for place in places]
-        errors_H[np.asarray(places)] = word_errors(references[utterance], hypotheses)
+    for utterance, indices in nbest.utterances.items():
+        hypotheses = [nbest.texts[index].split() for index in indices]
+        errors_H[np.asarray(indices)] = word_errors(references[utterance], hypotheses)
     return errors_H
 
 
 def count_errors(
     nbest: NBest, references: Mapping[str, Sequence[str]], errors_H: Counts, score_H: Scores
 ) -> WordErrors:
-    """The word errors before and after."""
-    groups = [np.asarray(places) for places in nbest.utterances.values()]
+    """The word errors of the first, the chosen and the best hypotheses."""
+    groups = [np.asarray(indices) for indices in nbest.utterances.values()]
     return WordErrors(
         num_words=sum(len(references[utterance]) for utterance in nbest.utterances),
         first=sum(int(errors_H[group[0]]) for group in groups),
@@ -102,10 +102,12 @@ def count_errors(
 def tuned(
     nbest: NBest, logprob_H: Scores, length_H: Scores, errors_H: Counts
 ) -> tuple[float, float]:
-    """The weight and the bonus with the fewest errors; of equals those nearest to no bonus, then
-    the smallest weight."""
-    order_H = np.concatenate([np.asarray(places) for places in nbest.utterances.values()])
-    sizes = [len(places) for places in nbest.utterances.values()]
+    """The weight and the bonus with the fewest errors.
+
+    Among equally good settings, the smallest bonus per weight is taken, then the smallest weight.
+    """
+    order_H = np.concatenate([np.asarray(indices) for indices in nbest.utterances.values()])
+    sizes = [len(indices) for indices in nbest.utterances.values()]
     starts_U = np.cumsum([0, *sizes[:-1]])
     utterance_H = np.repeat(np.arange(len(sizes)), sizes)
     errors_H = errors_H[order_H]
@@ -115,8 +117,8 @@ def tuned(
             bonus = weight * per_weight
             score_H = merged(nbest, logprob_H, length_H, weight, bonus)[order_H]
             is_best_H = score_H == np.maximum.reduceat(score_H, starts_U)[utterance_H]
-            place_H = np.where(is_best_H, np.arange(len(score_H)), len(score_H))
-            chosen_U = np.minimum.reduceat(place_H, starts_U)
+            index_H = np.where(is_best_H, np.arange(len(score_H)), len(score_H))
+            chosen_U = np.minimum.reduceat(index_H, starts_U)
             found = int(errors_H[chosen_U].sum()), abs(per_weight), weight, bonus
             fewest = found if fewest is None else min(fewest, found)
     assert fewest is not None

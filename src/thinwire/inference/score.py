@@ -1,11 +1,12 @@
 """The exact log-probability of lines of text, and of their tokens.
 
-Lines on their own are scored in pools, inside a pool the shortest first, so that what is computed
-side by side has like lengths. They come out in the order of the text, after at most a pool. No
-score depends on its neighbours, up to rounding.
+Lines that each start from a fresh state are scored in pools of some thousand lines. A pool is
+sorted by length, so that lines of similar length form a batch. Scores are yielded in the order of
+the text. Up to rounding, a score does not depend on the other lines.
 
-Lines of a running text are scored as the text is evaluated: in up to 64 streams side by side. Ids
-and log-probabilities lie in files meanwhile, so memory does not depend on the text's length.
+Lines whose state is carried over are scored as in an evaluation: the text is cut into up to 64
+streams, which form a batch. Ids and log-probabilities are kept in files meanwhile, so memory does
+not depend on the text's length.
 
 L lines, N positions, T tokens of a line.
 """
@@ -32,14 +33,14 @@ from thinwire.inference.neural_cache import Histories, NeuralCache, cached_logpr
 from thinwire.language_model import LanguageModel
 from thinwire.runs.evaluation import Ids, Span, logprobs, streams
 
-# A pool has lines enough to find like lengths in, and is small beside any model.
+# A pool has enough lines to find similar lengths, and takes little memory compared with a model.
 POOL_LINES = 1 << 14
 POOL_CHARACTERS = 1 << 21
-# So many tokens of a running text are read back at a time.
+# Number of tokens of a text with carried state that are read back at a time.
 BLOCK_TOKENS = 1 << 18
 
 Logprobs = npt.NDArray[np.float64]
-# With a cache, or a model that learns, lines stay in their order, and fewer of them are held.
+# With a cache, or a model that learns, lines keep their order, so fewer of them are held at a time.
 CACHE_LINES = 1 << 10
 
 
@@ -77,7 +78,7 @@ class LineLogprobs:
     logprob_T: Logprobs
 
     def score(self, unk_id: int | None) -> Score:
-        """The whole line's."""
+        """The score of the whole line."""
         num_unknown = 0 if unk_id is None else int((self.ids_T == unk_id).sum())
         return Score(float(self.logprob_T.sum()), len(self.ids_T), num_unknown)
 
@@ -85,13 +86,13 @@ class LineLogprobs:
 def score_lines(
     model: LanguageModel, tokenizer: Tokenizer, lines: Iterable[str], *, window: int
 ) -> Iterator[Score]:
-    """The score of each line, in their order; each starts from a fresh state.
+    """Yield the score of each line, in the order of the lines; each starts from a fresh state.
 
     Args:
         model: a trained model.
         tokenizer: its tokenizer.
-        lines: text without line ends; an empty line has the score of its end.
-        window: tokens that a body without a state sees at a time.
+        lines: text without line ends; for an empty line, the line's end is scored.
+        window: number of tokens that a body without a state sees at a time.
     """
     for line in line_logprobs(model, tokenizer, lines, window=window):
         yield line.score(tokenizer.unk_id)
@@ -100,7 +101,7 @@ def score_lines(
 def line_logprobs(
     model: LanguageModel, tokenizer: Tokenizer, lines: Iterable[str], *, window: int
 ) -> Iterator[LineLogprobs]:
-    """The same with every token's log-probability."""
+    """The same as `score_lines`, with the log-probability of every token."""
     for pool in _pools(lines):
         yield from _score_pool(model, tokenizer, pool, window)
 
@@ -113,16 +114,16 @@ def text_logprobs(
     window: int,
     advance: Callable[[int, int], object] = lambda done, total: None,
 ) -> Iterator[LineLogprobs]:
-    """The same with the state carried over the lines, in streams as an evaluation has them.
+    """The same as `line_logprobs`, with the state carried over from line to line.
 
-    The whole text is read and scored before the first line comes out.
+    The whole text is read and scored before the first line is yielded.
 
     Args:
         model: a trained model.
         tokenizer: its tokenizer.
-        blocks: the lines of the text, some at a time.
-        window: tokens that a body without a state sees at a time.
-        advance: hears of the tokens that have been scored, and of all there are.
+        blocks: the lines of the text, in lists of some lines each.
+        window: number of tokens that a body without a state sees at a time.
+        advance: called with the number of tokens scored so far and the number of all tokens.
     """
     dtype = narrowest_dtype(tokenizer.vocab_size)
     with TemporaryDirectory(prefix="thinwire-score-") as folder:
@@ -183,16 +184,19 @@ def fill(
     eos_id: int,
     window: int,
 ) -> Iterator[int]:
-    """Put the log-probability of every token of the spans in its place; yields the tokens done."""
-    # Tokens of a span come in their order, and those of one chunk side by side.
+    """Write the log-probability of every token of the spans into `logprob_N`.
+
+    Yields the number of tokens done so far. `logprob_N[i]` is that of token `ids_N[i]`.
+    """
+    # The tokens of a span arrive in order; those of several spans arrive in one chunk.
     next_of_span = np.array([begin for begin, _ in spans])
     done = 0
     for logprob_n, _, span_n in logprobs(model, ids_N, spans, eos_id=eos_id, window=window):
         spans_S, first_S, number_S = np.unique(
             span_n.numpy(), return_index=True, return_counts=True
         )
-        place_n = np.arange(len(span_n)) + np.repeat(next_of_span[spans_S] - first_S, number_S)
-        logprob_N[place_n] = logprob_n.numpy()
+        index_n = np.arange(len(span_n)) + np.repeat(next_of_span[spans_S] - first_S, number_S)
+        logprob_N[index_n] = logprob_n.numpy()
         next_of_span[spans_S] += number_S
         done += len(span_n)
         yield done
@@ -206,7 +210,7 @@ def score_lines_cached(
     *,
     window: int,
 ) -> Iterator[tuple[Score, Score]]:
-    """The score of each line, plain and with a neural cache of all lines before, in their order."""
+    """Yield two scores of each line: without and with a neural cache of all lines before it."""
     histories, lines = Histories(cache.size, shared=True), iter(lines)
     while encoded := tokenizer.encode_lines(list(islice(lines, CACHE_LINES))):
         spans = list(pairwise(np.cumsum([0, *map(len, encoded)]).tolist()))
@@ -234,8 +238,7 @@ def score_lines_dynamic(
     *,
     window: int,
 ) -> Iterator[tuple[Score, Score]]:
-    """The score of each line, plain and by a copy of the model that learns from all lines before,
-    in their order."""
+    """Yield two scores of each line: by the model, and by a copy that learns from earlier lines."""
     learner, lines, eos_id = Learner(model, settings), iter(lines), tokenizer.eos_id
     while encoded := tokenizer.encode_lines(list(islice(lines, CACHE_LINES))):
         spans = list(pairwise(np.cumsum([0, *map(len, encoded)]).tolist()))
@@ -254,7 +257,7 @@ def score_lines_dynamic(
 def _scores(
     encoded: list[npt.NDArray[Any]], plain_L: Tensor, other_L: Tensor, unk_id: int | None
 ) -> Iterator[tuple[Score, Score]]:
-    """Two scores of each line."""
+    """Yield the two scores of each line."""
     for ids_T, plain, other in zip(encoded, plain_L.tolist(), other_L.tolist(), strict=True):
         num_unknown = 0 if unk_id is None else int((ids_T == unk_id).sum())
         yield Score(plain, len(ids_T), num_unknown), Score(other, len(ids_T), num_unknown)

@@ -1,9 +1,9 @@
-"""Scores as rows of a file, one for each line of a text, and how a file begun is taken up.
+"""Files of scores with one row for each line of a text, which can be continued if interrupted.
 
-A row is either columns with tabs between them or a JSON object; both say so where logarithms are to
-base 10. A file that was interrupted holds rows of the first lines of the text. It is taken up after
-its last whole row, once its rows fit the text: each has the tokens and unknown words of its line,
-and the last ones have the log-probabilities that the model gives now.
+A row is either columns separated by tabs or a JSON object; both say if logarithms are to base 10.
+An interrupted file has the rows of the first lines of the text. It is continued after its last
+whole row, if its rows fit the text: every row has the number of tokens and of unknown words of its
+line, and the last rows have the log-probabilities that the model gives now.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.inference.score import LineLogprobs, Score
 
-# So many of the last rows of a file are scored again before it is taken up.
+# The number of rows at the end of a file that are scored again before it is continued.
 CHECKED_ROWS = 64
-# How far a score may be from the same score computed beside other lines, and printed.
+# How far a score may be from the same score computed in another batch, and printed.
 RELATIVE, ABSOLUTE = 1e-4, 1e-4
 SEARCHED_BYTES = 1 << 16
 
@@ -33,13 +33,13 @@ Line = TypeVar("Line")
 
 @dataclass(frozen=True)
 class Rows:
-    """How rows look.
+    """Formats and parses rows.
 
     Attributes:
-        tokenizer: the model's.
-        as_json: JSON objects instead of columns.
-        with_tokens: every token's log-probability too.
-        in_base_10: logarithms to base 10 instead of natural ones.
+        tokenizer: the tokenizer of the model.
+        as_json: whether rows are JSON objects instead of columns.
+        with_tokens: whether rows have the log-probability of every token too.
+        in_base_10: whether logarithms are to base 10 instead of natural.
     """
 
     tokenizer: Tokenizer
@@ -69,10 +69,10 @@ class Rows:
         return json.dumps(record, ensure_ascii=False)
 
     def read(self, row: str) -> Score:
-        """The score that a row says, its logarithm natural.
+        """The score in a row, as a natural logarithm.
 
         Raises:
-            ValueError: it is no such row.
+            ValueError: the row is not in this format.
         """
         unit = log(10) if self.in_base_10 else 1.0
         if not self.as_json:
@@ -91,7 +91,7 @@ class Rows:
 
 @dataclass
 class Totals:
-    """What all rows of a file say together; `num_taken_up` of them were there before."""
+    """The sums over all rows of a file, and how many of the rows were there before."""
 
     num_lines: int = 0
     num_tokens: int = 0
@@ -113,16 +113,16 @@ def write_rows(
     lines: Iterator[str],
     score: Callable[[Iterable[str]], Iterator[LineLogprobs]],
 ) -> Totals:
-    """Write the row of every line to a file, or those that it does not hold yet.
+    """Write the row of every line to a file; rows that are there already are checked and kept.
 
     Args:
         out: the file.
-        rows: how they look.
+        rows: the format of a row.
         lines: the text.
-        score: scores lines, each on its own.
+        score: scores lines, each from a fresh state.
 
     Raises:
-        UserError: the file holds what are not the scores of this text by this model.
+        UserError: the file has rows that are not the scores of this text by this model.
     """
     totals = Totals()
     with _opened(out) as file:
@@ -150,7 +150,7 @@ def write_carried_rows(
     rows: Rows,
     scored: Iterator[LineLogprobs],
 ) -> Totals:
-    """The same for lines that are scored as one text; all rows that are there are compared.
+    """The same for lines whose state is carried over: all rows that are there are scored again.
 
     Raises:
         UserError: as `write_rows`.
@@ -166,7 +166,7 @@ def write_carried_rows(
 
 
 def _opened(out: Path) -> IO[bytes]:
-    """The file at its beginning; what an interruption has left of a row is cut off."""
+    """Open the file at its beginning, and cut off an incomplete row at its end."""
     file = out.open("r+b" if out.exists() else "w+b")
     size = file.seek(0, os.SEEK_END)
     end = size
@@ -183,7 +183,7 @@ def _opened(out: Path) -> IO[bytes]:
 
 
 def _paired(file: IO[bytes], lines: Iterator[Line], out: Path) -> Iterator[tuple[str, Line]]:
-    """The rows that are there, each with its line."""
+    """Yield each row that is in the file, with its line of the text."""
     number = 0
     for number, row in enumerate(iter(file.readline, b""), 1):
         line = next(lines, None)

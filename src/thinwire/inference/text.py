@@ -14,16 +14,16 @@ def read_lines(
     wait: bool = True,
     advance: Callable[[int], None] = lambda num_bytes: None,
 ) -> Iterator[list[str]]:
-    """The lines of some files, without their ends, about a megabyte at a time.
+    """Yield the lines of some files, without their ends, in lists of about a megabyte.
 
     Args:
         sources: what `find_sources` found.
-        wait: whether to fill a block before it is passed on; otherwise what is written to a pipe
-            comes out as soon as the pipe is empty.
-        advance: hears of the bytes read from disk.
+        wait: whether to wait until a block is full; if not, lines from a pipe are yielded as soon
+            as the pipe is empty.
+        advance: called with the number of bytes read from disk since the last call.
 
     Raises:
-        UserError: a file that is no UTF-8 text.
+        UserError: a file is not UTF-8 text.
     """
     begun: list[str] = []  # a line longer than a block comes in pieces
     for block in read_blocks(sources, advance, wait=wait):

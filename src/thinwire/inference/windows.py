@@ -1,12 +1,13 @@
-"""Reading word by word with a body that carries no state but sees a window of tokens.
+"""Decoding with a body that has no recurrent state but sees a window of tokens.
 
 A state is `(hidden_BD, window_BW, number_B1, *past)`: the hidden state, the tokens of the window,
-padded at the end, and how many they are. For a body that keeps the keys and values of what it has
-read, `past` holds these, and one more token costs one position. Any other body reads its window
-anew.
+padded at the end, and the number of these tokens. If the body can keep the keys and values of what
+it has read, `past` has them, and one more token costs one position. Any other body reads its whole
+window again for each token.
 
-A window that is full moves on by half its length, as it does in scoring. What it then holds is read
-anew, for it no longer sees what has left: a position costs two on average.
+When a window is full, it moves on by half its length, as in scoring. The tokens that stay are then
+read again, because they no longer see the tokens that have left. So a token costs two positions on
+average.
 
 B batch, b some of it, T tokens, W tokens of a window, D width.
 """
@@ -22,7 +23,7 @@ from torch import Tensor
 from thinwire.language_model import LanguageModel
 from thinwire.models.contract import State
 
-# At most so many positions go through the body at a time.
+# The largest number of positions that go through the body at a time.
 CHUNK_POSITIONS = 4096
 
 
@@ -32,8 +33,8 @@ class Windows:
 
     Attributes:
         model: a trained model.
-        length: tokens that its body sees at a time.
-        pad_id: what a window is padded with.
+        length: number of tokens that the body sees at a time.
+        pad_id: the token that pads a window.
     """
 
     model: LanguageModel
@@ -51,7 +52,7 @@ class Windows:
         return torch.cat([self._last(*self._parallel(*part)) for part in parts])
 
     def advance(self, state: State, ids_B1: Tensor) -> State:
-        """The state after one more token of each."""
+        """The state after one more token per member."""
         _, window_BW, number_B1, *past = state
         is_full_B1 = number_B1 == self.length
         window_BW = torch.where(is_full_B1, window_BW.roll(-self._stride, dims=1), window_BW)
@@ -74,9 +75,9 @@ class Windows:
         return max(1, self.length // 2)
 
     def _filled(self, prompts: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """The tokens of each prompt's last window, padded at the end, and their numbers."""
+        """The tokens of each prompt's last window, padded at the end, and how many there are."""
         W, stride = self.length, self._stride
-        # The first window that holds the prompt's last token begins so many strides on.
+        # Skip whole strides, until the window reaches the prompt's last token.
         seen = [ids[max(0, -(-(len(ids) - W) // stride)) * stride :] for ids in prompts]
         rows = [[*ids, *[self.pad_id] * (W - len(ids))] for ids in seen]
         device = self.model.embedding.weight.device
@@ -105,6 +106,6 @@ class Windows:
         return hidden_bTD[rows_b, number_b1[:, 0] - 1]
 
     def _chunks(self, window_BW: Tensor, number_B1: Tensor) -> list[tuple[Tensor, Tensor]]:
-        """Some prompts at a time."""
+        """Split the prompts into groups that fit `CHUNK_POSITIONS`."""
         rows = max(1, CHUNK_POSITIONS // int(number_B1.max()))
         return list(zip(window_BW.split(rows), number_B1.split(rows), strict=True))

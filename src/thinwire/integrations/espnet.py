@@ -16,7 +16,7 @@ from espnet.nets.scorer_interface import BatchScorerInterface
 from torch import Tensor
 
 from thinwire.inference.decoding import select, stack
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.models.contract import State
 
 
@@ -41,21 +41,21 @@ class Scorer(BatchScorerInterface):
     def batch_score(
         self, ys: Tensor, states: list[State | None], xs: Any
     ) -> tuple[Tensor, list[State]]:
-        """The same for several prefixes of one length, `[B, V]`."""
+        """The same as `score` for several prefixes of the same length, `[B, V]`."""
         read = [
             self._begin(y) if state is None else state for y, state in zip(ys, states, strict=True)
         ]
-        # States that have been begun here have read the whole prefix already.
+        # States made by `_begin` have read the whole prefix already.
         going = [row for row, state in enumerate(states) if state is not None]
         if going:
             advanced = self._model.advance(stack([read[row] for row in going]), ys[going, -1])
-            for place, row in enumerate(going):
-                read[row] = select(advanced, [place])
+            for index, row in enumerate(going):
+                read[row] = select(advanced, [index])
         logprob_BV = self._model.distribution(stack(read))
         return logprob_BV.to(ys.device), read
 
     def _begin(self, y: Tensor) -> State:
-        state = self._model.start()  # it has read the start token
+        state = self._model.start()  # has read the start token
         for id in y[1:].tolist():
             state = self._model.advance(state, torch.tensor([id]))
         return state

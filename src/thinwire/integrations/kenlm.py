@@ -4,9 +4,9 @@
     model = kenlm.Model("run")
     model.score("a sentence", bos=True, eos=True)     # log10
 
-Scores are logarithms to base 10, as KenLM's are. Text is split by the model's own tokenizer, so a
-"word" that it reads as several tokens has their product as its probability. The KenLM package is
-not needed.
+Scores are logarithms to base 10, as in KenLM. The model's own tokenizer splits the text; the
+probability of a word that becomes several tokens is the product of theirs. The KenLM package is not
+needed.
 """
 
 from __future__ import annotations
@@ -20,11 +20,12 @@ from typing import NamedTuple
 import torch
 
 from thinwire.errors import UserError
-from thinwire.inference.load import TrainedModel, load
+from thinwire.inference.load import load
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.models.contract import State as DecoderState
 
 LOG_10 = log(10.0)
-# KenLM's order bounds how far back a model looks. This is further than any sentence.
+# In KenLM, the order limits the context of a word. This is longer than any sentence.
 ORDER = 1 << 20
 
 
@@ -35,7 +36,7 @@ class FullScoreReturn(NamedTuple):
     """log10 of its probability."""
 
     ngram_length: int
-    """Number of tokens that the probability depends on, its own the last."""
+    """Number of tokens that the probability depends on, the scored one included."""
 
     oov: bool
     """Whether it is outside the vocabulary."""
@@ -43,9 +44,9 @@ class FullScoreReturn(NamedTuple):
 
 @dataclass
 class State:
-    """What has been read; empty until `Model.BeginSentenceWrite` or `Model.BaseScore` fill it.
+    """The tokens read so far; empty until `Model.BeginSentenceWrite` or `Model.BaseScore` fill it.
 
-    Two states are equal where the same tokens have been read.
+    Two states are equal if the same tokens have been read.
     """
 
     read: tuple[int, ...] = ()
@@ -59,7 +60,7 @@ class State:
 
 
 class Model:
-    """A trained model that answers as `kenlm.Model` does.
+    """A trained model with the interface of `kenlm.Model`.
 
     Args:
         model: a run folder, or what `thinwire.load` returned.
@@ -72,7 +73,7 @@ class Model:
 
     @property
     def order(self) -> int:
-        """Larger than any sentence: the model looks back over all of it."""
+        """Larger than any sentence, because the model's context is not limited to n words."""
         return ORDER
 
     def __contains__(self, word: str) -> bool:
@@ -83,9 +84,9 @@ class Model:
 
         Args:
             sentence: text without marks for its start and end.
-            bos: it stands at the beginning of a line. Otherwise nothing is known of what comes
-                before it: its first token has its share of the training text as its probability.
-            eos: it is followed by the end of the line, which counts.
+            bos: whether it is at the beginning of a line. If not, the text before it is unknown,
+                and the probability of its first token is its frequency in the training text.
+            eos: whether the end of the line follows and is scored.
         """
         return sum(logprob for logprob, _, _ in self.full_scores(sentence, bos, eos))
 
@@ -95,8 +96,8 @@ class Model:
         """For each token: log10 of its probability, tokens it depends on, whether it is unknown."""
         ids = [*self._ids(sentence), *([self._tokenizer.eos_id] if eos else [])]
         nats = self._nats_in_line(ids) if bos else self._nats_in_nothing(ids)
-        for place, (id, found) in enumerate(zip(ids, nats, strict=True)):
-            yield found / LOG_10, place + 1 + bos, id == self._tokenizer.unk_id
+        for position, (id, found) in enumerate(zip(ids, nats, strict=True)):
+            yield found / LOG_10, position + 1 + bos, id == self._tokenizer.unk_id
 
     def perplexity(self, sentence: str) -> float:
         """10 to the mean negative score of a sentence's tokens, its end included."""
@@ -104,15 +105,15 @@ class Model:
         return float(10.0 ** (-sum(scores) / len(scores)))
 
     def BeginSentenceWrite(self, state: State) -> None:
-        """Make a state that of the beginning of a line."""
+        """Set a state to the beginning of a line."""
         state.read, state.decoder = (self._tokenizer.eos_id,), self._model.start()
 
     def BaseScore(self, in_state: State, word: str, out_state: State) -> float:
-        """log10 of the probability of a word after a state; the state after it is written."""
+        """log10 of the probability of a word after `in_state`; sets `out_state`."""
         return self.BaseFullScore(in_state, word, out_state).log_prob
 
     def BaseFullScore(self, in_state: State, word: str, out_state: State) -> FullScoreReturn:
-        """The same with what KenLM knows about the word.
+        """The same as `BaseScore`, with the further values that KenLM returns.
 
         Raises:
             UserError: the state has not been begun.
@@ -145,12 +146,13 @@ class Model:
         network = self._model.model
         device, window = network.embedding.weight.device, self._model.run.config.data.length
         state: DecoderState | None = None
-        for place in range(1, len(ids)):
+        for position in range(1, len(ids)):
             carries = network.body.carries_state
-            seen = ids[place - 1 : place] if carries else ids[max(0, place - window) : place]
+            first = position - 1 if carries else max(0, position - window)
+            seen = ids[first:position]
             hidden_1TD, after = network.hidden(torch.tensor([seen], device=device), state)
             state = after if carries else None
-            target_1 = torch.tensor([ids[place]], device=device)
+            target_1 = torch.tensor([ids[position]], device=device)
             yield float(network.output.logprob(hidden_1TD[:, -1], target_1))
 
 

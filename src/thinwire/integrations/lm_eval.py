@@ -15,14 +15,14 @@ import torch
 from lm_eval.api.model import LM
 
 from thinwire.inference.decoding import read_prompt
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.runs.evaluation import logprobs
 
-MAX_TOKENS = 256  # what a request of generated text may take where it does not say
+MAX_TOKENS = 256  # the largest number of tokens to generate, if a request does not say it
 
 
 class HarnessLM(LM):
-    """A trained model as lm-eval asks for one.
+    """A trained model with the interface that lm-eval calls.
 
     Args:
         model: what `thinwire.load` returned.
@@ -33,15 +33,15 @@ class HarnessLM(LM):
         self._model = model
 
     def loglikelihood(self, requests: list[Any]) -> list[tuple[float, bool]]:
-        """For each (context, continuation): ln p, and whether greedy writing would give it."""
+        """For each (context, continuation): ln p, and whether greedy decoding would generate it."""
         return [self._continuation(*request.args) for request in requests]
 
     def loglikelihood_rolling(self, requests: list[Any]) -> list[float]:
-        """ln p of each text, from the beginning of a line on; the last line's end is not in it."""
+        """ln p of each text, which starts at the beginning of a line; its last line has no end."""
         return [self._whole(request.args[0]) for request in requests]
 
     def generate_until(self, requests: list[Any]) -> list[str]:
-        """The text that follows each context, up to a stop string; greedy unless asked to draw."""
+        """The continuation of each context up to a stop string; greedy without `do_sample`."""
         return [self._written(*request.args) for request in requests]
 
     def _continuation(self, context: str, continuation: str) -> tuple[float, bool]:
@@ -61,7 +61,7 @@ class HarnessLM(LM):
         if not len(ids):
             return 0.0
         ends = [0, len(ids)]
-        if data.context == "line":  # each line starts afresh
+        if data.context == "line":  # the state is reset at each line
             ends = sorted({*ends, *(np.flatnonzero(ids == tokenizer.eos_id) + 1).tolist()})
         spans = [(begin, end) for begin, end in pairwise(ends) if end > begin]
         found = logprobs(self._model.model, ids, spans, eos_id=tokenizer.eos_id, window=data.length)
@@ -77,7 +77,7 @@ class HarnessLM(LM):
         text = ""
         for piece in islice(pieces, 1, None):  # the first one is the prompt
             text += piece
-            places = [place for stop in stops if stop and (place := text.find(stop)) >= 0]
-            if places:
-                return text[: min(places)]
+            ends = [end for stop in stops if stop and (end := text.find(stop)) >= 0]
+            if ends:
+                return text[: min(ends)]
         return text

@@ -3,7 +3,7 @@
     from pyctcdecode import BeamSearchDecoderCTC, Alphabet
     decoder = BeamSearchDecoderCTC(Alphabet.build_alphabet(labels), WordModel(thinwire.load("run")))
 
-Scores are in nats, weighted by `alpha`, with `beta` added for each word, as those of pyctcdecode's
+Scores are in nats, multiplied by `alpha`, and `beta` is added for each word, as in pyctcdecode's
 own `LanguageModel`.
 """
 
@@ -12,12 +12,13 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import Any
 
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.models.contract import State
 
-# How pyctcdecode's own model looks on unfinished words: longer ones are less likely to be any word.
+# As in pyctcdecode's own model: a longer unfinished word is less likely to become a word.
 TYPICAL_LENGTH = 6
-ORDER = 1 << 20  # pyctcdecode merges beams that end in the same ORDER - 1 words: none here
+# pyctcdecode merges beams that end in the same ORDER - 1 words; this large, it merges none.
+ORDER = 1 << 20
 
 
 class WordModel:
@@ -26,9 +27,9 @@ class WordModel:
     Args:
         model: what `thinwire.load` returned; its tokens should be words.
         alpha: weight of the language model.
-        beta: score of each word, whatever it is.
+        beta: added to the score for each word.
         unk_score_offset: added to the log-probability of words outside the vocabulary.
-        score_boundary: score the end of the line after the last word.
+        score_boundary: whether the end of the line is scored after the last word.
     """
 
     def __init__(
@@ -47,7 +48,7 @@ class WordModel:
 
     @property
     def order(self) -> int:
-        """Larger than any text: the model looks back over all of it."""
+        """Larger than any text, because the model's context is not limited to n words."""
         return ORDER
 
     def get_start_state(self) -> State:
@@ -55,9 +56,9 @@ class WordModel:
         return self._model.start()
 
     def score_partial_token(self, partial_token: str) -> float:
-        """What an unfinished word loses because no word of the vocabulary begins with it."""
-        place = bisect_left(self._words, partial_token)
-        if place < len(self._words) and self._words[place].startswith(partial_token):
+        """The penalty of an unfinished word that no word of the vocabulary begins with; else 0."""
+        index = bisect_left(self._words, partial_token)
+        if index < len(self._words) and self._words[index].startswith(partial_token):
             return 0.0
         return self.unk_score_offset * max(1.0, len(partial_token) / TYPICAL_LENGTH)
 
@@ -77,7 +78,7 @@ class WordModel:
         return self.alpha * nats + self.beta, state
 
     def reset_params(self, **params: Any) -> None:
-        """Change `alpha`, `beta`, `unk_score_offset` or `score_boundary`, those that are given."""
+        """Set those of `alpha`, `beta`, `unk_score_offset` and `score_boundary` that are given."""
         for name in ("alpha", "beta", "unk_score_offset", "score_boundary"):
             if params.get(name) is not None:
                 setattr(self, name, params[name])

@@ -3,7 +3,7 @@
     lm = DecoderLM(thinwire.load("run"), words)
     decoder = ctc_decoder(lexicon, tokens, lm=lm, lm_dict="words.txt", lm_weight=2)
 
-`words` are the decoder's words by its index, the lines of its `lm_dict`.
+`words` are the words of the decoder in the order of its indices: the lines of its `lm_dict`.
 """
 
 from __future__ import annotations
@@ -12,16 +12,16 @@ from collections.abc import Sequence
 
 from torchaudio.models.decoder import CTCDecoderLM, CTCDecoderLMState
 
-from thinwire.inference.load import TrainedModel
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.models.contract import State
 
 
 class DecoderLM(CTCDecoderLM):
-    """A trained model that the decoder asks for a word at a time; scores in nats.
+    """A trained model that scores one word at a time for the decoder, in nats.
 
     Args:
         model: what `thinwire.load` returned.
-        words: the decoder's words, by its index.
+        words: the words of the decoder, in the order of its indices.
     """
 
     def __init__(self, model: TrainedModel, words: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ class DecoderLM(CTCDecoderLM):
         self._states: dict[CTCDecoderLMState, tuple[State, float]] = {}
 
     def start(self, start_with_nothing: bool) -> CTCDecoderLMState:
-        """The state at the beginning of a line; those of the last line are forgotten."""
+        """The state at the beginning of a line; the states of the previous line are dropped."""
         state = CTCDecoderLMState()
         self._states = {state: (self._model.start(), 0.0)}
         return state
@@ -39,7 +39,7 @@ class DecoderLM(CTCDecoderLM):
     def score(
         self, state: CTCDecoderLMState, usr_token_idx: int
     ) -> tuple[CTCDecoderLMState, float]:
-        """The state after the word of this index, and its log-probability."""
+        """The state after the word with this index, and the word's log-probability."""
         after = state.child(usr_token_idx)
         if after not in self._states:
             read, nats = self._states[state][0], 0.0

@@ -9,7 +9,8 @@ from typing import Any
 from thinwire.config import Device, RunConfig, read_toml, typed_sections
 from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
-from thinwire.inference.load import TrainedModel, load
+from thinwire.inference.load import load
+from thinwire.inference.trained_model import TrainedModel
 from thinwire.launch.start import start, under_torchrun
 from thinwire.runs.metrics import OnEvent
 

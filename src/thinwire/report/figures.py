@@ -1,4 +1,4 @@
-"""Numbers as people read them: a few digits, a unit, the same everywhere in a report."""
+"""Formats numbers for a report: a few digits and a unit, in the same way everywhere."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 
 class Unit(NamedTuple):
-    """A unit that makes small numbers of large ones."""
+    """A unit: a large value is divided by `size` and shown with `name`."""
 
     size: float
     name: str
@@ -20,17 +20,17 @@ BYTES = (Unit(1, "B"), Unit(1e3, "kB"), Unit(1e6, "MB"), Unit(1e9, "GB"), Unit(1
 
 
 def unit_for(largest: float, units: tuple[Unit, ...]) -> Unit:
-    """The largest unit of which there are at least two, or the smallest one."""
+    """The largest unit in which the value is at least 2; if there is none, the smallest unit."""
     return next((unit for unit in reversed(units) if largest >= 2 * unit.size), units[0])
 
 
 def number(value: float) -> str:
-    """Four digits, or all before the point: 0.01235, 92.70, 118.9, 34,892,206."""
+    """Four digits, or all digits before the point: 0.01235, 92.70, 118.9, 34,892,206."""
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}"
 
 
 def count(value: float) -> str:
-    """Tokens, parameters: 950, 20.2 k, 9.1 M."""
+    """A number of tokens or parameters: 950, 20.2 k, 9.1 M."""
     for size, letter in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
         if value >= size:
             return _short(value / size) + letter
@@ -38,7 +38,7 @@ def count(value: float) -> str:
 
 
 def num_bytes(value: float) -> str:
-    """1.38 GB."""
+    """A number of bytes, as 1.38 GB."""
     unit = next((unit for unit in reversed(BYTES) if value >= unit.size), BYTES[0])
     return f"{_short(value / unit.size)} {unit.name}"
 
@@ -48,7 +48,7 @@ def _short(value: float) -> str:
 
 
 def duration(seconds: float) -> str:
-    """3.6 s, 12 min 30 s, 2 h 05 min."""
+    """A duration, as 3.6 s, 12 min 30 s or 2 h 05 min."""
     if seconds < 59.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -59,7 +59,7 @@ def duration(seconds: float) -> str:
 
 
 def linear_ticks(low: float, high: float, most: int = 6) -> list[float]:
-    """At most `most` round numbers in [low, high], evenly apart."""
+    """At most `most` round numbers in [low, high], at equal distances."""
     rough = (high - low) / most
     power = 10.0 ** floor(log10(rough))
     step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
@@ -79,12 +79,12 @@ def log_ticks(low: float, high: float, most: int = 7) -> list[float]:
 
 
 def tick_label(value: float) -> str:
-    """A tick as it is, without the noise of floating point; short where it is large."""
+    """A tick in full, without rounding errors; large numbers are shortened."""
     return count(value) if value >= 10_000 else f"{value:,.10g}"
 
 
 LED_BY = 6
-"""Of names that look alike otherwise, the letters shown before those that differ."""
+"""The number of common letters that are shown before the first different letter of two names."""
 
 
 def shortened(name: str, longest: int = 22) -> str:
@@ -94,10 +94,10 @@ def shortened(name: str, longest: int = 22) -> str:
 
 
 def labels(names: Sequence[str], longest: int = 22) -> list[str]:
-    """The names, shortened where they are too long for a chart; different ones stay different.
+    """The names, shortened if they are too long for a chart; different names get different labels.
 
-    Of names that would look alike, the part is shown that begins just before they differ. Where
-    that is the same part too, they are numbered.
+    If different names would get the same label, the part that begins just before their first
+    difference is shown. If that part is the same too, they are numbered.
     """
     found = [shortened(name, longest) for name in names]
     for alike in _alike(found, names):
@@ -113,11 +113,11 @@ def labels(names: Sequence[str], longest: int = 22) -> list[str]:
 
 
 def _alike(labels: Sequence[str], names: Sequence[str]) -> list[list[int]]:
-    """The places of labels that stand for several names."""
-    places: dict[str, list[int]] = {}
+    """The indices of labels that stand for several different names, grouped by label."""
+    indices: dict[str, list[int]] = {}
     for i, label in enumerate(labels):
-        places.setdefault(label, []).append(i)
-    return [found for found in places.values() if len({names[i] for i in found}) > 1]
+        indices.setdefault(label, []).append(i)
+    return [found for found in indices.values() if len({names[i] for i in found}) > 1]
 
 
 def _first_difference(names: Sequence[str]) -> int:
@@ -131,10 +131,10 @@ def _from(name: str, start: int, longest: int) -> str:
 
 
 def apart(positions: list[float], gap: float, low: float, high: float) -> list[float]:
-    """The positions, moved as little as keeps them `gap` apart and within [low, high].
+    """Move the positions as little as possible, so that they are `gap` apart and in [low, high].
 
-    Least squares under an order: with the i-th position lowered by i gaps, "apart" means "not
-    falling", and pooling neighbours that fall gives the nearest such sequence.
+    This is isotonic regression: after i gaps are subtracted from the i-th position, the positions
+    only have to be non-decreasing, and pooling adjacent violators gives the least-squares solution.
     """
     order = sorted(range(len(positions)), key=positions.__getitem__)
     pools: list[tuple[float, int]] = []  # mean, size

@@ -1,7 +1,7 @@
 """Adaptation layers in a small file of their own: RUN/adapters/NAME.safetensors.
 
-Several sets of layers share one base run. A file holds what was trained, and in its header which
-step of the base it was trained on, with the checksum of that step's parameters.
+Several sets of layers share one base run. A file has the trained parameters of one set. Its header
+says which step of the base they were trained on, and the checksum of that step's parameters.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from torch import Tensor
 from thinwire.errors import UserError
 from thinwire.files import read_json
 from thinwire.models.config import AdapterPlaces
-from thinwire.runs.checkpoints import CHECKSUMS, Checkpoint, Checkpoints, save_tensors
+from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.folder import RunFolder
+from thinwire.runs.step_folder import CHECKSUMS, Checkpoint
+from thinwire.runs.tensor_file import save_tensors
 
 FOLDER = "adapters"
 MODEL_FILE = "model.safetensors"
@@ -29,31 +31,31 @@ _SUFFIX = ".safetensors"
 
 @dataclass(frozen=True)
 class AdapterFile:
-    """Trained layers, and the step of the base that they belong to.
+    """Trained layers, and the step of the base run that they belong to.
 
     Attributes:
-        parameters: what was trained, by name.
-        places: as `model.adapters` has it.
-        step: the base's step.
-        checksum: of that step's parameters.
+        parameters: the trained parameters, by name.
+        adapters: where the layers are, as in the setting `model.adapters`.
+        step: the step of the base run.
+        checksum: the checksum of the parameters of that step.
     """
 
     parameters: Mapping[str, Tensor]
-    places: AdapterPlaces
+    adapters: AdapterPlaces
     step: int
     checksum: str
 
     @staticmethod
     def path(run: Path, name: str) -> Path:
-        """Where the layers called `name` are kept beside the run `run`."""
+        """The file with the layers called `name` in the run folder `run`."""
         return run / FOLDER / f"{name}{_SUFFIX}"
 
     @classmethod
     def open(cls, run: Path, name: str) -> AdapterFile:
-        """Read layers by their name.
+        """Read the layers with this name.
 
         Raises:
-            UserError: there are none of that name, or the file is damaged.
+            UserError: there are no layers with this name, or their file is damaged.
         """
         path = cls.path(run, name)
         if not path.is_file():
@@ -62,17 +64,17 @@ class AdapterFile:
             with safe_open(path, "pt") as file:
                 header = file.metadata() or {}
                 parameters = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (no mapping)
-            places = next(p for p in get_args(AdapterPlaces) if p == header["places"])
-            return cls(parameters, places, int(header["step"]), header["checksum"])
+            adapters = next(p for p in get_args(AdapterPlaces) if p == header["places"])
+            return cls(parameters, adapters, int(header["step"]), header["checksum"])
         except (OSError, SafetensorError, KeyError, ValueError, StopIteration) as error:
             raise UserError(f"the adapter {path} is damaged ({error})") from None
 
     def save(self, run: Path, name: str) -> Path:
-        """Write the file beside the run, whole or not at all."""
+        """Write the file into the run folder; if that fails, no file is left."""
         path = self.path(run, name)
         path.parent.mkdir(exist_ok=True)
         temporary = path.with_suffix(".tmp")
-        header = {"places": self.places, "step": str(self.step), "checksum": self.checksum}
+        header = {"places": self.adapters, "step": str(self.step), "checksum": self.checksum}
         try:
             save_tensors(self.parameters, temporary, header)
             os.replace(temporary, path)
@@ -82,10 +84,10 @@ class AdapterFile:
         return path
 
     def on(self, base: RunFolder) -> tuple[RunFolder, Checkpoint]:
-        """The base with these layers in it, and its step that they belong to.
+        """The settings of the base with these layers added, and the step that they belong to.
 
         Raises:
-            UserError: that step is not there any more, or not what it was.
+            UserError: that step is gone, or its parameters have changed.
         """
         saved = Checkpoints(base.path).load(self.step)
         found = parameters_checksum(saved)
@@ -95,12 +97,12 @@ class AdapterFile:
                 f"{self.checksum}, and those in {saved.path} have {found}"
             )
         frozen = str((saved.path / MODEL_FILE).absolute())
-        model = replace(base.config.model, adapters=self.places, frozen=frozen)
+        model = replace(base.config.model, adapters=self.adapters, frozen=frozen)
         return replace(base, config=replace(base.config, model=model)), saved
 
 
 def parameters_checksum(saved: Checkpoint) -> str:
-    """Size and CRC-32 of a step's parameters, as they were saved."""
+    """Size and CRC-32 of the file with a step's parameters, from its `checksums.json`."""
     content = read_json(saved.path / CHECKSUMS)
     return str(content["files"][MODEL_FILE])
 

@@ -2,71 +2,48 @@
 
 A run folder holds `step-N/` folders. Saving goes in four phases:
 
-1. **Write** everything into `step-N.tmp`: one safetensors file for each group of tensors,
-   `state.json`, and last `checksums.json`, which lists the size and the CRC of every other file.
+1. **Write** all files into `step-N.tmp`; `checksums.json`, which lists the others, comes last.
 2. **Flush** each file and the folder to the disk.
-3. **Rename** the folder to `step-N`, and flush its parent: from here on the step exists.
-4. **Prune**: the newest few steps stay, and the best one.
+3. **Rename** the folder to `step-N`, and flush its parent: from now on the step exists.
+4. **Prune**: keep the newest few steps and the best one.
 
-So a folder named `step-N` is complete unless the disk damaged it later; loading checks that and
-falls back, aloud, on the newest step that is whole. No pickle anywhere.
+So a folder named `step-N` is complete unless the disk damaged it later. Loading checks that; if a
+step is damaged, it warns and loads the newest step that is whole. `step_folder` has phases 1 and 2
+and the check.
 """
 
 from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
-import stat
-import zlib
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Thread
 from typing import Any, Literal
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-
 from thinwire.console import warn
-from thinwire.errors import UserError, may_not_read
-from thinwire.files import read_json
+from thinwire.errors import UserError
+from thinwire.runs.step_folder import (
+    Checkpoint,
+    Damaged,
+    TensorGroups,
+    flush,
+    read_manifest,
+    read_step,
+    write_step,
+)
+from thinwire.runs.tensor_file import copy_to_cpu
 
 # Up to here a copy of the tensors is cheaper than a pause of the training; above it memory counts.
 BACKGROUND_MAX_bytes = 64 << 20
-
-CHECKSUMS = "checksums.json"
-STATE = "state.json"
-FORMAT = 1
-
-TensorGroups = Mapping[str, Mapping[str, torch.Tensor]]
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """One whole step: its small state at hand, its tensors on demand."""
-
-    step: int
-    state: dict[str, Any]
-    """What `save` was given, after a round trip through JSON."""
-    path: Path
-
-    def open(self, stem: str) -> dict[str, torch.Tensor]:
-        """The tensors of `<stem>.safetensors`, by name, on the CPU."""
-        file = self.path / f"{stem}.safetensors"
-        if not file.exists():
-            stems = ", ".join(sorted(f.stem for f in self.path.glob("*.safetensors")))
-            raise UserError(f"{self.path} holds no {stem!r} tensors, only: {stems or 'none'}.")
-        return load_file(file)
 
 
 class Checkpoints:
     """The `step-N/` folders of one run; one process writes, any number may read.
 
-    `keep` newest steps stay on disk, and the newest step that was saved as the best so far.
+    The `keep` newest steps stay on disk, and the newest step that was saved as the best so far.
     """
 
     def __init__(self, run: Path, keep: int = 2) -> None:
@@ -87,11 +64,16 @@ class Checkpoints:
     ) -> None:
         """Store `tensors[stem][name]` and the JSON-able `state` as `step-N`, replacing one there.
 
-        What is stored is the moment of the call: a small checkpoint is copied and written by a
-        background thread, a large one, or all without `in_background`, before the call returns. One
-        write is in flight at most; the error of an earlier one is raised here or by `wait`.
-        `best` says that no step so far validated better; a step keeps that mark when it is saved
-        again.
+        The values at the time of the call are stored. A small checkpoint is copied and written by a
+        background thread. A large one is written before the call returns, and so is every one if
+        `in_background` is false. At most one write is in flight; the error of an earlier one is
+        raised here or by `wait`.
+
+        Args:
+            step: its number.
+            tensors: the tensors, by group and by name.
+            state: further values, for `state.json`.
+            best: no step so far validated better. A step keeps that mark when it is saved again.
         """
         self.wait()
         state_json = json.dumps(dict(state), indent=1)
@@ -100,7 +82,8 @@ class Checkpoints:
             self._write(step, tensors, state_json, best, num_bytes)
             return
         copies = {
-            stem: {name: _copy(t) for name, t in group.items()} for stem, group in tensors.items()
+            stem: {name: copy_to_cpu(t) for name, t in group.items()}
+            for stem, group in tensors.items()
         }
 
         def write() -> None:
@@ -114,14 +97,14 @@ class Checkpoints:
         self._writer.start()
 
     def wait(self) -> None:
-        """Return once nothing is being written; raise what went wrong meanwhile."""
+        """Wait for the background write, and raise its error if it failed."""
         self._join()
         if self._error is not None:
             error, self._error = self._error, None
             raise error
 
     def finish(self) -> None:
-        """Return once nothing is being written, whatever has become of it."""
+        """Wait for the background write, whether it fails or not."""
         self._join()
 
     def _join(self) -> None:
@@ -136,15 +119,7 @@ class Checkpoints:
         try:
             self._clear_leftovers()
             best = best or self._is_best(step)
-            folder.mkdir(parents=True)
-            for stem, group in tensors.items():
-                save_tensors(group, folder / f"{stem}.safetensors")
-            (folder / STATE).write_text(state_json, encoding="utf-8")
-            files = {file.name: _checksum(file) for file in sorted(folder.iterdir())}
-            manifest = {"format": FORMAT, "step": step, "best": best, "files": files}
-            (folder / CHECKSUMS).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-            for path in [*folder.iterdir(), folder]:
-                _flush(path)
+            write_step(folder, step, tensors, state_json, best=best)
             self._put_in_place(folder, step)
             self._damaged.discard(step)
         except OSError as error:
@@ -157,11 +132,11 @@ class Checkpoints:
         if final.exists():
             final.rename(old)  # a folder cannot be replaced at once; see _clear_leftovers
         folder.rename(final)
-        _flush(self.run)
+        flush(self.run)
         shutil.rmtree(old, ignore_errors=True)
 
     def _clear_leftovers(self) -> None:
-        """Tidy up after a writer that was killed."""
+        """Remove or restore what a writer that was killed has left."""
         for old in self.run.glob("step-*.old"):
             if old.with_suffix("").exists():
                 shutil.rmtree(old)
@@ -171,10 +146,10 @@ class Checkpoints:
             shutil.rmtree(leftover)
 
     def _prune(self, step: int) -> None:
-        """Drop what is old, and what lies ahead: steps of a future that this run has left.
+        """Remove steps that are too old, and those with a higher number than the step just saved.
 
-        Ahead of the step just saved there can only be steps too damaged to resume from, or those
-        of a run that was wound back; kept, they would pass for the newest.
+        A step with a higher number was too damaged to resume from, or the run was resumed from an
+        earlier step. If it stayed, it would count as the newest.
         """
         steps = [s for s in self._whole() if s <= step]
         stay = {*steps[-self.keep :], self._best(steps)}
@@ -203,7 +178,7 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """The steps on disk, ascending, without those that were found to be damaged.
 
-        Like everything that reads, it first lets a step that is being written arrive.
+        Like all methods that read, it first waits for a step that is being written.
         """
         self._join()
         return self._whole()
@@ -232,15 +207,19 @@ class Checkpoints:
         if step in self._damaged:
             return False
         try:
-            return bool(_manifest(self._folder(step), step)["best"])
-        except _Damaged:
+            return bool(read_manifest(self._folder(step), step)["best"])
+        except Damaged:
             return False
 
     def load(self, step: int | Literal["best"] | None = None) -> Checkpoint:
         """A whole checkpoint: `step`, or the best one, or the newest.
 
-        A damaged step is named on the console and passed over in favour of the newest whole one,
-        unless it was asked for by its number. UserError if no step can be had.
+        If the best or the newest is damaged, a warning names it, and the newest whole one is
+        loaded.
+
+        Raises:
+            UserError: the step that was asked for by its number is missing or damaged, or no step
+                is whole.
         """
         self._join()
         steps = sorted(self._on_disk())
@@ -251,9 +230,9 @@ class Checkpoints:
         for candidate in self._preference(steps, best_first=step == "best"):
             try:
                 return self._load_whole(candidate)
-            except _Damaged as damage:
+            except Damaged as damage:
                 if candidate not in self._on_disk():
-                    return self.load(step)  # not damaged: pruned meanwhile by the run that goes on
+                    return self.load(step)  # not damaged: the run has pruned it meanwhile
                 self._warn(f"step {candidate} is damaged and passed over: {damage}.")
         raise UserError(
             f"{self.run} holds no whole checkpoint: all {len(steps)} found are damaged "
@@ -263,12 +242,12 @@ class Checkpoints:
     def load_best(self) -> Checkpoint | None:
         """The newest whole step that was saved as the best; None if there is none.
 
-        Damaged ones are named on the console, and from then on are not the best.
+        A warning names each damaged one, which no longer counts as the best from then on.
         """
         while (step := self.best) is not None:
             try:
                 return self._load_whole(step)
-            except _Damaged as damage:
+            except Damaged as damage:
                 self._warn(f"step {step}, the best, is damaged and passed over: {damage}.")
         return None
 
@@ -277,7 +256,7 @@ class Checkpoints:
             raise UserError(f"{self.run} holds no step {step}, only: {_listing(steps)}.")
         try:
             return self._load_whole(step)
-        except _Damaged as damage:
+        except Damaged as damage:
             others = _listing([s for s in steps if s != step])
             raise UserError(
                 f"Step {step} in {self.run} is damaged: {damage}; other steps there: {others}."
@@ -297,109 +276,14 @@ class Checkpoints:
         return folder if folder.exists() else self.run / f"step-{step}.old"
 
     def _load_whole(self, step: int) -> Checkpoint:
-        self._damaged.add(step)  # until it has shown to be whole
+        self._damaged.add(step)  # until the check has passed
         try:
-            loaded = self._load_checked(step)
-        except UserError:  # it may not be read, which is no damage
+            loaded = read_step(self._folder(step), step)
+        except UserError:  # a file may not be read: that is no damage
             self._damaged.discard(step)
             raise
         self._damaged.discard(step)
         return loaded
-
-    def _load_checked(self, step: int) -> Checkpoint:
-        folder = self._folder(step)
-        files = _manifest(folder, step)["files"]
-        unlisted = {file.name for file in folder.glob("*.safetensors")} - set(files)
-        if unlisted:
-            raise _Damaged(f"{CHECKSUMS} does not list {', '.join(sorted(unlisted))}")
-        for name, expected in files.items():
-            try:
-                found = _checksum(folder / name)
-            except PermissionError:
-                raise may_not_read(folder / name) from None
-            except OSError as error:
-                raise _Damaged(f"{name} cannot be read ({error.strerror})") from None
-            if found != expected:
-                raise _Damaged(f"{name} is {found}, saved was {expected}")
-        try:
-            state = read_json(folder / STATE)
-        except ValueError:
-            raise _Damaged(f"{STATE} is no JSON of ours") from None
-        return Checkpoint(step, state, folder)
-
-
-class _Damaged(Exception):
-    """A step that is not what was saved; the message says where."""
-
-
-def _manifest(folder: Path, step: int) -> dict[str, Any]:
-    try:
-        manifest = read_json(folder / CHECKSUMS)
-        if manifest["format"] == FORMAT and manifest["step"] == step and STATE in manifest["files"]:
-            return {"best": bool(manifest["best"]), "files": dict(manifest["files"])}
-    except PermissionError:
-        raise may_not_read(folder / CHECKSUMS) from None
-    except OSError as error:
-        raise _Damaged(f"{CHECKSUMS} cannot be read ({error.strerror})") from None
-    except (ValueError, KeyError, TypeError):
-        pass
-    raise _Damaged(f"{CHECKSUMS} is not one of step {step}")
-
-
-def _checksum(file: Path) -> str:
-    """Size and CRC-32 of a file.
-
-    The foe is a disk, not a forger: CRC-32 runs at 6.6 GB/s here, SHA-256 at 1.9 (measured, with
-    the CPU's SHA instructions), BLAKE2b at 1.2. A file just written is read from the page cache.
-    """
-    crc, size, buffer = 0, 0, memoryview(bytearray(1 << 20))
-    with open(file, "rb", buffering=0) as stream:
-        while num_read := stream.readinto(buffer):
-            crc, size = zlib.crc32(buffer[:num_read], crc), size + num_read
-    return f"{size} bytes with CRC {crc:08x}"
-
-
-def _copy(tensor: torch.Tensor) -> torch.Tensor:
-    return tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
-
-
-def save_tensors(
-    tensors: Mapping[str, torch.Tensor], file: Path, metadata: dict[str, str] | None = None
-) -> None:
-    """Write a safetensors file, readable for whom the umask says.
-
-    `save_file` writes straight from the tensors' memory (1 GB saved: 0.3 MB more resident). It
-    takes contiguous tensors only, each with memory of its own; those that are not are copied. It
-    makes files of mode 0600; what the umask allows shows in a file that Python makes.
-
-    Raises:
-        OSError: the system refuses.
-    """
-    file.touch()
-    mode = stat.S_IMODE(file.stat().st_mode)
-    seen: set[int] = set()
-    writable: dict[str, torch.Tensor] = {}
-    for name, tensor in tensors.items():
-        address = tensor.untyped_storage().data_ptr()
-        own = tensor.is_contiguous() and (address == 0 or address not in seen)
-        writable[name] = tensor.detach() if own else _copy(tensor)
-        seen.add(address)
-    try:
-        save_file(writable, file, metadata)
-    except SafetensorError as error:  # its I/O errors carry the number in the text only
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1]))) from error
-    file.chmod(mode)
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _listing(steps: list[int]) -> str:

@@ -28,7 +28,8 @@ from thinwire.errors import UserError, may_not_read
 from thinwire.files import write_whole
 from thinwire.language_model import LanguageModel
 from thinwire.loss.config import LossConfig
-from thinwire.runs.checkpoints import Checkpoint, save_tensors
+from thinwire.runs.step_folder import Checkpoint
+from thinwire.runs.tensor_file import save_tensors
 
 CONFIG_FILE = "config.toml"
 TOKENIZER_FILE = "tokenizer.json"

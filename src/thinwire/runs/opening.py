@@ -1,10 +1,11 @@
-"""What a run says of itself when it starts: a line for the record, and a sentence for people."""
+"""What is said when a run starts: a line for the record, and sentences for people."""
 
 from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,7 +18,15 @@ from thinwire.runs.precision import has_bf16_units
 def start_values(
     config: RunConfig, device: torch.device, num_workers: int, num_parameters: int, data: str
 ) -> dict[str, Any]:
-    """Of the `start` line in metrics.jsonl; `data` is the data folder's fingerprint."""
+    """The values of the `start` line in metrics.jsonl.
+
+    Args:
+        config: all settings.
+        device: the device that has the model.
+        num_workers: number of workers that train it.
+        num_parameters: total number of elements of all parameters.
+        data: the fingerprint of the data folder.
+    """
     return {
         "versions": {
             "thinwire": __version__,
@@ -51,12 +60,12 @@ def summary(
 
     Args:
         config: all settings.
-        device: where the model lives.
-        num_workers: workers that train it.
-        num_parameters: numbers in all parameters.
-        num_dense: numbers in the blocks.
-        vocab_size: words.
-        limits: of the budget, by what they limit.
+        device: the device that has the model.
+        num_workers: number of workers that train it.
+        num_parameters: total number of elements of all parameters.
+        num_dense: number of elements of the dense blocks.
+        vocab_size: number of words.
+        limits: the budget in seconds, tokens and epochs; None: not limited.
     """
     threads = torch.get_num_threads()
     budget = ", ".join(
@@ -75,3 +84,25 @@ def summary(
         f"{workers}{threads} thread{'s' if threads > 1 else ''} on {device} in "
         f"{precision}, seed {config.run.seed}; budget: {budget}"
     )
+
+
+def resume_sentences(
+    path: Path, step: int | None, *, is_spent: bool, stopped_early: str | None
+) -> Iterator[str]:
+    """Where a resumed run continues, and why it may end at once.
+
+    Args:
+        path: the run folder.
+        step: the step that was loaded; None: no step had been saved.
+        is_spent: whether the budget is spent already.
+        stopped_early: why the run ended before its budget was spent; None: it did not.
+    """
+    start = "the start, as no step was saved" if step is None else f"step {step}"
+    yield f"Going on from {start}, in {path}"
+    if is_spent:
+        yield "Its budget is spent: a larger --seconds, --tokens or --epochs trains it on."
+    elif stopped_early is not None:
+        yield (
+            f"It has stopped early, with {stopped_early}: a larger --eval.patience, or 0, trains "
+            "it on."
+        )

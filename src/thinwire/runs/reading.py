@@ -1,9 +1,9 @@
-"""Where a run stood in its text when it was saved: what a checkpoint says of it, checked.
+"""Checks what a checkpoint says about the position of a run in its text.
 
-`epoch` and `step` of the batches, the number of `streams` and their `length`; an asynchronous run
-adds its `workers`, the `epochs` that it has read, and the `places` of its workers: for each four
-numbers, those of `Position`. A file with a right checksum may still have been written by something
-else, or edited.
+The entry `batches` has the `epoch` and the `step` of the batches, the number of `streams` and their
+`length`. An asynchronous run adds its number of `workers`, the `epochs` that it has read, and under
+`places` the position of each shard assignment: the four numbers of `Position`. The check is needed
+although files have checksums: another program may have written or edited the file.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ POSITION_NUMBERS = 4
 
 @contextmanager
 def read_from(path: Path) -> Iterator[None]:
-    """Inside, the state of the checkpoint at `path` is read.
+    """Inside, errors in reading the state of the checkpoint at `path` become `UserError`.
 
     Raises:
-        UserError: an entry is missing, or makes no sense.
+        UserError: an entry is missing or invalid.
     """
     try:
         yield
@@ -39,10 +39,10 @@ def read_from(path: Path) -> Iterator[None]:
 
 
 def check_reading(batches: Any) -> None:
-    """Make sure that a run can go on from this.
+    """Check that a run can continue from these batches.
 
     Raises:
-        ValueError: it cannot; says which entry is missing or is not what it should be.
+        ValueError: an entry is missing or invalid; the message names it.
     """
     if not isinstance(batches, Mapping):
         raise ValueError("its batches are no table")
@@ -54,10 +54,10 @@ def check_reading(batches: Any) -> None:
         _require(isinstance(batches["workers"], int), "workers", batches["workers"], 1)
     if "epochs" in batches:
         _require(True, "epochs", batches["epochs"], 0)
-    places = batches.get("places", {})
-    if not isinstance(places, Mapping):
+    positions = batches.get("places", {})
+    if not isinstance(positions, Mapping):
         raise ValueError("its batches have places that are no table")
-    for place, position in places.items():
+    for place, position in positions.items():
         numbers = position if isinstance(position, list) else []
         if not (
             place.isdecimal() and len(numbers) == POSITION_NUMBERS and all(map(_fits, numbers))
@@ -71,6 +71,6 @@ def _require(is_kind: bool, name: str, value: Any, least: int) -> None:
 
 
 def _fits(value: Any) -> bool:
-    """Whether it is a number, 0 or more."""
+    """Whether the value is a finite number, 0 or more."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     return is_number and isfinite(value) and value >= 0

@@ -1,13 +1,14 @@
 """What a run keeps and records: the model and its optimisers, the counts, the clock, the files.
 
-Whoever drives it, the loop of a worker or a server of an asynchronous run, counts steps, and has it
-report, evaluate and save when that is due.
+The loop of a worker, or a server of an asynchronous run, drives it: it counts steps, and calls
+`report`, `measure` and `save` when they are due. `Run` knows what the counts are; `recorder` writes
+them and shows them, `checkpoints` has the files of a step, `divergence` watches the loss.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from math import isfinite, log
 from typing import Any
@@ -16,39 +17,36 @@ import torch
 from torch import Tensor
 
 from thinwire.config import RunConfig
-from thinwire.data.corpus import Corpus, unknown_sentence
+from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel
 from thinwire.optim.schedules import Schedule
 from thinwire.optim.state import load_named_state, named_state
 from thinwire.optim.updater import Updater
 from thinwire.runs.budget_change import budget_sentences
-from thinwire.runs.checkpoints import Checkpoint, Checkpoints
+from thinwire.runs.checkpoints import Checkpoints
 from thinwire.runs.clock import Budget, Clock
+from thinwire.runs.divergence import LossWatch, diverged_sentence
 from thinwire.runs.due import Due
 from thinwire.runs.evaluation import Evaluation, evaluate
 from thinwire.runs.folder import RunFolder, load_parameters
-from thinwire.runs.metrics import Averages, MetricsWriter, OnEvent
-from thinwire.runs.opening import start_values, summary
-from thinwire.runs.progress import TrainingDisplay, wire_sentence
+from thinwire.runs.metrics import Averages, OnEvent
+from thinwire.runs.opening import resume_sentences, start_values, summary
 from thinwire.runs.reading import check_reading, read_from
-
-# A smoothed loss so far above its lowest value will not come back; 2 nats are a factor of 7 in
-# perplexity.
-EXPLODED_NATS = 2.0
-SMOOTHING_STEPS = 100
+from thinwire.runs.recorder import Recorder
+from thinwire.runs.step_folder import Checkpoint
 
 
 class Run:
     """A model in training, its budget and its record.
 
     Args:
-        folder: where the record goes; None: another process keeps it (all workers but the first).
+        folder: the run folder; None: another process keeps it (for all workers but the first).
         config: all settings.
         corpus: the data folder.
-        device: where the model lives.
-        num_workers: workers that train it.
-        on_event: hears of what is recorded, and may stop the run.
+        device: the device that has the model.
+        num_workers: number of workers that train it.
+        on_event: called with each line of the record; it stops the run by returning False.
     """
 
     def __init__(
@@ -61,14 +59,15 @@ class Run:
         on_event: OnEvent | None = None,
     ) -> None:
         self.folder, self.config, self.corpus, self.device = folder, config, corpus, device
-        self.num_workers, self._on_event = num_workers, on_event
+        self.num_workers = num_workers
+        self.recorder = Recorder(folder.path if folder else None, config.metrics, on_event)
         counts_V = torch.from_numpy(corpus.counts_V)
         in_bf16 = config.run.precision == "bf16"
         model = LanguageModel(config.model, config.loss, counts_V, config.run.seed, in_bf16=in_bf16)
         self.model = model.to(device)
         self.tables, self.blocks = self.model.tables(), self.model.blocks()
         self.updater = Updater.of(self.tables, self.blocks, config.optim)
-        # Where nobody waits for the others, each worker's step counts.
+        # In an asynchronous run every worker's step counts as one.
         round_steps = num_workers if config.exchange.kind == "async" else 1
         self.schedule = Schedule(config.optim, round_steps)
         self.budget = Budget(config.run)
@@ -82,31 +81,31 @@ class Run:
         """Of those, what a server that was killed had learned; the budget does not count them."""
         self.epochs = 0.0
         self.best_ppl = float("inf")
-        """Of the best step that has been saved."""
+        """The validation perplexity of the best step that has been saved."""
         self.num_worse = 0
-        """Evaluations since the last new best."""
+        """Number of evaluations since the last new best."""
         self._evaluated_step, self._evaluated_ppl = -1, float("inf")
-        self.smoothed_loss = log(self.model.vocab_size)
-        self.lowest_loss = self.smoothed_loss
-        self.stop_asked = self._said_unknown = False
-        self._stopped_by_listener = False
+        self.loss_watch = LossWatch(log(self.model.vocab_size))
+        self.stop_asked = False
+        """Whether the user has interrupted the run."""
         self.wire: Mapping[str, Any] = {}
-        """What all workers together have sent and waited, by the names in metrics.jsonl."""
+        """Bytes that all workers have sent and seconds that they have waited, by their names in
+        metrics.jsonl."""
 
     @property
     def num_parameters(self) -> int:
-        """Numbers in all parameters."""
+        """Total number of elements of all parameters."""
         return sum(p.numel() for p in (*self.tables.values(), *self.blocks.values()))
 
     # Budget and rates
 
     def progress(self) -> float:
-        """The part of the budget that is spent; 1 too where `on_event` has stopped the run."""
-        return 1.0 if self._stopped_by_listener else self.budget.progress(**self._spent())
+        """The part of the budget that is spent; also 1 if `on_event` has stopped the run."""
+        return 1.0 if self.recorder.stopped_by_listener else self.budget.progress(**self._spent())
 
     @property
     def spent_for_certain(self) -> bool:
-        """Whether tokens or epochs have spent the budget, which every worker counts alike."""
+        """Whether the budget of tokens or epochs is spent: every worker gets the same answer."""
         return self.budget.progress(**self._spent() | {"seconds": 0.0}) >= 1.0
 
     @property
@@ -116,13 +115,13 @@ class Run:
 
     @property
     def over(self) -> bool:
-        """Whether training has to stop: its budget is spent, or it no longer gets better."""
+        """Whether training has to stop: the budget is spent, or the run is out of patience."""
         return self.out_of_patience or self.progress() >= 1.0
 
     @property
     def why_over(self) -> str:
-        """The reason, for the record."""
-        if self._stopped_by_listener:
+        """The reason why it is over, for the record."""
+        if self.recorder.stopped_by_listener:
             return "stopped by on_event"
         if self.out_of_patience and self.progress() < 1.0:
             return f"no new best in {self.num_worse} evaluations"
@@ -133,13 +132,18 @@ class Run:
         self.updater.set_rates(self.schedule.factor(self.step, progress))
 
     def advance(self, num_targets: int, epochs: float) -> None:
-        """Count a step over so many targets, after which so many epochs are read."""
+        """Count a step.
+
+        Args:
+            num_targets: tokens that the step has predicted.
+            epochs: epochs that have been read after it.
+        """
         self.step += 1
         self.tokens += num_targets
         self.epochs = epochs
 
     def take_back(self, num_targets: int) -> None:
-        """Uncount the step that was counted last: it has changed nothing."""
+        """Undo `advance` for the last step, because it has changed nothing."""
         self.step -= 1
         self.tokens -= num_targets
 
@@ -156,44 +160,28 @@ class Run:
         return self.progress() < before
 
     def observe(self, loss: float) -> None:
-        """Take in the mean loss a token of the step that was counted last, in nats.
+        """Take in the mean loss per token of the step that was counted last, in nats.
 
         Raises:
-            UserError: it is not finite, or the smoothed loss has risen beyond hope.
+            UserError: the loss is not finite, or the run has diverged.
         """
-        if not isfinite(loss):
-            raise self.diverged(f"the loss is {loss} at step {self.step}")
+        if (wrong := self.loss_watch.observe(loss, self.step)) is not None:
+            raise self.diverged(wrong)
         self.averages.add(loss)
-        self.smoothed_loss += (loss - self.smoothed_loss) / SMOOTHING_STEPS
-        self.lowest_loss = min(self.lowest_loss, self.smoothed_loss)
-        if self.smoothed_loss > self.lowest_loss + EXPLODED_NATS:
-            raise self.diverged(
-                f"the loss has risen from {self.lowest_loss:.2f} to {self.smoothed_loss:.2f} nats "
-                f"a token by step {self.step}"
-            )
 
     def diverged(self, what: str) -> UserError:
-        """The sentence about a run that has gone wrong, with what was saved and what to try."""
+        """The error for a run that has diverged: what is wrong, what was saved, what to try."""
         newest, best = (
             (self.checkpoints.newest, self.checkpoints.best) if self.checkpoints else (None, None)
         )
-        kept = "no step had been saved yet"
-        if newest is not None:
-            kept = f"the newest state saved is step {newest}"
-            kept += f", the best step {best}" if best not in (None, newest) else ""
-        optim = self.config.optim
-        lr, row_lr = optim.rates
-        return UserError(
-            f"{what}, so training has stopped; {kept}. Try a lower --optim.lr (now {lr:g}) "
-            f"or --optim.row_lr (now {row_lr:g}), more --optim.warmup_steps (now "
-            f"{optim.warmup_steps}) or a tighter --optim.clip (now {optim.clip:g})"
-        )
+        return UserError(diverged_sentence(what, newest, best, self.config.optim))
 
     # The record
 
     @contextmanager
     def recording(self, *, resumed: bool) -> Iterator[None]:
-        """Inside, metrics are written and progress is shown; why it ended is recorded after."""
+        """Inside, metrics are written and progress is shown. If an error ends it, its sentence is
+        the reason in the last line."""
         length = self.config.data.length
         self._due = Due(
             self.config,
@@ -204,20 +192,15 @@ class Run:
             self.clock.seconds,
         )
         self.averages = Averages(self.config.metrics, self.tokens, self.clock.seconds)
-        if self.folder is None:
-            self.clock.start()
-            yield
-            return
-        metrics = MetricsWriter(self.folder.path, tensorboard=self.config.metrics.tensorboard)
-        self._metrics = metrics
-        with closing(metrics), TrainingDisplay() as self._display:
-            self._describe(resumed)
+        with self.recorder.open():
+            if self.folder is not None:
+                self._describe(self.folder, resumed)
             self.clock.start()
             try:
                 yield
             except UserError as error:
-                with suppress(OSError):  # on a full disk: what has gone wrong is said already
-                    self._write("end", reason=str(error), step=self.step, **self._record())
+                with suppress(OSError):  # the disk may be full; the user gets the error itself
+                    self._write_end(str(error))
                 raise
 
     @property
@@ -235,7 +218,7 @@ class Run:
 
     @property
     def evaluated(self) -> bool:
-        """Whether the present step has been evaluated."""
+        """Whether the current step has been evaluated."""
         return self._evaluated_step == self.step
 
     def report(self) -> None:
@@ -246,8 +229,8 @@ class Run:
         if self.folder is None:
             return
         rate = self.updater.dense_optimizer.param_groups[0]["lr"]
-        self._write("train", step=self.step, **self._record(), **found, lr=rate)
-        self._display.train(
+        self._write("train", **found, lr=rate)
+        self.recorder.display.train(
             progress=min(1.0, self.progress()),
             seconds=self.clock.seconds,
             tokens=self.tokens,
@@ -255,7 +238,7 @@ class Run:
         )
 
     def measure(self) -> Evaluation:
-        """The exact perplexity of the model as it stands."""
+        """The exact perplexity of the model on the validation split."""
         return evaluate(
             self.model,
             self.corpus.ids("valid"),
@@ -266,9 +249,15 @@ class Run:
         )
 
     def take_evaluation(self, ppl: float, found: Evaluation | None) -> bool:
-        """Record an evaluation, steer by it, and say whether it is the best so far.
+        """Record an evaluation, and adapt the schedule and the patience to it.
 
-        The best so far is that of the best step on disk: `save` has to follow, with `best`.
+        Args:
+            ppl: the validation perplexity of the current step.
+            found: the whole evaluation, where this process has made it and records it.
+
+        Returns:
+            Whether it is better than the best step on disk. If so, `save` has to follow, with
+            `best=True`.
         """
         self._evaluated_step, self._evaluated_ppl = self.step, ppl
         best = ppl < self.best_ppl
@@ -277,42 +266,33 @@ class Run:
         if found is not None:
             self._write(
                 "valid",
-                step=self.step,
-                **self._record(),
                 ppl=found.ppl,
                 ppl_known=found.ppl_known,
                 tokens_scored=found.tokens_scored,
             )
-            seconds = self.clock.seconds
-            sentence = unknown_sentence(
-                "the validation text", found.tokens_unknown, found.tokens_scored
+            self.recorder.warn_of_unknown(found)
+            self.recorder.display.valid(
+                seconds=self.clock.seconds, tokens=self.tokens, ppl=ppl, best=best
             )
-            if sentence and not self._said_unknown:  # once a run
-                self._said_unknown = True
-                self._display.note(f"Warning: {sentence}")
-            self._display.valid(seconds=seconds, tokens=self.tokens, ppl=ppl, best=best)
         return best
 
     def end(self) -> None:
         """Write the last line."""
         reason = "interrupted" if self.stop_asked else self.why_over
-        if self.folder is None:
-            return
-        self._write("end", reason=reason, step=self.step, **self._record())
-        if self.wire.get("bytes_dense"):
-            self._display.note(wire_sentence(self.wire))
-        path = self.folder.path
-        if self.stop_asked:
-            self._display.note(f"{path} has what was trained; the command with --resume goes on.")
-        else:
-            if self.out_of_patience or self._stopped_by_listener:
-                self._display.note(f"Stopped early: {reason}.")
-            self._display.note(f"The model is in {path}; thinwire eval {path} scores it.")
+        self._write_end(reason)
+        self.recorder.say_end(
+            reason,
+            self.wire,
+            interrupted=self.stop_asked,
+            out_of_patience=self.out_of_patience,
+        )
 
     def _write(self, event: str, **values: Any) -> None:
-        line = self._metrics.write(event, **values)
-        if self._on_event is not None and self._on_event(line) is False:
-            self._stopped_by_listener = True
+        """Write a line with the step, the counts, the clock and these values."""
+        self.recorder.write(event, step=self.step, **self._record(), **values)
+
+    def _write_end(self, reason: str) -> None:
+        self.recorder.write("end", reason=reason, step=self.step, **self._record())
 
     # Checkpoints
 
@@ -324,12 +304,14 @@ class Run:
         best: bool = False,
         optimizer: Callable[[], Mapping[str, Tensor]] | None = None,
     ) -> None:
-        """Save this step, if it is not saved yet: `carry` and `batches` say where readers stand.
+        """Save this step, if it is not saved yet.
 
-        `optimizer` gives the optimisers' state to save where it is not as `optimizer_state` has it.
-
-        With `best`, the step that has just been evaluated is the best so far from when it is on
-        disk, and no earlier.
+        Args:
+            carry: the state of the model that is carried over to the next batch.
+            batches: the position of the readers in the text.
+            best: the step has just been evaluated as the best so far. It counts as the best only
+                once it is on disk.
+            optimizer: returns the optimisers' state to save; None: `optimizer_state`.
         """
         best_ppl = self._evaluated_ppl if best else self.best_ppl
         if self.checkpoints is None:
@@ -353,15 +335,15 @@ class Run:
             self.best_ppl = best_ppl
 
     def load(self) -> Checkpoint:
-        """Go on from the newest whole step.
+        """Load the newest whole step, to continue from it.
 
         Raises:
-            UserError: there is none, it is damaged, another version has saved it, or the budget is
-                smaller than before and than what is spent.
+            UserError: there is none, all are damaged, another version of thinwire has saved it, or
+                the budget was lowered below what is spent.
         """
         assert self.checkpoints is not None
         saved = self.checkpoints.load()
-        # The best step on disk decides, whatever the newest one was told of it.
+        # The perplexity in the newest step may be that of a best step that is damaged by now.
         best = self.checkpoints.load_best()
         best_ppl = None
         if best is not None:
@@ -377,7 +359,7 @@ class Run:
         return saved
 
     def state(self) -> dict[str, Any]:
-        """All that a step changes but tensors and readers, for JSON."""
+        """Everything that a step changes, except tensors and the position in the text, for JSON."""
         return {
             **self._record(),
             "step": self.step,
@@ -386,22 +368,25 @@ class Run:
             "schedule": self.schedule.state_dict(),
             "best_ppl": _known(self.best_ppl),
             "num_worse": self.num_worse,
-            "smoothed_loss": self.smoothed_loss,
-            "lowest_loss": self.lowest_loss,
+            "smoothed_loss": self.loss_watch.smoothed,
+            "lowest_loss": self.loss_watch.lowest,
         }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Take over what `state` returned."""
+        """Restore what `state` returned."""
         self.step, self.tokens, self.epochs = state["step"], state["tokens"], state["epochs"]
         self.lost_tokens = int(state.get("lost_tokens", 0))  # steps of older versions have none
         self.clock = Clock(state["seconds"], state["wall_seconds"])
         self.schedule.load_state_dict(state["schedule"])
         self.best_ppl = float("inf") if state["best_ppl"] is None else state["best_ppl"]
         self.num_worse = state["num_worse"]
-        self.smoothed_loss, self.lowest_loss = state["smoothed_loss"], state["lowest_loss"]
+        self.loss_watch.smoothed, self.loss_watch.lowest = (
+            state["smoothed_loss"],
+            state["lowest_loss"],
+        )
 
     def optimizer_state(self) -> dict[str, Tensor]:
-        """Both optimisers' state, by name."""
+        """The state of both optimisers, by name."""
         rows = named_state(self.updater.row_optimizer, _names(self.tables))
         blocks = named_state(self.updater.dense_optimizer, _names(self.blocks))
         return {
@@ -410,7 +395,7 @@ class Run:
         }
 
     def load_optimizer_state(self, state: Mapping[str, Tensor]) -> None:
-        """Take over what `optimizer_state` returned."""
+        """Restore what `optimizer_state` returned."""
         updater = self.updater
         load_named_state(updater.row_optimizer, _names(self.tables), _part(state, "rows."))
         load_named_state(updater.dense_optimizer, _names(self.blocks), _part(state, "blocks."))
@@ -432,36 +417,33 @@ class Run:
         }
 
     def _budget_changes(self) -> list[str]:
-        """Of a run that is resumed."""
+        """A sentence for each limit of the budget that was changed when the run was resumed."""
         if self.folder is None or self.folder.budget_before is None:
             return []
         before, now = self.folder.budget_before, self.config.run
         return budget_sentences(before, now, self._spent(), self.folder.path)
 
-    def _describe(self, resumed: bool) -> None:
-        assert self.folder is not None
+    def _describe(self, folder: RunFolder, resumed: bool) -> None:
+        """Write the first lines of the record, and say what is trained."""
+        note = self.recorder.display.note
         if resumed:
-            self._write("resume", step=self.step, **self._record())
+            self._write("resume")
             saved = self.checkpoints is not None and self.checkpoints.newest is not None
-            place = f"step {self.step}" if saved else "the start, as no step was saved"
-            self._display.note(f"Going on from {place}, in {self.folder.path}")
-            if self.progress() >= 1.0:
-                self._display.note(
-                    "Its budget is spent: a larger --seconds, --tokens or --epochs trains it on."
-                )
-            elif self.out_of_patience:
-                self._display.note(
-                    f"It has stopped early, with {self.why_over}: a larger --eval.patience, or 0, "
-                    "trains it on."
-                )
+            for sentence in resume_sentences(
+                folder.path,
+                self.step if saved else None,
+                is_spent=self.progress() >= 1.0,
+                stopped_early=self.why_over if self.out_of_patience else None,
+            ):
+                note(sentence)
             for change in self._budget_changes():
-                self._display.note(change)
+                note(change)
         about = self.config, self.device, self.num_workers, self.num_parameters
-        start = start_values(*about, self.folder.fingerprint)
-        self._write("start", step=self.step, **start)
+        start = start_values(*about, folder.fingerprint)
+        self.recorder.write("start", step=self.step, **start)
         num_dense = sum(p.numel() for p in self.blocks.values())
         words = self.corpus.meta.vocab_size
-        self._display.note(summary(*about, num_dense, words, self.budget.limits))
+        note(summary(*about, num_dense, words, self.budget.limits))
 
 
 def _known(ppl: float) -> float | None:
