@@ -318,6 +318,7 @@ def judge(run: Path, data: Path, watched: Watched) -> dict[str, Any]:
     return {
         "ppl": ppl,
         "tokens": lines[-1]["tokens"],
+        "lost_tokens": saved.state["lost_tokens"],
         "dropped_pushes": lines[-1].get("dropped_pushes", 0),
         "tokens_read": round(saved.state["epochs"] * len(Corpus.open(data).ids("train"))),
     }
@@ -367,6 +368,7 @@ def line(run: Mapping[str, Any]) -> str:
     return (
         f"{run['exchange']}, seed {run['seed']}, {what}: perplexity {ppl}, {run['seconds']:.0f} s, "
         f"{run['resumes']} resumes, {run['tokens_redone']:,} tokens redone, "
+        f"{run.get('lost_tokens', 0):,} lost with a server and made up for, "
         f"{run.get('dropped_pushes', 0)} pushes dropped, statuses {run['statuses']}"
         + "".join(f"\n  {fault}" for fault in run["struck"])
         + "".join(f"\n  FAILED: {failure}" for failure in run["failed"])
