@@ -106,7 +106,7 @@ class Client:
 
     def take_over_feedback(self, before: Client) -> None:
         """Go on with the gradients that wait for their turn in this worker's client of before."""
-        self._hidden.load(before._hidden.waiting, before._hidden.piles)
+        self._hidden.load(before._hidden.residuals, before._hidden.shared_state)
 
     # Pulling
 
