@@ -17,8 +17,8 @@ from thinwire.loss.config import LossConfig
 from thinwire.matmul import ONEDNN_KNOWS_BF16
 from thinwire.models.config import ModelConfig
 from thinwire.models.contract import State, restart
+from thinwire.models.dropout import DropoutMasks
 from thinwire.models.ngrams import add_up
-from thinwire.models.noise import Noise
 
 torch.set_num_threads(1)
 
@@ -338,12 +338,12 @@ def test_state_carries_over_and_restarts_where_streams_are_fresh() -> None:
 def test_dropout_acts_in_training_and_not_in_evaluation() -> None:
     model, batch = language_model(loss="full", dropout=0.5), BATCHES["plain"]
 
-    def loss(noise: Noise | None) -> float:
+    def loss(dropout: DropoutMasks | None) -> float:
         task = model.touch(batch, 0)
-        value, _ = model.loss(task, fetch(model, task), None, noise)
+        value, _ = model.loss(task, fetch(model, task), None, dropout)
         return float(value.detach())
 
-    assert loss(Noise(0.5, 0, 0, 0, 2)) == loss(Noise(0.5, 0, 0, 0, 2)) != loss(None)
+    assert loss(DropoutMasks(0.5, 0, 0, 0, 2)) == loss(DropoutMasks(0.5, 0, 0, 0, 2)) != loss(None)
     hidden_BTD, _ = model.hidden(batch.inputs_BT, None)
     logprob_N = model.output.logprob(hidden_BTD.reshape(-1, D), batch.targets_BT.view(-1))
     assert loss(None) == pytest.approx(-float(logprob_N.sum()), rel=1e-5)

@@ -18,16 +18,16 @@ from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.exchange.sizes import (
     TouchedTables,
-    fragment_shapes,
     periodic_bytes,
     sync_bytes,
     total_bytes,
 )
+from thinwire.exchange.turns import Fragment, Turns
 from thinwire.language_model import LanguageModel
-from thinwire.plan.traffic import Counter
+from thinwire.plan.traffic import TrafficCounter
 from thinwire.runs.folder import RunFolder
 from thinwire.touched import Touched
-from thinwire.training.agreement import STATEMENT_NUMBERS
+from thinwire.training.agreement import STATUS_NUMBERS
 from thinwire.transport.collective import all_gather_bytes
 from thinwire.wire.indices import encoded_bytes
 
@@ -37,7 +37,7 @@ def formula_bytes(run: Path, data: Path, workers: int, first: int, last: int) ->
     config, corpus = RunFolder.open(run).config, Corpus.open(data)
     counts_V = torch.from_numpy(corpus.counts_V)
     model = LanguageModel(config.model, config.loss, counts_V, config.run.seed, initialise=False)
-    counter = Counter(corpus, config, model)
+    counter = TrafficCounter(corpus, config, model)
     count = _sync if config.exchange.kind == "sync" else _periodic
     total = 0
     for rank in range(workers):
@@ -49,14 +49,14 @@ def formula_bytes(run: Path, data: Path, workers: int, first: int, last: int) ->
             worker=rank,
             num_workers=workers,
         )
-        draws = [config.exchange.draw(step, rank, workers) for step in range(last)]
+        draws = [config.exchange.sample_number(step, rank, workers) for step in range(last)]
         steps = [model.touch(next(batches), draw).touched for draw in draws]
         total += count(counter, steps, workers, rank, first, last)
     return total
 
 
 def _sync(
-    counter: Counter, steps: list[Touched], workers: int, rank: int, first: int, last: int
+    counter: TrafficCounter, steps: list[Touched], workers: int, rank: int, first: int, last: int
 ) -> int:
     """Ids go a step ahead of the gradients."""
     exchange = counter.config.exchange
@@ -75,50 +75,49 @@ def _sync(
             rank=rank,
         )
         values.append(sent - ids[-1])
-    totals = (last - first) * total_bytes(workers, STATEMENT_NUMBERS)
+    totals = (last - first) * total_bytes(workers, STATUS_NUMBERS)
     return sum(ids[first:last]) + sum(values[first - 1 : last - 1]) + totals
 
 
 def _periodic(
-    counter: Counter, steps: list[Touched], workers: int, rank: int, first: int, last: int
+    counter: TrafficCounter, steps: list[Touched], workers: int, rank: int, first: int, last: int
 ) -> int:
     """A fragment's turn sends the rows that were touched since its last one; numbers are summed
     at turns only."""
     exchange = counter.config.exchange
-    H, F = exchange.local_steps, exchange.fragments
+    turns = Turns.of(exchange)
     changed: dict[tuple[str, ...], set[int]] = {}
     sent = 0
     for step, touched in enumerate(steps, start=1):
         for group, rows in _groups(touched).items():
             changed.setdefault(group, set()).update(rows)
-        for fragment in range(F):
-            if step % H != (fragment + 1) * H // F % H:
-                continue
-            tables = [_of_fragment(counter, g, rows, fragment) for g, rows in changed.items()]
-            if first <= step < last:
-                sent += total_bytes(workers, STATEMENT_NUMBERS)
-                sent += periodic_bytes(
-                    workers,
-                    exchange.codec,
-                    tables,
-                    fragment_shapes(counter.block_shapes, fragment, F),
-                    everything=exchange.select == "everything",
-                    accumulators=counter.config.optim.rows == "adagrad",
-                    rank=rank,
-                )
+        turn = turns.after(step)
+        if turn is None:
+            continue
+        tables = [_of_fragment(counter, g, rows, turn.rows) for g, rows in changed.items()]
+        if first <= step < last:
+            sent += total_bytes(workers, STATUS_NUMBERS)
+            sent += periodic_bytes(
+                workers,
+                exchange.codec,
+                tables,
+                turn.blocks.shapes(counter.block_shapes),
+                everything=exchange.select == "everything",
+                accumulators=counter.config.optim.rows == "adagrad",
+                rank=rank,
+            )
     return sent
 
 
 def _of_fragment(
-    counter: Counter, group: tuple[str, ...], rows: set[int], fragment: int
+    counter: TrafficCounter, group: tuple[str, ...], rows: set[int], fragment: Fragment
 ) -> TouchedTables:
     """What travels of some tables that are touched alike; those rows have then not changed."""
-    F = counter.config.exchange.fragments
-    own = sorted(row for row in rows if row % F == fragment)
+    own = sorted(row for row in rows if row in fragment)
     rows.difference_update(own)
     gap = max((b - a for a, b in pairwise(own)), default=0)
     tables: list[Any] = [counter.tables[name] for name in group]
-    num_rows = len(range(fragment, len(tables[0]), F))
+    num_rows = fragment.num_rows(len(tables[0]))
     return TouchedTables([tuple(t.shape[1:]) for t in tables], num_rows, len(own), gap)
 
 

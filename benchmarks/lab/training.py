@@ -23,7 +23,7 @@ from torch.nn import functional as F
 from benchmarks.lab.child import peak_memory_bytes
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
-from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.contract import Criterion, LossPlan
 from thinwire.loss.output import SoftmaxOutput
 from thinwire.runs.device import set_up_device
 from thinwire.runs.folder import RunFolder
@@ -66,11 +66,11 @@ class Stock(Criterion):
     def __init__(self, kind: str) -> None:
         self.kind = kind
 
-    def plan(self, targets_N: Tensor, step: int) -> Plan:
+    def plan(self, targets_N: Tensor, step: int) -> LossPlan:
         """All rows."""
-        return Plan(ids_R=None, target_rows_N=targets_N)
+        return LossPlan(ids_R=None, target_rows_N=targets_N)
 
-    def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
+    def loss(self, hidden_ND: Tensor, plan: LossPlan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
         """The summed cross-entropy in nats."""
         if self.kind == "stock":
             logits = F.linear(hidden_ND, weight_RD, bias_R)

@@ -20,7 +20,7 @@ from thinwire.language_model import LanguageModel
 from thinwire.plan.forecast import Link, async_seconds, periodic_seconds, sync_seconds
 from thinwire.plan.machine import Machine, parse_rate
 from thinwire.plan.plan import TIE
-from thinwire.plan.traffic import Counter, Sent
+from thinwire.plan.traffic import Sent, TrafficCounter
 
 CODECS = get_args(CodecName)
 # Where periodic is faster is looked for among these: a megabit a second to a terabit.
@@ -77,10 +77,10 @@ def sent_by_way(
     corpus: Corpus, config: RunConfig, model: LanguageModel, workers: int
 ) -> dict[Way, Sent]:
     """What a step sends, in the order in which the plan prefers what is equally fast."""
-    counter = Counter(corpus, config, model)
+    counter = TrafficCounter(corpus, config, model)
     # All workers together touch what one worker with all their streams touches.
     streams = replace(config.data, batch=workers * config.data.batch)
-    rows = Counter(corpus, replace(config, data=streams), model).local_rows()
+    rows = TrafficCounter(corpus, replace(config, data=streams), model).local_rows()
     synchronous = {
         ("sync", codec): replace(counter.sync(workers, codec), rows=rows) for codec in CODECS
     }

@@ -241,14 +241,14 @@ def async_bytes(run: Path, data: Path) -> float:
 
     from thinwire.data.corpus import Corpus
     from thinwire.language_model import LanguageModel
-    from thinwire.plan.traffic import Counter
+    from thinwire.plan.traffic import TrafficCounter
     from thinwire.runs.folder import RunFolder
 
     config, corpus = RunFolder.open(run).config, Corpus.open(data)
     counts_V = torch.from_numpy(corpus.counts_V)
     model = LanguageModel(config.model, config.loss, counts_V, config.run.seed, initialise=False)
     exchange = config.exchange
-    counter = Counter(corpus, config, model)
+    counter = TrafficCounter(corpus, config, model)
     everything = exchange.select == "everything"
     sent = counter.asynchronous(WORKERS, exchange.codec, everything=everything)
     return sent.up + sent.down

@@ -19,19 +19,19 @@ from thinwire.data.batches import Batch
 from thinwire.errors import UserError
 from thinwire.loss.adaptive import AdaptiveOutput
 from thinwire.loss.config import LossConfig
-from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.contract import Criterion, LossPlan
 from thinwire.loss.full import FullSoftmax
 from thinwire.loss.nce import NCE
 from thinwire.loss.output import Output, SoftmaxOutput
 from thinwire.loss.sampled import SampledSoftmax
 from thinwire.models.adapters import Adapter
 from thinwire.models.causal_conv import CausalConv
-from thinwire.models.config import OWN, ModelConfig
+from thinwire.models.config import CLASS_SEPARATOR, ModelConfig
 from thinwire.models.contract import Body, State, restart
+from thinwire.models.custom import check_body, load_custom_body
+from thinwire.models.dropout import DropoutMasks
 from thinwire.models.lstm import LSTM
-from thinwire.models.ngrams import NOTHING, Ngrams, add_up
-from thinwire.models.noise import Noise
-from thinwire.models.own import check_body, own_body
+from thinwire.models.ngrams import NO_TOKEN, Ngrams, add_up
 from thinwire.models.transformer import Transformer
 from thinwire.seeds import torch_generator
 from thinwire.touched import Touched
@@ -62,7 +62,7 @@ class Task:
     touched: Touched
     input_rows_BT: Tensor
     output_rows_R: Tensor | None
-    plan: Plan
+    plan: LossPlan
     frozen_rows: Mapping[str, Tensor | None] = field(default_factory=dict)
     ngrams: tuple[Tensor, Tensor] | None = None
 
@@ -109,7 +109,7 @@ class LanguageModel(nn.Module):
         self.has_frozen = bool(model.frozen)
         if initialise:
             self._initialise()
-            if OWN in model.kind:
+            if CLASS_SEPARATOR in model.kind:
                 check_body(self.body, model)
         if model.frozen:
             self._freeze(Path(model.frozen))
@@ -239,7 +239,11 @@ class LanguageModel(nn.Module):
         return Task(batch, touched, input_rows_BT, output_rows_R, plan, frozen_rows, ngrams)
 
     def loss(
-        self, task: Task, rows: Mapping[str, Tensor], state: State | None, noise: Noise | None
+        self,
+        task: Task,
+        rows: Mapping[str, Tensor],
+        state: State | None,
+        dropout: DropoutMasks | None,
     ) -> tuple[Tensor, State]:
         """The summed training loss in nats over the batch's targets, and the state after it.
 
@@ -247,7 +251,7 @@ class LanguageModel(nn.Module):
             task: what `touch` returned.
             rows: the touched rows of each table, `[R, ...]`, as leaves that collect gradients.
             state: the state before the batch; None: afresh.
-            noise: the step's dropout masks.
+            dropout: the step's dropout masks.
         """
         batch = task.batch
         if state is not None and batch.fresh_B is not None:
@@ -259,7 +263,7 @@ class LanguageModel(nn.Module):
                 embedding_RE = self.input_adapter(embedding_RE)
             more_BTE = None if task.ngrams is None else add_up(rows[NGRAMS], *task.ngrams)
             x_BTE = self.body.embed(embedding_RE, task.input_rows_BT, more_BTE)
-            hidden_BTD, after = self._through_body(x_BTE, state, noise)
+            hidden_BTD, after = self._through_body(x_BTE, state, dropout)
         targets_N = batch.targets_BT >= 0
         hidden_ND = hidden_BTD.reshape(-1, hidden_BTD.shape[2])
         if not bool(targets_N.all()):
@@ -286,7 +290,7 @@ class LanguageModel(nn.Module):
         if self.ngrams is not None:
             (B, T), P = inputs_BT.shape, self.num_before
             if P:
-                nothing_BP = inputs_BT.new_full((B, P), NOTHING)
+                nothing_BP = inputs_BT.new_full((B, P), NO_TOKEN)
                 past, state = (state[:1], state[1:]) if state else ((nothing_BP,), None)
             tokens_BS = torch.cat([*past, inputs_BT + 1], dim=1)
             past = (tokens_BS[:, T:],) if P else ()
@@ -324,10 +328,10 @@ class LanguageModel(nn.Module):
         return self.body.embed(rows_RE, inputs_BT, more_BTE)
 
     def _through_body(
-        self, x_BTE: Tensor, state: State | None, noise: Noise | None
+        self, x_BTE: Tensor, state: State | None, dropout: DropoutMasks | None
     ) -> tuple[Tensor, State]:
         """The body, and the adaptation layer after it if there is one."""
-        hidden_BTD, after = self.body(x_BTE, state, noise)
+        hidden_BTD, after = self.body(x_BTE, state, dropout)
         return self._adapted(hidden_BTD), after
 
     def _adapted(self, hidden_BTD: Tensor) -> Tensor:
@@ -344,8 +348,8 @@ class LanguageModel(nn.Module):
 
 
 def _body(config: ModelConfig) -> Body:
-    if OWN in config.kind:
-        return own_body(config)
+    if CLASS_SEPARATOR in config.kind:
+        return load_custom_body(config)
     if config.kind == "lstm":
         return LSTM(config.input_width, config.width, config.layers)
     if config.kind == "causal_conv":

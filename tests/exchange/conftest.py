@@ -141,4 +141,4 @@ def small() -> type[Small]:
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Waiting for a server that does not answer is not what these tests are about."""
-    monkeypatch.setattr(connections_module, "LIFE_SECONDS", 0.02)
+    monkeypatch.setattr(connections_module, "ALIVE_SECONDS", 0.02)

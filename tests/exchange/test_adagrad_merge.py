@@ -16,20 +16,20 @@ RATE = 0.1
 
 
 class Worker:
-    """A table of six rows of four numbers, its Adagrad, and its piles."""
+    """A table of six rows of four numbers, its Adagrad, and its accumulators."""
 
-    def __init__(self, num_workers: int, pile: float) -> None:
+    def __init__(self, num_workers: int, accumulator: float) -> None:
         self.table = nn.Parameter(torch.zeros(6, 4))
-        self.rows = RowAdagrad([self.table], RATE, initial_accumulator_value=pile)
+        self.rows = RowAdagrad([self.table], RATE, initial_accumulator_value=accumulator)
         self.accumulators = Accumulators({"table": self.table}, self.rows, num_workers)
 
     @property
-    def piles(self) -> Tensor:
-        pile: Tensor = self.rows.state[self.table]["sum"]
-        return pile
+    def sums(self) -> Tensor:
+        accumulator: Tensor = self.rows.state[self.table]["sum"]
+        return accumulator
 
     def steps(self, ids: list[int], gradients: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """What `ids` are taken down by, and the growth of their piles."""
+        """The delta of the rows `ids`, and the growth of their accumulators."""
         before, ids_O = self.table.detach().clone(), tensor(ids)
         for gradient_O in gradients:
             self.rows.update_rows(self.table, ids_O, gradient_O)
@@ -57,14 +57,14 @@ def test_a_new_row_of_one_worker_alone_moves_as_far_as_its_steps(num_workers: in
         torch.testing.assert_close(step, moved)
 
 
-@pytest.mark.parametrize("pile", [0.0, 0.3])
-def test_one_step_of_each_is_the_step_of_the_mean_gradient(pile: float) -> None:
+@pytest.mark.parametrize("accumulator", [0.0, 0.3])
+def test_one_step_of_each_is_the_step_of_the_mean_gradient(accumulator: float) -> None:
     """Exactly, where gradients have nothing in common: the square of the sum is that of squares.
 
     Rows 1 and 4 are of both workers, 0 of the first alone, 5 of the second.
     """
-    workers = [Worker(2, pile) for _ in range(2)]
-    whole = Worker(1, pile)
+    workers = [Worker(2, accumulator) for _ in range(2)]
+    whole = Worker(1, accumulator)
     own = [[0, 1, 4], [1, 4, 5]]
     parts, mean_V = [], torch.zeros(6, 4)
     for rank, (worker, ids) in enumerate(zip(workers, own, strict=True)):
@@ -76,8 +76,8 @@ def test_one_step_of_each_is_the_step_of_the_mean_gradient(pile: float) -> None:
     for step in merged(workers, [0, 1, 4, 5], parts):
         torch.testing.assert_close(step, expected)
     for worker in workers:
-        # Each goes on with the merged pile, times two: its own gradients are of half the text.
-        torch.testing.assert_close(worker.piles, 2 * whole.piles)
+        # Each continues with twice the merged accumulator: its gradients are of half the text.
+        torch.testing.assert_close(worker.sums, 2 * whole.sums)
 
 
 def test_what_has_grown_since_is_kept_and_counted_next_time() -> None:
@@ -90,7 +90,7 @@ def test_what_has_grown_since_is_kept_and_counted_next_time() -> None:
     empty = (tensor([]), torch.zeros(0, 4), torch.zeros(0))
     worker.accumulators.merged("table", ids, [part, empty])
     # Agreed: 0.25 + 1 / 4; this worker's is twice that, and the 4 of its second step.
-    assert worker.piles[3] == pytest.approx(1.0 + 4.0)
+    assert worker.sums[3] == pytest.approx(1.0 + 4.0)
     assert worker.accumulators.growth("table", ids).tolist() == pytest.approx([4.0])
     assert worker.accumulators.growth("table", ids).tolist() == [0.0]
 
@@ -113,4 +113,4 @@ def test_workers_that_agree_stay_equal() -> None:
             parts.append((ids, *worker.steps(ids, [gradient])))
         steps = merged(workers, [0, 1, 2, 3 + turn % 3], parts)
         assert all(torch.equal(a, b) for a, b in pairwise(steps))
-        assert all(torch.equal(a.piles, b.piles) for a, b in pairwise(workers))
+        assert all(torch.equal(a.sums, b.sums) for a, b in pairwise(workers))

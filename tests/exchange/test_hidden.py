@@ -71,7 +71,7 @@ def test_a_fraction_of_1_is_everything_as_it_is(kind: HiddenKind) -> None:
     assert hidden.select(3) == dict.fromkeys(BLOCKS)
     gradient = torch.randn(7, 3)
     assert hidden.compensate("a", gradient, None) is gradient
-    assert not hidden.waiting and not hidden.piles
+    assert not hidden.residuals and not hidden.shared_state
 
 
 @kinds
@@ -106,8 +106,8 @@ def test_feedback_loses_nothing(kind: HiddenKind) -> None:
             ids, rows = travelled[name]
             sent[name].index_add_(0, ids, rows)
             total[name] += gradient
-            assert not hidden.waiting[name][ids].any()
-            torch.testing.assert_close(sent[name] + hidden.waiting[name], total[name])
+            assert not hidden.residuals[name][ids].any()
+            torch.testing.assert_close(sent[name] + hidden.residuals[name], total[name])
 
 
 @pytest.mark.parametrize("fraction", [0.5, 0.3, 0.01, 0.99])
@@ -126,7 +126,7 @@ def test_unbiased_keeps_the_mean(fraction: float) -> None:
             counts.index_add_(0, ids, travelling.reshape(len(ids), -1)[:, 0])
         # A row's weight is 1 / p with probability p: its deviation is sqrt((1 - p) / p).
         assert float((counts / n - 1).abs().max()) <= 5 * ((1 - p) / p / n) ** 0.5 + 1e-5
-    assert not hidden.waiting
+    assert not hidden.residuals
 
 
 def test_rows_with_much_to_send_go_first() -> None:
@@ -178,8 +178,8 @@ def test_goes_on_from_a_saved_state(kind: HiddenKind) -> None:
         step_of(straight, step)
     resumed = HiddenBlocks(BLOCKS, 0.4, kind, 6)
     resumed.load(
-        {name: tensor.clone() for name, tensor in straight.waiting.items()},
-        {name: tensor.clone() for name, tensor in straight.piles.items()},
+        {name: tensor.clone() for name, tensor in straight.residuals.items()},
+        {name: tensor.clone() for name, tensor in straight.shared_state.items()},
     )
     for step in range(10, 30):
         one, other = step_of(straight, step), step_of(resumed, step)
@@ -187,8 +187,8 @@ def test_goes_on_from_a_saved_state(kind: HiddenKind) -> None:
             assert all(torch.equal(a, b) for a, b in zip(one[name], other[name], strict=True))
 
 
-def test_piles_that_are_not_known_start_afresh() -> None:
+def test_state_that_is_not_known_starts_afresh() -> None:
     hidden, fresh = (HiddenBlocks(BLOCKS, 0.4, "largest", 7) for _ in range(2))
     hidden.load({name: torch.ones_like(block) for name, block in BLOCKS.items()}, {})
-    assert all(torch.equal(hidden.piles[name], pile) for name, pile in fresh.piles.items())
-    assert all(bool(waiting.eq(1).all()) for waiting in hidden.waiting.values())
+    assert all(torch.equal(hidden.shared_state[name], t) for name, t in fresh.shared_state.items())
+    assert all(bool(residual.eq(1).all()) for residual in hidden.residuals.values())

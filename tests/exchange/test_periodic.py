@@ -15,7 +15,8 @@ from torch import Tensor
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
 from thinwire.exchange.periodic import Periodic
-from thinwire.exchange.sizes import TouchedTables, fragment_shapes, periodic_bytes, total_bytes
+from thinwire.exchange.sizes import TouchedTables, periodic_bytes, total_bytes
+from thinwire.exchange.turns import Fragment
 from thinwire.transport.collective import Collective
 from thinwire.transport.faulty import Faulty
 
@@ -193,7 +194,7 @@ def test_every_row_and_block_belongs_to_one_fragment(small: Any, together: Toget
         mine.step(mine.touched(everything, everything, []))
         for _ in range(4):
             mine.step(mine.touched([], [], []), scale=0.0)
-        mine.exchange._agree()
+        mine.exchange._finish_turn()
         return change(before, mine.parameters())
 
     for moved in together(2, work):
@@ -486,7 +487,7 @@ def test_bytes_equal_the_formula(
                             max(gaps, default=0),
                         )
                     )
-                shapes = fragment_shapes([block.shape for block in blocks], fragment, F)
+                shapes = Fragment(fragment, F).shapes([block.shape for block in blocks])
                 expected += periodic_bytes(
                     W, codec, travelling, shapes, everything=select == "everything", rank=rank
                 )

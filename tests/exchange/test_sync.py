@@ -322,9 +322,9 @@ def test_the_next_step_is_announced_while_the_wire_works(small: Any, together: T
     def work(member: Collective) -> list[str]:
         mine, order = small(Sync, member), []
         first, second = mine.touched([1], [2], [3]), mine.touched([4], [5], [])
-        gather, merge = member.all_gather, member.merge
+        gather, all_reduce = member.all_gather, member.all_reduce
         member.all_gather = lambda *given: (order.append("gather"), gather(*given))[1]
-        member.merge = lambda *given: (order.append("sum"), merge(*given))[1]
+        member.all_reduce = lambda *given: (order.append("sum"), all_reduce(*given))[1]
 
         def meanwhile() -> None:
             order.append("meanwhile")

@@ -46,7 +46,7 @@ def test_a_fragment_knows_its_rows() -> None:
     assert fragment.num_rows(8) == 3
     mask_V = torch.tensor([1, 0, 1, 1, 1, 1, 1, 1]).bool()
     assert fragment.ids_where(mask_V).tolist() == [4, 7]
-    assert fragment.places(torch.tensor([4, 7])).tolist() == [1, 2]
+    assert fragment.positions(torch.tensor([4, 7])).tolist() == [1, 2]
     empty = Fragment(5, 7)
     assert empty.num_rows(2) == 0
     assert empty.ids(2, CPU).tolist() == []

@@ -49,7 +49,7 @@ def test_with_an_initial_accumulator_a_step_is_the_synchronous_one(
         touched = Touched({"table": ids})
         fetched = exchange.fetch(touched)
         loss = (fetched["table"] * gradients[0]).sum() + (block * gradients[1]).sum()
-        (loss / exchange.num_added).backward()
+        (loss / exchange.num_summed).backward()
         exchange.push(touched, fetched, {"block": block})
         exchange.update()
         exchange.flush()

@@ -8,14 +8,14 @@ import pytest
 from torch._C._distributed_c10d import HashStore, Store
 
 from thinwire.errors import UserError
-from thinwire.launch.attempt import agreed_attempt
+from thinwire.launch.attempt import agree_on_attempt
 
 
 def met(store: Store, *restarts: int) -> tuple[str, bool]:
     """What workers agree on that have counted so many restarts."""
     with ThreadPoolExecutor(len(restarts)) as pool:
         found = [
-            pool.submit(agreed_attempt, store, rank, len(restarts), count, 20.0)
+            pool.submit(agree_on_attempt, store, rank, len(restarts), count, 20.0)
             for rank, count in enumerate(restarts)
         ]
         first, *others = [one.result() for one in found]
@@ -43,4 +43,4 @@ def test_an_attempt_that_is_over_is_not_joined() -> None:
     store = HashStore()
     met(store, 0, 0)
     with pytest.raises(UserError, match="worker 0 of 2 has not come within"):
-        agreed_attempt(store, 1, 2, 1, 0.3)
+        agree_on_attempt(store, 1, 2, 1, 0.3)

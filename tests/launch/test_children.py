@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from thinwire.launch import children as module
-from thinwire.launch.children import Children, how_it_ended
+from thinwire.launch.children import Children, describe_exit
 
 # What stands in for `python -m thinwire.cli.child JOB LIFELINE`: it says that it is there, then
 # waits.
@@ -161,10 +161,10 @@ def test_none_outlives_a_parent_that_is_killed(
 
 
 def test_ends_in_words() -> None:
-    assert how_it_ended(0) == "ended with status 0"
-    assert how_it_ended(3) == "ended with status 3"
-    assert how_it_ended(-9) == "was killed by SIGKILL"
-    assert how_it_ended(-199) == "was killed by signal 199"
+    assert describe_exit(0) == "ended with status 0"
+    assert describe_exit(3) == "ended with status 3"
+    assert describe_exit(-9) == "was killed by SIGKILL"
+    assert describe_exit(-199) == "was killed by signal 199"
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -176,7 +176,7 @@ def test_signals_are_passed_on(number: signal.Signals, monkeypatch: pytest.Monke
     before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)]
     with Children() as children:
         monkeypatch.setattr(children, "signal", sent.append)
-        with module.passing_signals_on(children) as received:
+        with module.forwarding_signals(children) as received:
             signal.raise_signal(number)
             assert received == sent == [number]
         monkeypatch.undo()
@@ -187,7 +187,7 @@ def test_signals_are_passed_on(number: signal.Signals, monkeypatch: pytest.Monke
 def test_under_nohup_a_hangup_is_not_passed_on(monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with Children() as children, module.passing_signals_on(children) as received:
+        with Children() as children, module.forwarding_signals(children) as received:
             signal.raise_signal(signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert received == []

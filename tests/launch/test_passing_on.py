@@ -12,7 +12,7 @@ import pytest
 from thinwire.config import RunConfig
 from thinwire.launch import children as children_module
 from thinwire.launch import supervisor as supervisor_module
-from thinwire.launch.children import Children, passing_signals_on
+from thinwire.launch.children import Children, forwarding_signals
 from thinwire.launch.supervisor import Supervisor
 
 ALL = [signal.SIGINT, signal.SIGTERM, signal.SIGHUP]
@@ -61,7 +61,7 @@ def test_every_child_that_runs_is_told(
     one, two, gone = Process(), Process(), Process(0)
     put(children, one=one, two=two, gone=gone)
     before = {s: signal.getsignal(s) for s in ALL}
-    with passing_signals_on(children) as received:
+    with forwarding_signals(children) as received:
         signal.raise_signal(number)
         signal.raise_signal(number)
     assert received == one.signals == two.signals == [number, number]
@@ -81,7 +81,7 @@ def test_the_first_server_alone_is_told(
 ) -> None:
     """It saves, and tells the others; a worker that stopped first would be one too few."""
     watched = supervisor(children, tmp_path)
-    with watched.passing_signals_on():
+    with watched.forwarding_signals():
         signal.raise_signal(number)  # before there is a server
         server, worker = Process(), Process()
         put(children, the_server=server, worker_0=worker)
@@ -100,7 +100,7 @@ def test_under_nohup_a_hangup_is_nobodys_end(
     try:
         watched, server = supervisor(children, tmp_path), Process()
         put(children, the_server=server)
-        with watched.passing_signals_on(), passing_signals_on(children) as received:
+        with watched.forwarding_signals(), forwarding_signals(children) as received:
             signal.raise_signal(signal.SIGHUP)
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
         assert watched.received == received == server.signals == hung_up == []
@@ -129,7 +129,7 @@ def test_after_a_signal_the_end_of_the_first_server_is_not_mended(
                 process.status = status if process is children.processes["the server"] else 0  # type: ignore[attr-defined]
 
     monkeypatch.setattr(children, "start", start)
-    with watched.passing_signals_on():
+    with watched.forwarding_signals():
         if expected is None:
             watched.run()
         else:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from thinwire import NCE, AdaptAhead, FullAdagrad, RowAdagrad, RowAdam, RowSGD, SampledSoftmax
 from thinwire.loss.adaptive import AdaptiveOutput
-from thinwire.loss.contract import Plan
+from thinwire.loss.contract import LossPlan
 from thinwire.loss.full import FullSoftmax, exact_logprob
 from thinwire.loss.output import SoftmaxOutput
 
@@ -97,7 +97,7 @@ def test_a_loop_learns(dtype: torch.dtype, loss: str, kind: str) -> None:
 def test_the_full_and_the_adaptive_softmax_too(dtype: torch.dtype) -> None:
     hidden_ND, targets_N, weight_VD, bias_V = inputs(dtype, dtype)
     wide = torch.float64 if dtype is torch.float64 else torch.float32
-    plan = Plan(ids_R=None, target_rows_N=targets_N)
+    plan = LossPlan(ids_R=None, target_rows_N=targets_N)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         value = FullSoftmax().loss(hidden_ND, plan, weight_VD, bias_V)
         logprob_N = exact_logprob(hidden_ND, weight_VD, bias_V, targets_N)

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from thinwire.models.causal_conv import CausalConv
 from thinwire.models.contract import State, restart
-from thinwire.models.noise import Noise
+from thinwire.models.dropout import DropoutMasks
 from thinwire.seeds import torch_generator
 
 R, E, D = 11, 5, 8
@@ -150,7 +150,7 @@ def test_dropout_is_keyed_and_can_be_none() -> None:
     made, rows_RE, ids_BT = body(), torch.randn(R, E), words(2, 9)
 
     def dropped(rate: float) -> Tensor:
-        hidden_BTD, _ = made(made.embed(rows_RE, ids_BT), None, Noise(rate, 0, 0, 0, 2))
+        hidden_BTD, _ = made(made.embed(rows_RE, ids_BT), None, DropoutMasks(rate, 0, 0, 0, 2))
         return hidden_BTD
 
     assert torch.equal(dropped(0.5), dropped(0.5))

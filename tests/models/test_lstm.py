@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from thinwire.models.contract import restart
+from thinwire.models.dropout import DropoutMasks
 from thinwire.models.lstm import LSTM
-from thinwire.models.noise import Noise
 from thinwire.seeds import torch_generator
 
 E, D = 5, 6
@@ -83,10 +83,10 @@ def test_starts_with_open_forget_gates_and_from_the_seed_alone() -> None:
 def test_dropout_before_between_and_after_the_layers() -> None:
     """Each mask drops the same units at every token; the last one shows in the output."""
     made, x_BTE = body(2), words(2, 9)
-    dropped, _ = made(x_BTE, None, Noise(0.5, 0, 0, 0, 2))
-    assert torch.equal(dropped, made(x_BTE, None, Noise(0.5, 0, 0, 0, 2))[0])
+    dropped, _ = made(x_BTE, None, DropoutMasks(0.5, 0, 0, 0, 2))
+    assert torch.equal(dropped, made(x_BTE, None, DropoutMasks(0.5, 0, 0, 0, 2))[0])
     is_dropped = dropped == 0
     assert is_dropped.any() and not is_dropped.all()
     assert torch.equal(is_dropped, is_dropped[:, :1].expand_as(is_dropped))
-    none, _ = made(x_BTE, None, Noise(0.0, 0, 0, 0, 2))
+    none, _ = made(x_BTE, None, DropoutMasks(0.0, 0, 0, 0, 2))
     assert torch.equal(none, made(x_BTE, None, None)[0])

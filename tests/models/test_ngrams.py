@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from thinwire.models.ngrams import NOTHING, SCALE, Ngrams, add_up
+from thinwire.models.ngrams import NO_TOKEN, SCALE, Ngrams, add_up
 
 WORD = 1 << 64
 
@@ -58,7 +58,7 @@ def test_a_known_row() -> None:
 
 def test_orders_that_reach_beyond_what_was_read_add_nothing() -> None:
     made = ngrams(4)
-    tokens_BS = torch.tensor([[NOTHING, NOTHING, 3, 4, 5], [NOTHING, 1, 3, 4, 5]])
+    tokens_BS = torch.tensor([[NO_TOKEN, NO_TOKEN, 3, 4, 5], [NO_TOKEN, 1, 3, 4, 5]])
     _, factor_BTK = made.rows(tokens_BS, 3)
     assert (factor_BTK != 0).tolist() == [
         [[False, False, False], [True, False, False], [True, True, False]],

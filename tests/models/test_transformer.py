@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from thinwire.models import transformer as module
-from thinwire.models.noise import Noise
+from thinwire.models.dropout import DropoutMasks
 from thinwire.models.transformer import Transformer
 from thinwire.seeds import torch_generator
 
@@ -105,7 +105,7 @@ def test_dropout_is_keyed_and_can_be_none() -> None:
     made, x_BTE = body(), words(2, 4)
 
     def dropped(rate: float) -> Tensor:
-        hidden_BTD, _ = made(x_BTE, None, Noise(rate, 0, 0, 0, 2))
+        hidden_BTD, _ = made(x_BTE, None, DropoutMasks(rate, 0, 0, 0, 2))
         return hidden_BTD
 
     assert torch.equal(dropped(0.5), dropped(0.5))

@@ -17,7 +17,7 @@ from thinwire.parameter_server.accumulation import GradientBuffer
 from thinwire.parameter_server.connections import Lost, Stopped
 from thinwire.parameter_server.protocol import Kind, json_message, small_message
 from thinwire.parameter_server.session import SeenNumbers
-from thinwire.transport.messages import Fate
+from thinwire.transport.messages import Fault
 
 from .world import STEPS, Worker, World, alone, assert_same, touched
 
@@ -26,7 +26,7 @@ from .world import STEPS, Worker, World, alone, assert_same, touched
 
 @pytest.mark.parametrize("fate", ["twice", "late", "spoilt", "lost"])
 @pytest.mark.parametrize("direction", ["sending", "receiving"])
-def test_faults_lose_a_step_at_most(fate: Fate, direction: str) -> None:
+def test_faults_lose_a_step_at_most(fate: Fault, direction: str) -> None:
     """Every message of the first steps in turn; the run goes on, and no push counts twice."""
     for number in range(1, 8):
         world = World()

@@ -414,7 +414,7 @@ def test_error_feedback_outlives_joining_again_but_not_another_server(
             welcome = replace(welcome, run="another")
         names.append(welcome.run)
         begin(self, welcome)
-        waiting.append(any(bool(t.any()) for t in self.client._hidden.waiting.values()))
+        waiting.append(any(bool(t.any()) for t in self.client._hidden.residuals.values()))
 
     def step_or_lose(self: Worker) -> None:
         if len(names) == 1 and self.steps == 5:
@@ -436,7 +436,7 @@ def test_a_checkpoint_holds_nothing_of_what_waits_at_the_workers(
     begin, work_on = Worker._begin, Worker.run
 
     def wait(worker: Worker) -> bool:
-        return any(bool(t.any()) for t in worker.client._hidden.waiting.values())
+        return any(bool(t.any()) for t in worker.client._hidden.residuals.values())
 
     def begin_and_look(self: Worker, welcome: Welcome) -> None:
         begin(self, welcome)

@@ -26,7 +26,7 @@ from thinwire.parameter_server.shard import Shard, Unusable
 from thinwire.parameter_server.sharding import merged, parameters_of, sliced_shard
 from thinwire.parameter_server.staleness import Staleness
 from thinwire.touched import Touched
-from thinwire.transport.messages import Connection, Fate, InProcessListener, UnreliableConnection
+from thinwire.transport.messages import Connection, Fault, InProcessListener, UnreliableConnection
 
 torch.set_num_threads(1)
 STEPS = 12
@@ -172,7 +172,9 @@ class World:
         return Worker(self, name, self.connections(), **about)
 
     def worker_with(
-        self, sending: Mapping[int, Fate] | None = None, receiving: Mapping[int, Fate] | None = None
+        self,
+        sending: Mapping[int, Fault] | None = None,
+        receiving: Mapping[int, Fault] | None = None,
     ) -> Worker:
         """A worker whose connection to the first server is unreliable; HELLO is message 0."""
         first, *others = self.connections()

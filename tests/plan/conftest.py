@@ -24,11 +24,11 @@ def short_measurements(monkeypatch: pytest.MonkeyPatch) -> None:
 def swaps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The rank of each worker of this process that takes part in a round, as often as it does."""
     ranks: list[int] = []
-    swap = C10d._swap
+    swap = C10d._all_to_all
 
     def noted(member: C10d, *arguments: Any) -> list[Tensor]:
         ranks.append(member.rank)
         return swap(member, *arguments)
 
-    monkeypatch.setattr(C10d, "_swap", noted)
+    monkeypatch.setattr(C10d, "_all_to_all", noted)
     return ranks

@@ -1,4 +1,4 @@
-"""A team measures its link, plans by its slowest worker, and takes what its first one chooses."""
+"""Workers measure their link, plan for the slowest, and use what the first one chooses."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from thinwire.cli.app import main
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
 from thinwire.launch import auto
-from thinwire.launch.auto import chosen
+from thinwire.launch.auto import with_best_exchange
 from thinwire.plan import link as link_module
 from thinwire.plan import plan as plan_module
 from thinwire.plan.forecast import Link
@@ -58,9 +58,9 @@ class Emulated(Alone):
 def test_the_slowest_workers_rate_and_latency(
     monkeypatch: pytest.MonkeyPatch, rate: float, slowness: float
 ) -> None:
-    team = Emulated(3, rate, 1e-5, slowness)
-    monkeypatch.setattr(link_module, "perf_counter", lambda: team.now)
-    found = measure_link(team)
+    member = Emulated(3, rate, 1e-5, slowness)
+    monkeypatch.setattr(link_module, "perf_counter", lambda: member.now)
+    found = measure_link(member)
     assert found.rate == pytest.approx(rate / slowness, rel=1e-3)
     assert found.latency_seconds == pytest.approx(slowness * (1e-5 + 2 / rate), rel=1e-3)
 
@@ -69,11 +69,11 @@ def together(work: Callable[[Collective], Any], size: int = 2) -> list[Any]:
     """What each worker of a group of threads, which are named by rank, finds."""
     found: dict[int, Any] = {}
 
-    def run(team: Collective) -> None:
-        found[team.rank] = work(team)
+    def run(member: Collective) -> None:
+        found[member.rank] = work(member)
 
     group = in_process_group(size)
-    threads = [Thread(target=run, args=(team,), name=str(team.rank)) for team in group]
+    threads = [Thread(target=run, args=(member,), name=str(member.rank)) for member in group]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -106,7 +106,7 @@ def test_the_slowest_machine_counts(toy_data: Path, monkeypatch: pytest.MonkeyPa
         machines.put(machine)
     monkeypatch.setattr(plan_module, "measure", lambda *_: machines.get())
     corpus, config = Corpus.open(toy_data), config_of(workers=2)
-    plans = together(lambda team: make_plan(corpus, config, Link(1e8), (2,), team=team))
+    plans = together(lambda member: make_plan(corpus, config, Link(1e8), (2,), collective=member))
     assert [plan.machine for plan in plans] == [slow, slow]
     assert plans[0].forecasts == plans[1].forecasts
 
@@ -127,7 +127,7 @@ def test_the_first_worker_chooses(
 
     monkeypatch.setattr(plan_module, "measure", lambda *_: MACHINE)
     monkeypatch.setattr(Plan, "best", best)
-    taken = together(lambda team: chosen(toy_data, config_of(workers=2), team))
+    taken = together(lambda member: with_best_exchange(toy_data, config_of(workers=2), member))
     assert [(c.exchange.kind, c.exchange.codec) for c in taken] == [("periodic", "int4")] * 2
     assert [(c.data.batch, c.exchange.row_steps) for c in taken] == [(8, 6)] * 2
     assert asked == [REPLICATED, REPLICATED]
@@ -143,9 +143,9 @@ def test_the_first_worker_chooses(
 def test_one_worker_needs_no_plan(
     toy_data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(auto, "planned", None)
-    assert chosen(toy_data, config_of(workers=1)).exchange.kind == "sync"
-    assert chosen(toy_data, config_of(workers=1), Alone()).exchange.kind == "sync"
+    monkeypatch.setattr(auto, "plan_for", None)
+    assert with_best_exchange(toy_data, config_of(workers=1)).exchange.kind == "sync"
+    assert with_best_exchange(toy_data, config_of(workers=1), Alone()).exchange.kind == "sync"
     assert "one worker has nobody to exchange with" in capsys.readouterr().err
 
 

@@ -11,7 +11,7 @@ from thinwire.exchange.sizes import TouchedTables, sync_bytes, total_bytes
 from thinwire.plan import loopback
 from thinwire.plan.loopback import BLOCK_SHAPE, NUM_ROWS, WIDTH, exchange_seconds
 from thinwire.plan.traffic import sync_rounds
-from thinwire.training.agreement import STATEMENT_NUMBERS
+from thinwire.training.agreement import STATUS_NUMBERS
 from thinwire.transport.c10d import loopback_group
 
 
@@ -30,7 +30,7 @@ def test_as_many_rounds_and_bytes_as_counted(
         TouchedTables([(WIDTH,)], 3 * NUM_ROWS, NUM_ROWS, 1, NUM_ROWS),
         TouchedTables([(WIDTH,)], 3 * NUM_ROWS, NUM_ROWS, 1),
     ]
-    sent = sync_bytes(2, codec, tables, [BLOCK_SHAPE]) + total_bytes(2, STATEMENT_NUMBERS)
+    sent = sync_bytes(2, codec, tables, [BLOCK_SHAPE]) + total_bytes(2, STATUS_NUMBERS)
     assert num_bytes == pytest.approx(2 * sent, rel=1e-3)
 
 

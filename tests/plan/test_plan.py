@@ -29,7 +29,7 @@ from thinwire.plan.forecast import (
 )
 from thinwire.plan.machine import Machine, _enough, parse_rate
 from thinwire.plan.plan import make_plan
-from thinwire.plan.traffic import Counter, Sent
+from thinwire.plan.traffic import Sent, TrafficCounter
 from thinwire.runs.metrics import read_metrics
 from thinwire.touched import Touched
 from thinwire.training.loop import train
@@ -59,10 +59,10 @@ def settings(ngrams: int = 0, **exchange: object) -> RunConfig:
     )
 
 
-def counter_of(data: Path, config: RunConfig) -> Counter:
+def counter_of(data: Path, config: RunConfig) -> TrafficCounter:
     corpus = Corpus.open(data)
     model = LanguageModel(config.model, config.loss, torch.from_numpy(corpus.counts_V), 1)
-    return Counter(corpus, config, model)
+    return TrafficCounter(corpus, config, model)
 
 
 @pytest.mark.parametrize("codec", ["fp32", "int8"])
@@ -104,7 +104,7 @@ def test_workers_meet_in_as_many_rounds_as_counted(
         eval=replace(config.eval, every_tokens=never),
         checkpoint=replace(config.checkpoint, every_tokens=never),
     )
-    count = {"sync": Counter.sync, "periodic": Counter.periodic}[kind]
+    count = {"sync": TrafficCounter.sync, "periodic": TrafficCounter.periodic}[kind]
     counted = count(counter_of(toy_data, config), 2, "fp32", everything=select == "everything")
 
     def rounds(steps: int) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from io import StringIO
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -22,6 +22,7 @@ from thinwire.runs.progress import (
 
 
 @given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=200))
+@example([0.0, 2.2250738585072014e-308])
 def test_a_curve_is_as_long_as_it_may_be_and_spans_all_bars(values: list[float]) -> None:
     curve = _curve(values)
     assert len(curve) == min(len(values), CURVE_WIDTH)

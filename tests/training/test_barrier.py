@@ -26,7 +26,7 @@ def test_all_learn_what_the_first_has_found(size: int, together: Together) -> No
         exchange: Any = CodedCollective(member, "fp32", seed=0)
         found = []
         for number in (12.5, math.inf, 3.0):
-            with keep_alive_barrier(exchange, member.rank == 0, patience_seconds=0.02) as result:
+            with keep_alive_barrier(exchange, member.rank == 0, interval_seconds=0.02) as result:
                 if member.rank == 0:
                     sleep(0.6 if number == 12.5 else 0.0)
                     result.number = number
@@ -39,7 +39,7 @@ def test_all_learn_what_the_first_has_found(size: int, together: Together) -> No
 def test_a_failure_of_the_first_ends_the_others_wait(outcomes: Together) -> None:
     def work(member: Collective) -> None:
         exchange: Any = CodedCollective(member, "fp32", seed=0)
-        with keep_alive_barrier(exchange, member.rank == 0, patience_seconds=0.02):
+        with keep_alive_barrier(exchange, member.rank == 0, interval_seconds=0.02):
             if member.rank == 0:
                 raise UserError("the disk is full")
 
@@ -56,7 +56,7 @@ def test_a_worker_that_goes_meanwhile_is_named(outcomes: Together) -> None:
         exchange: Any = CodedCollective(member, "fp32", seed=0)
         if member.rank == 1:
             return
-        with keep_alive_barrier(exchange, True, patience_seconds=0.02):
+        with keep_alive_barrier(exchange, True, interval_seconds=0.02):
             sleep(0.2)
 
     found = outcomes(2, work)

@@ -19,10 +19,10 @@ from thinwire.errors import UserError
 from thinwire.exchange.contract import ExchangeState
 from thinwire.runs.run import Run
 from thinwire.training.replicas import (
+    broadcast_state,
     check_replicas,
     gathered_state,
-    hand_out,
-    introduce,
+    require_same_run,
     scattered_state,
 )
 from thinwire.transport.alone import Alone
@@ -66,10 +66,10 @@ def test_workers_that_agree_are_introduced(
     def work(member: Collective) -> None:
         device = "cpu" if member.rank else "auto"
         config = tiny(run={"threads": 1 + member.rank, "device": device, "workers": 2})
-        introduce(member, config, Corpus.open(toy_data))
+        require_same_run(member, config, Corpus.open(toy_data))
 
     together(2, work)
-    introduce(Alone(), tiny(), Corpus.open(toy_data))
+    require_same_run(Alone(), tiny(), Corpus.open(toy_data))
 
 
 def alter(member: Any, old: str, new: str) -> None:
@@ -97,7 +97,7 @@ def test_a_worker_that_differs_is_refused(
         data = tmp_path / "other" if other and what == "data folder" else toy_data
         if other and what == "thinwire":
             alter(member, f'"{__version__}"', '"9.9"')
-        introduce(member, config, Corpus.open(data))
+        require_same_run(member, config, Corpus.open(data))
 
     for found in outcomes(2, work):
         assert isinstance(found, UserError)
@@ -131,7 +131,7 @@ def test_what_the_first_has_loaded_is_handed_out(
             run.step, run.tokens, run.best_ppl = 17, 1700, 88.5
             state = {**run.state(), "batches": {"epoch": 1, "step": 2}}
             carry = {"state.0": torch.arange(6.0).view(3, 2), "shared.none": torch.empty(0, 3)}
-        state, carry = hand_out(member, run, state, carry)
+        state, carry = broadcast_state(member, run, state, carry)
         parameters = {n: p.detach().clone() for n, p in {**run.tables, **run.blocks}.items()}
         return state, carry, parameters, run.optimizer_state(), run.step, run.tokens, run.best_ppl
 
@@ -151,7 +151,7 @@ def test_a_run_that_begins_has_nothing_to_hand_out(
     def work(member: Collective) -> Any:
         run = Run(None, tiny(), Corpus.open(toy_data), CPU, member.size)
         before = [p.detach().clone() for p in run.tables.values()]
-        found = hand_out(member, run, None, {})
+        found = broadcast_state(member, run, None, {})
         assert all(map(torch.equal, before, run.tables.values()))
         return found
 

@@ -32,7 +32,7 @@ def message(rank: int, length: int) -> torch.Tensor:
 
 
 def parts_of(member: Collective, number: int) -> tuple[Any, ...]:
-    """What `Collective.merge` takes: of each worker this number for each, to be added up."""
+    """The arguments of `all_reduce`: a part for each worker, filled with `number`, to be summed."""
     parts = [torch.tensor([number], dtype=torch.uint8) for _ in range(member.size)]
     return parts, lambda given: sum(given[1:], given[0]), [1] * member.size
 
@@ -57,26 +57,26 @@ def test_all_gather_of_uneven_messages(
 @transports
 @sizes
 @pytest.mark.parametrize("lengths", [(3, 0, 5), (0, 0, 0), (40_000, 1, 2)])
-def test_each_worker_merges_its_part_for_all(
+def test_each_worker_reduces_its_part_for_all(
     transport: str, size: int, lengths: tuple[int, ...], together: Together
 ) -> None:
-    """Part r of worker w is of the number w + 4 r; what is merged is the sum, and 2 bytes more."""
+    """Part r of worker w holds the number w + 4 r; the result is the sum and 2 more bytes."""
     lengths = lengths[:size]
 
     def work(member: Collective) -> tuple[list[torch.Tensor], int, int]:
         parts = [message(member.rank + 4 * r - 1, length) for r, length in enumerate(lengths)]
 
-        def merge(given: Sequence[torch.Tensor]) -> torch.Tensor:
+        def reduce(given: Sequence[torch.Tensor]) -> torch.Tensor:
             assert len(given) == size
             return torch.cat([sum(given[1:], given[0]), message(member.rank, 2)])
 
-        found = member.merge(parts, merge, [length + 2 for length in lengths]).wait()
+        found = member.all_reduce(parts, reduce, [length + 2 for length in lengths]).wait()
         return found, member.meter.sent, member.meter.received
 
     for rank, (found, sent, received) in enumerate(together(size, work, transport=transport)):
-        for r, merged in enumerate(found):
+        for r, reduced in enumerate(found):
             total = sum(w + 4 * r for w in range(size))
-            assert merged.tolist() == [total] * lengths[r] + [r + 1] * 2
+            assert reduced.tolist() == [total] * lengths[r] + [r + 1] * 2
         others = sum(lengths) - lengths[rank]
         assert sent == others + (size - 1) * (lengths[rank] + 2)
         assert received == (size - 1) * lengths[rank] + others + 2 * (size - 1)
@@ -112,7 +112,7 @@ def test_calls_may_be_waited_for_in_any_order_and_twice(
         for call in range(12):
             sleep(rng.random() * 0.003)
             if call % 3:
-                pending.append(member.merge(*parts_of(member, call)))
+                pending.append(member.all_reduce(*parts_of(member, call)))
             else:
                 pending.append(member.all_gather(message(member.rank, call)))
         order = list(range(12))
@@ -138,9 +138,9 @@ def test_what_was_given_may_change_once_it_has_been_waited_for(
     changed = Event()
 
     def work(member: Collective) -> list[Any]:
-        parts, merge, sizes = parts_of(member, 7)
+        parts, reduce, sizes = parts_of(member, 7)
         sent = message(member.rank, 3)
-        pending = [member.merge(parts, merge, sizes), member.all_gather(sent)]
+        pending = [member.all_reduce(parts, reduce, sizes), member.all_gather(sent)]
         if member.rank == 0:
             found = [[m.clone() for m in p.wait()] for p in pending]
             for tensor in (*parts, sent):
@@ -150,8 +150,8 @@ def test_what_was_given_may_change_once_it_has_been_waited_for(
         assert changed.wait(20)
         return [p.wait() for p in pending]
 
-    for merged, gathered in together(2, work, transport=transport):
-        assert [m.tolist() for m in merged] == [[14]] * 2
+    for reduced, gathered in together(2, work, transport=transport):
+        assert [m.tolist() for m in reduced] == [[14]] * 2
         assert [m.tolist() for m in gathered] == [[1] * 3, [2] * 3]
 
 
@@ -174,24 +174,22 @@ def test_lengths_may_follow_from_an_earlier_call(transport: str, together: Toget
 
 
 @transports
-def test_a_message_does_not_wait_for_what_is_being_merged(
-    transport: str, together: Together
-) -> None:
-    """The second round of the calls is free while the first one merges."""
+def test_a_message_does_not_wait_for_a_reduction(transport: str, together: Together) -> None:
+    """The second round of the calls is free while the first one reduces."""
     gathered = Event()
 
     def work(member: Collective) -> list[list[int]]:
-        parts, merge, sizes = parts_of(member, 2)
+        parts, reduce, sizes = parts_of(member, 2)
 
         def slowly(given: Sequence[torch.Tensor]) -> torch.Tensor:
             assert gathered.wait(20)
-            return merge(given)
+            return reduce(given)
 
         gathering = member.all_gather(message(member.rank, 1), lambda: [1, 1])
-        merging = member.merge(parts, slowly, sizes)
+        reducing = member.all_reduce(parts, slowly, sizes)
         found = gathering.wait()
         gathered.set()
-        return [m.tolist() for m in [*found, *merging.wait()]]
+        return [m.tolist() for m in [*found, *reducing.wait()]]
 
     assert together(2, work, transport=transport) == [[[1], [2], [4], [4]]] * 2
 
@@ -244,7 +242,9 @@ def test_bytes_are_counted_as_documented(transport: str, size: int, together: To
 def test_alone_there_is_no_wire() -> None:
     alone, tensor = Alone(), torch.ones(3)
     assert alone.all_gather(tensor).wait() == [tensor]
-    assert alone.merge([tensor], lambda parts: parts[0] + 1, [12]).wait()[0].tolist() == [2.0] * 3
+    assert (
+        alone.all_reduce([tensor], lambda parts: parts[0] + 1, [12]).wait()[0].tolist() == [2.0] * 3
+    )
     alone.broadcast(tensor)
     alone.close()
     assert (alone.size, alone.meter.sent, alone.meter.received) == (1, 0, 0)
@@ -261,13 +261,13 @@ def test_a_worker_that_leaves_is_named(
     transport: str, size: int, how: str, outcomes: Together
 ) -> None:
     def work(member: Collective) -> None:
-        member.merge(*parts_of(member, 3)).wait()
+        member.all_reduce(*parts_of(member, 3)).wait()
         if member.rank == 1:
             if how == "raises":
                 raise UserError("the dog has eaten it")
             return
         while True:
-            member.merge(*parts_of(member, 3)).wait()
+            member.all_reduce(*parts_of(member, 3)).wait()
             member.all_gather(message(member.rank, 3)).wait()
 
     began = monotonic()
@@ -305,16 +305,16 @@ def test_a_worker_that_does_not_come_is_named() -> None:
     from thinwire.transport.c10d import C10d
 
     with pytest.raises(UserError, match=r"worker 1 of 2 has not come within 0\.3 seconds"):
-        C10d(HashStore(), 0, 2, 0.3, torch.device("cpu"), loopback=True, meeting_seconds=0.0)
+        C10d(HashStore(), 0, 2, 0.3, torch.device("cpu"), loopback=True, rendezvous_seconds=0.0)
 
 
 @pytest.mark.parametrize("failing", [0, 1, 2, 3])
 def test_the_faulty_one_fails_at_the_call_it_is_told(failing: int) -> None:
     calls = [
-        lambda member: member.merge(*parts_of(member, 1)).wait(),
+        lambda member: member.all_reduce(*parts_of(member, 1)).wait(),
         lambda member: member.all_gather(message(0, 1)).wait(),
         lambda member: member.broadcast(torch.ones(1)),
-        lambda member: member.merge(*parts_of(member, 1)).wait(),
+        lambda member: member.all_reduce(*parts_of(member, 1)).wait(),
     ]
     faulty = Faulty(Alone(), failing)
     for number, call in enumerate(calls):
@@ -350,7 +350,7 @@ class DeadPeer:
         raise DistBackendError("NCCL communicator was aborted on rank 0.\nmore lines")
 
 
-@pytest.mark.parametrize("call", ["gather", "merge", "broadcast"])
+@pytest.mark.parametrize("call", ["gather", "all_reduce", "broadcast"])
 def test_what_nccl_raises_names_the_worker_that_has_gone(
     call: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -364,7 +364,7 @@ def test_what_nccl_raises_names_the_worker_that_has_gone(
     member = C10d(store, 0, 2, 0.2, torch.device("cpu"), loopback=True)
     made = {
         "gather": lambda: member.all_gather(message(0, 3)).wait(),
-        "merge": lambda: member.merge(*parts_of(member, 3)).wait(),
+        "all_reduce": lambda: member.all_reduce(*parts_of(member, 3)).wait(),
         "broadcast": lambda: member.broadcast(torch.zeros(3)),
     }
     for _ in range(2):  # the second is not even made

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from thinwire.transport.messages import (
-    Fate,
+    Fault,
     InProcessConnection,
     InProcessListener,
     UnreliableConnection,
@@ -101,7 +101,7 @@ def test_threads() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fate", "expected"),
+    ("fault", "expected"),
     [
         ("lost", [0, 2]),
         ("twice", [0, 1, 1, 2]),
@@ -109,15 +109,15 @@ def test_threads() -> None:
         ("spoilt", [0, 0, 2]),  # the first byte of message 1 is 1, and has its last bit changed
     ],
 )
-def test_fates(fate: Fate, expected: list[int]) -> None:
+def test_faults(fault: Fault, expected: list[int]) -> None:
     listener = InProcessListener()
-    connection = UnreliableConnection(listener.connection(), sending={1: fate})
+    connection = UnreliableConnection(listener.connection(), sending={1: fault})
     for number in range(3):
         connection.send(message(number))
     assert received(listener) == expected
 
     listener = InProcessListener()
-    connection = UnreliableConnection(listener.connection(), receiving={1: fate})
+    connection = UnreliableConnection(listener.connection(), receiving={1: fault})
     connection.send(message(0))
     arrived = listener.receive(0.0)
     assert arrived is not None

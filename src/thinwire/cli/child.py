@@ -21,8 +21,8 @@ def main() -> int:
     return guarded(lambda: ROLES[work["role"]](**work["arguments"]))
 
 
-def member(**arguments: Any) -> None:
-    """A worker of a synchronous or periodic run."""
+def replica(**arguments: Any) -> None:
+    """A worker of a synchronous or periodic run, which holds the whole model."""
     from thinwire.launch.replica import run_replica
 
     run_replica(**arguments)
@@ -42,7 +42,7 @@ def worker(**arguments: Any) -> None:
     work_on_loopback(**arguments)
 
 
-ROLES = {"member": member, "server": server, "worker": worker}
+ROLES = {"replica": replica, "server": server, "worker": worker}
 
 if __name__ == "__main__":
     sys.exit(main())

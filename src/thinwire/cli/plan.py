@@ -52,28 +52,28 @@ def plan(
     thinwire plan data --workers 4 --link 100mbit
     thinwire plan data --config run.toml --json
     """
-    from thinwire.launch.auto import planned
-    from thinwire.launch.start import team_size
+    from thinwire.launch.auto import plan_for
+    from thinwire.launch.start import world_size
     from thinwire.plan.forecast import Link
     from thinwire.plan.machine import parse_rate
 
     given, N = Link(parse_rate(link)) if link else None, settings.run.workers
-    if team_size() > 1:
-        from thinwire.launch.rendezvous import TorchrunMeeting
+    if world_size() > 1:
+        from thinwire.launch.rendezvous import TorchrunRendezvous
 
-        meeting = TorchrunMeeting(settings)
-        workers: tuple[int, ...] = (N if N > 1 else team_size(),)
-        with meeting.team("plan") as team:
-            found = planned(data, meeting.config, given, workers, team)
-        if team.rank:
+        rendezvous = TorchrunRendezvous(settings)
+        workers: tuple[int, ...] = (N if N > 1 else world_size(),)
+        with rendezvous.collective("plan") as collective:
+            found = plan_for(data, rendezvous.config, given, workers, collective)
+        if collective.rank:
             return
     else:
         workers = (N,) if N > 1 else (2, 4, 8)
-        found = planned(data, settings, given or Link(parse_rate(DEFAULT_LINK)), workers)
+        found = plan_for(data, settings, given or Link(parse_rate(DEFAULT_LINK)), workers)
     if as_json:
         print(json.dumps(_as_json(found, workers)))
     else:
-        _print(found, workers, settings.run, measured=team_size() > 1 and given is None)
+        _print(found, workers, settings.run, measured=world_size() > 1 and given is None)
 
 
 def _print(found: Plan, workers: tuple[int, ...], run: RunSettings, *, measured: bool) -> None:

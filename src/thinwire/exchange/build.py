@@ -1,4 +1,4 @@
-"""From settings to an exchange for workers that hold the whole model."""
+"""Creates the exchange of workers that hold the whole model."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thinwire.transport.collective import Collective
 def make_exchange(
     updater: Updater, collective: Collective, config: ExchangeConfig, seed: int
 ) -> Exchange:
-    """The exchange that `config.kind` names; one worker alone has none to make."""
+    """The exchange that `config.kind` names; for a single worker, `Local`."""
     if collective.size == 1:
         return Local(updater)
     make = Sync if config.kind == "sync" else Periodic

@@ -1,9 +1,9 @@
-"""Tensors through a codec and over a collective: summed where they lie alike, gathered where not.
+"""A collective for tensors: encodes them with a codec, and sums or gathers them.
 
-Each worker is given one W-th of all workers' numbers, adds them up in fp32, in the order of the
-ranks, and gives the sums to all; so W workers send what a ring all-reduce does, in two messages
-instead of 2 (W - 1) one after the other. Sums of int4 go in int8, for they are rounded once for
-all.
+To sum, each worker receives its W-th part of every worker's numbers, adds them up in fp32 in the
+order of the ranks, and sends the sums to all workers. So each worker sends as many bytes as in a
+ring all-reduce, but in two rounds of messages instead of 2 (W - 1). With int4, the sums are sent as
+int8, because every worker receives the same rounded sum and no error averages out.
 
 W workers.
 """
@@ -20,20 +20,20 @@ from torch import Size, Tensor
 from thinwire.exchange.contract import Traffic
 from thinwire.seeds import derive
 from thinwire.transport.collective import Collective, Pending
-from thinwire.wire.codecs import Codec, Scaled, make_codec
+from thinwire.wire.codecs import Codec, make_codec
 
 T = TypeVar("T")
 SUMS_CODECS = {"int4": "int8"}
-"""In which sums travel, where it is not the codec of what is summed."""
+"""The codec of the sums, where it differs from the codec of the summands."""
 
 
 class CodedCollective:
-    """A collective that speaks in coded tensors and counts the seconds spent in waiting.
+    """A collective that sends encoded tensors and counts the seconds spent waiting.
 
     Args:
         collective: all workers of the run.
-        codec: by its name.
-        seed: of stochastic rounding.
+        codec: name of the codec.
+        seed: seed of stochastic rounding.
     """
 
     def __init__(self, collective: Collective, codec: str, seed: int) -> None:
@@ -43,56 +43,55 @@ class CodedCollective:
         self._seed, self._step, self._num_messages = seed, 0, 0
 
     def at_step(self, step: int) -> None:
-        """Number the messages of each step afresh, so that a resumed run rounds as any other."""
+        """Restart the numbering of messages at each step, so that a resumed run rounds alike."""
         if step != self._step:
             self._step, self._num_messages = step, 0
 
     def sum(self, tensors: Sequence[Tensor]) -> Pending[list[Tensor]]:
         """The sum over all workers of each tensor, which has the same shape on each."""
-        shapes, W = [tensor.shape for tensor in tensors], self.collective.size
-        if isinstance(self._codec, Scaled):  # rows have to stay together
-            seed = self._next_seed()
-            pieces = [self._codec.encode_pieces(tensor, W, seed) for tensor in tensors]
-            return self._sum([joined(part) for part in zip(*pieces, strict=True)], shapes)
-        flat = Size((sum(shape.numel() for shape in shapes),))
-        sizes = [self.num_bytes(piece_shapes([flat], W, rank)) for rank in range(W)]
-        return _Cut(self._sum(self.encode(tensors).split(sizes), [flat]), shapes)
+        if self._codec.per_row or not tensors:
+            return self._sum_pieces(tensors)
+        flat = torch.cat([tensor.detach().reshape(-1) for tensor in tensors])
+        return _Split(self._sum_pieces([flat]), [tensor.shape for tensor in tensors])
 
-    def _sum(self, parts: Sequence[Tensor], shapes: Sequence[Size]) -> Pending[list[Tensor]]:
-        """Of tensors of these shapes, of which each worker adds up one of the encoded parts."""
-        W, seed = self.collective.size, self._next_seed()
+    def _sum_pieces(self, tensors: Sequence[Tensor]) -> Pending[list[Tensor]]:
+        """The sums of these tensors; each worker adds up one piece of every tensor."""
+        W, shapes = self.collective.size, [tensor.shape for tensor in tensors]
+        seed, sums_seed = self._next_seed(), self._next_seed()
+        pieces = [self._codec.encode_pieces(tensor, W, seed) for tensor in tensors]
+        parts = [joined([of_tensor[rank] for of_tensor in pieces]) for rank in range(W)]
         shapes_of = [piece_shapes(shapes, W, rank) for rank in range(W)]
 
-        def merge(messages: Sequence[Tensor]) -> Tensor:
+        def add_up(messages: Sequence[Tensor]) -> Tensor:
             own = shapes_of[self.collective.rank]
             totals, *others = (decoded(self._codec, message, own) for message in messages)
             for other in others:
                 for total, values in zip(totals, other, strict=True):
                     total += values
-            return encoded(self._sums_codec, totals, seed)
+            return encoded(self._sums_codec, totals, sums_seed)
 
         sizes = [coded_bytes(self._sums_codec, part) for part in shapes_of]
-        merged = self.collective.merge(parts, merge, sizes)
-        return _Joined(merged, self._sums_codec, shapes, shapes_of)
+        summed = self.collective.all_reduce(parts, add_up, sizes)
+        return _Joined(summed, self._sums_codec, shapes, shapes_of)
 
     def encode(self, tensors: Sequence[Tensor]) -> Tensor:
-        """Some tensors as bytes, one after the other; `decode` takes them."""
+        """The bytes of all tensors, concatenated; `decode` reverses this."""
         return encoded(self._codec, tensors, self._next_seed())
 
     def num_bytes(self, shapes: Sequence[Size]) -> int:
-        """The bytes of encoded tensors of these shapes."""
+        """The size of encoded tensors of these shapes."""
         return coded_bytes(self._codec, shapes)
 
     def decode(self, message: Tensor, shapes: Sequence[Size]) -> list[Tensor]:
-        """The tensors that these bytes are, fp32.
+        """The fp32 tensors of these shapes that were encoded as `message`.
 
         Raises:
-            ValueError: they are more or fewer.
+            ValueError: `message` has another size than tensors of these shapes.
         """
         return decoded(self._codec, message, shapes)
 
     def _next_seed(self) -> int:
-        """Of the next message's rounding."""
+        """The seed that rounds the next message."""
         number, self._num_messages = self._num_messages, self._num_messages + 1
         return derive(self._seed, "rounding", f"{self.collective.rank}/{number}", self._step)
 
@@ -103,7 +102,7 @@ class CodedCollective:
         return _Numbers(self.collective.all_gather(message, lambda: lengths), self)
 
     def traffic(self, dense_bytes: float) -> Traffic:
-        """What this worker has sent so far; `dense_bytes` is what it would have sent."""
+        """What this worker has sent so far; `dense_bytes` is what a dense all-reduce would send."""
         return Traffic(
             bytes_sent=self.collective.meter.sent,
             bytes_received=self.collective.meter.received,
@@ -113,7 +112,7 @@ class CodedCollective:
         )
 
     def wait(self, pending: Pending[T]) -> T:
-        """What is pending; the time it takes is counted."""
+        """Wait for a result, and count the seconds of waiting."""
         began = perf_counter()
         try:
             return pending.wait()
@@ -122,15 +121,15 @@ class CodedCollective:
 
 
 def encoded(codec: Codec, tensors: Sequence[Tensor], seed: int) -> Tensor:
-    """Some tensors as bytes, one after the other; what is rounded by chance, by this seed."""
+    """The bytes of all tensors, concatenated; `seed` is that of stochastic rounding."""
     return joined([codec.encode(tensor, seed) for tensor in tensors])
 
 
 def decoded(codec: Codec, message: Tensor, shapes: Sequence[Size]) -> list[Tensor]:
-    """The tensors that these bytes are, fp32.
+    """The fp32 tensors of these shapes that were encoded as `message`.
 
     Raises:
-        ValueError: they are more or fewer.
+        ValueError: `message` has another size than tensors of these shapes.
     """
     sizes = [codec.num_bytes(shape) for shape in shapes]
     if sum(sizes) != len(message):
@@ -139,19 +138,19 @@ def decoded(codec: Codec, message: Tensor, shapes: Sequence[Size]) -> list[Tenso
 
 
 def sums_codec(codec: str) -> Codec:
-    """In which the sums travel of what this codec has carried."""
+    """The codec that sends the sums of values that were sent in `codec`."""
     return make_codec(SUMS_CODECS.get(codec, codec))
 
 
 def coded_bytes(codec: Codec, shapes: Sequence[Sequence[int]]) -> int:
-    """What tensors of these shapes take."""
+    """The size of encoded tensors of these shapes."""
     return sum(map(codec.num_bytes, shapes))
 
 
 def piece_shapes(shapes: Sequence[Sequence[int]], num_workers: int, rank: int) -> list[Size]:
-    """Of tensors of these shapes, what a worker adds up: some rows or, of a vector, some numbers.
+    """The shapes of the pieces that worker `rank` adds up: some rows of each tensor.
 
-    The first workers have one more where it does not come out even.
+    A vector is divided by numbers. If rows do not divide evenly, the first workers have one more.
     """
     found = []
     for shape in shapes:
@@ -161,7 +160,7 @@ def piece_shapes(shapes: Sequence[Sequence[int]], num_workers: int, rank: int) -
 
 
 def joined(messages: Sequence[Tensor]) -> Tensor:
-    """Byte strings one after the other; a single one as it is."""
+    """Concatenate byte strings; a single one is returned itself, not a copy."""
     if len(messages) == 1:
         return messages[0]
     return torch.cat(list(messages)) if messages else torch.empty(0, dtype=torch.uint8)
@@ -177,8 +176,8 @@ class _Numbers(Pending[list[float]]):
         return [sum(numbers) for numbers in zip(*numbers_of, strict=True)]
 
 
-class _Cut(Pending[list[Tensor]]):
-    """A flat sum, cut into tensors of the shapes that went into it."""
+class _Split(Pending[list[Tensor]]):
+    """A flat sum, split into tensors of the shapes that were summed."""
 
     def __init__(self, flat: Pending[list[Tensor]], shapes: Sequence[Size]) -> None:
         self._flat, self._shapes = flat, shapes
@@ -190,21 +189,21 @@ class _Cut(Pending[list[Tensor]]):
 
 
 class _Joined(Pending[list[Tensor]]):
-    """Sums of which every worker has made a part, put together."""
+    """Sums, put together from the pieces that the workers have added up."""
 
     def __init__(
         self,
-        merged: Pending[list[Tensor]],
+        summed: Pending[list[Tensor]],
         codec: Codec,
         shapes: Sequence[Size],
         shapes_of: Sequence[Sequence[Size]],
     ) -> None:
-        self._merged, self._codec, self._shapes, self._shapes_of = merged, codec, shapes, shapes_of
+        self._summed, self._codec, self._shapes, self._shapes_of = summed, codec, shapes, shapes_of
 
     def wait(self) -> list[Tensor]:
         parts = [
             decoded(self._codec, message, shapes)
-            for message, shapes in zip(self._merged.wait(), self._shapes_of, strict=True)
+            for message, shapes in zip(self._summed.wait(), self._shapes_of, strict=True)
         ]
         joined_up = (torch.cat(pieces) for pieces in zip(*parts, strict=True))
         return [whole.view(shape) for whole, shape in zip(joined_up, self._shapes, strict=True)]

@@ -1,4 +1,4 @@
-"""Settings of how several workers agree."""
+"""Settings of the exchange between workers."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ ExchangeKind = Literal["sync", "async", "periodic", "auto"]
 Select = Literal["rows", "everything"]
 CodecName = Literal["fp32", "bf16", "int8", "int4"]
 HiddenKind = Literal["feedback", "largest", "unbiased"]
-# Settings that not every exchange has, and those that have them.
+# Settings that only some exchanges have, and those exchanges.
 KINDS_OF = {
     "hidden_fraction": ("sync", "async"),
     "hidden_kind": ("sync", "async"),
@@ -29,7 +29,7 @@ KINDS_OF = {
     "staleness_bound": ("async",),
     "accumulate": ("async",),
 }
-# Longer ones do not fit in what the transports count with.
+# Longer timeouts overflow the integers of the transports.
 LONGEST_TIMEOUT_SECONDS = 1_000_000
 
 
@@ -141,10 +141,10 @@ class ExchangeConfig:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 0 or more")
 
     def require_own(self) -> None:
-        """Refuse settings that this exchange does not have.
+        """Refuse settings that belong to other exchanges only.
 
         Raises:
-            UserError: one is not at its default, and would do nothing.
+            UserError: such a setting is not at its default, and would have no effect.
         """
         for name, kinds in KINDS_OF.items():
             value, default = getattr(self, name), getattr(ExchangeConfig, name)
@@ -155,17 +155,18 @@ class ExchangeConfig:
                 )
 
     def flushes(self, workers: int) -> bool:
-        """Whether an evaluation or a save changes the numbers, as `Exchange.flush` has to bring in
-        what is under way."""
+        """Whether an evaluation or a save changes the results, because `Exchange.flush` applies
+        changes earlier than they would be applied otherwise."""
         return workers > 1 and (self.kind == "periodic" or (self.kind == "sync" and self.delay > 0))
 
-    def draw(self, step: int, worker: int, workers: int) -> int:
-        """The number of the vocabulary draw for this step of a worker.
+    def sample_number(self, step: int, worker: int, workers: int) -> int:
+        """The number that seeds a worker's sample of the vocabulary at this step.
 
-        Synchronous workers share one, so that its ids need not travel; others draw each their own.
+        Synchronous workers share one sample, so that its ids need not be sent. Other workers draw a
+        different sample each.
         """
         return step if self.kind == "sync" else step * workers + worker
 
     def for_workers(self, workers: int) -> ExchangeConfig:
-        """The same with the default of `accumulate` worked out."""
+        """The same settings, with the default of `accumulate` replaced by a number."""
         return replace(self, accumulate=self.accumulate or max(1, workers // 4))

@@ -1,4 +1,4 @@
-"""What an exchange is: what turns one worker's gradients into parameters that all agree on.
+"""The contract of exchanges, which turn each worker's gradients into parameters they agree on.
 
 R rows touched.
 """
@@ -17,19 +17,19 @@ from thinwire.transport.collective import Pending
 
 
 class Traffic(NamedTuple):
-    """What one worker has sent and waited for; the fields are those of `metrics.jsonl`."""
+    """The traffic of one worker since the start; the fields are those of `metrics.jsonl`."""
 
     bytes_sent: float = 0.0
     bytes_received: float = 0.0
     bytes_dense: float = 0.0
-    """What it would have sent, had all parameters gone in fp32 by an all-reduce."""
+    """Bytes that an all-reduce of all parameters in fp32 would have sent."""
     exchange_seconds: float = 0.0
-    """In which it waited for the exchange."""
+    """Seconds of waiting for the exchange."""
     wire_seconds: float = 0.0
-    """In which something of its own was on the wire."""
+    """Seconds in which any of this worker's messages was in transit."""
 
-    def of_all(self, num_workers: int) -> dict[str, float]:
-        """Of the sum of all workers' traffic: bytes of all, seconds of the average worker."""
+    def over_workers(self, num_workers: int) -> dict[str, float]:
+        """For a sum over all workers: the bytes of all workers, and the mean seconds per worker."""
         return {
             "bytes_sent": round(self.bytes_sent),
             "bytes_received": round(self.bytes_received),
@@ -41,12 +41,12 @@ class Traffic(NamedTuple):
 
 @dataclass(frozen=True)
 class ExchangeState:
-    """What an exchange needs to go on after a stop.
+    """The state of an exchange that a checkpoint contains.
 
     Attributes:
-        shared: tensors that are the same on every worker.
-        own: tensors of this worker's own, of the same names and shapes on every worker; their sum
-            over all workers is what must not be lost.
+        shared: tensors that are equal on all workers.
+        own: tensors of this worker, with the same names and shapes on every worker. If the number
+            of workers changes, their sum over all workers is kept.
     """
 
     shared: Mapping[str, Tensor] = field(default_factory=dict)
@@ -59,43 +59,42 @@ class Exchange(ABC):
     `announce` may be called for the next step between `push` and `update`.
     """
 
-    num_added: int = 1
-    """How many workers' gradients are added up before an update."""
+    num_summed: int = 1
+    """Number of workers whose gradients are summed for an update."""
 
-    def meets(self) -> bool:
-        """Whether the workers speak with one another in the step at hand; asked before `push`.
+    def communicates(self) -> bool:
+        """Whether the workers exchange messages in the current step; called before `push`.
 
-        In other steps nobody waits for anybody.
+        In other steps no worker waits for another.
         """
         return True
 
     @abstractmethod
     def announce(self, touched: Touched) -> None:
-        """Tell the others what the next step will touch, as soon as that is known."""
+        """Tell the other workers what the next step will touch, as soon as that is known."""
 
     @abstractmethod
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
-        """The touched rows of each table, `[R, ...]`, as leaves that collect gradients."""
+        """The touched rows of each table, `[R, ...]`, as leaves that accumulate gradients."""
 
     @abstractmethod
     def push(
         self, touched: Touched, rows: Mapping[str, Tensor], blocks: Mapping[str, Tensor]
     ) -> None:
-        """Let gradients go; they travel while the worker does something else.
+        """Start to send gradients, and return at once.
 
         Args:
-            touched: what was fetched.
-            rows: what `fetch` returned, with gradients in `grad`.
-            blocks: the dense parameters, by name, with gradients in `grad`; afterwards without.
+            touched: the argument of `fetch`.
+            rows: the result of `fetch`, with gradients in `grad`.
+            blocks: the dense parameters by name, with gradients in `grad`, which become None.
         """
 
     @abstractmethod
     def update(self) -> float:
-        """Finish what `push` began: the merged gradients arrive and are applied.
+        """Wait for the merged gradients, and apply them.
 
         Returns:
-            The global norm of the gradient that was applied. One that is not finite changes
-            nothing.
+            The global norm of the gradient. If it is not finite, no parameter was changed.
         """
 
     @abstractmethod
@@ -104,24 +103,24 @@ class Exchange(ABC):
 
     @abstractmethod
     def traffic(self) -> Traffic | None:
-        """What this worker has sent so far; None: there is nobody to send to."""
+        """The traffic of this worker so far; None: there are no other workers."""
 
     @abstractmethod
     def flush(self) -> None:
-        """Make the parameters at hand those that all workers agree on, before they are read."""
+        """Make all workers' parameters equal. Call it before parameters are evaluated or saved."""
 
     @abstractmethod
     def merge_optimizers(self) -> None:
-        """After `flush`: make the optimisers' state that of one worker with all the text.
+        """Turn the optimisers' states into that of one worker with all the text; after `flush`.
 
-        It is then the same on all workers, and any exchange of any number of workers may go on from
-        it. So does this one.
+        It is then equal on all workers, and any exchange with any number of workers can continue
+        from it.
         """
 
     @abstractmethod
     def state(self) -> ExchangeState:
-        """What `load_state` needs to go on; taken after `flush` and `merge_optimizers`."""
+        """The state for `load_state`. Call `flush` and `merge_optimizers` before."""
 
     @abstractmethod
     def load_state(self, step: int, state: ExchangeState) -> None:
-        """Go on at this step from parameters that were loaded, and from what `state` gave."""
+        """Continue at this step, from the loaded parameters and the result of `state`."""

@@ -1,4 +1,4 @@
-"""One worker on its own: fetching is a gather, updating is the optimisers' step."""
+"""The exchange of a single worker: fetch gathers rows, and update is the optimisers' step."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from thinwire.transport.collective import Done, Pending
 
 
 class Local(Exchange):
-    """Applies gradients to the parameters at hand.
+    """Applies gradients to the parameters of this worker, and sends nothing.
 
     Args:
-        updater: holds them.
+        updater: holds the parameters and their optimisers.
     """
 
     def __init__(self, updater: Updater) -> None:
@@ -24,7 +24,7 @@ class Local(Exchange):
         self._pushed: tuple[Touched, dict[str, Tensor], dict[str, Tensor]] | None = None
 
     def announce(self, touched: Touched) -> None:
-        """Nobody needs to know."""
+        """Nothing to do: there are no other workers."""
 
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
         """See `Exchange`."""
@@ -47,17 +47,17 @@ class Local(Exchange):
         return Done(list(numbers))
 
     def traffic(self) -> None:
-        """None: there is nobody to send to."""
+        """None: there are no other workers."""
 
     def flush(self) -> None:
-        """Pay the weight decay that untouched rows owe."""
+        """Apply the weight decay that is pending for untouched rows."""
         self.updater.flush()
 
     def merge_optimizers(self) -> None:
         """Nothing to do: there is one worker."""
 
     def state(self) -> ExchangeState:
-        """Nothing: the optimisers' state is the run's."""
+        """Empty: the run saves the optimisers' state itself."""
         return ExchangeState()
 
     def load_state(self, step: int, state: ExchangeState) -> None:

@@ -1,7 +1,7 @@
-"""What a step of the synchronous and of the periodic exchange sends, in bytes: pure, and exact.
+"""The exact number of bytes that a step of the synchronous or the periodic exchange sends.
 
-The sizes follow from the numbers of rows alone, so they can be had before anything is trained.
-docs/wire-format.md says the same in words.
+It depends only on the numbers of rows, so it can be computed before anything is trained.
+docs/wire-format.md describes the same format in words.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from math import prod
 from thinwire.exchange.coded import coded_bytes, piece_shapes, sums_codec
 from thinwire.exchange.hidden import num_selected
 from thinwire.transport.collective import all_gather_bytes
-from thinwire.wire.codecs import Scaled, make_codec
+from thinwire.wire.codecs import make_codec
 from thinwire.wire.indices import encoded_bytes
 
 Shape = Sequence[int]
@@ -21,14 +21,15 @@ Shape = Sequence[int]
 
 @dataclass(frozen=True)
 class TouchedTables:
-    """Tables whose rows one worker touches alike, as those of an output's weight and bias.
+    """Tables of which one worker touches the same rows, such as an output's weight and bias.
 
     Attributes:
-        row_shapes: of one row of each: `(256,)`, or `()` where a row is one number.
-        num_rows: rows of each; periodic: those of the fragment.
-        num_own: rows of this worker's own, which go with their ids; None: it touches every row.
-        largest_gap: between neighbours among their ids.
-        num_shared: rows that a shared seed drew.
+        row_shapes: the shape of one row of each table: `(256,)`, or `()` if a row is one number.
+        num_rows: number of rows of each table; periodic: number of rows of the fragment.
+        num_own: number of rows that only this worker knows of, so that their ids are sent too.
+            None: the worker touches every row.
+        largest_gap: the largest difference between neighbouring ids of these rows.
+        num_shared: number of rows that were drawn from the seed that all workers share.
     """
 
     row_shapes: Sequence[Shape]
@@ -38,7 +39,7 @@ class TouchedTables:
     num_shared: int = 0
 
     def shapes(self, num_rows: int) -> list[Shape]:
-        """The shapes of so many rows of each table."""
+        """The shape of `num_rows` rows of each table."""
         return [(num_rows, *row) for row in self.row_shapes]
 
 
@@ -52,22 +53,22 @@ def sync_bytes(
     hidden_fraction: float = 1.0,
     rank: int = 0,
 ) -> int:
-    """What one worker sends in one step, but for the numbers of `total_bytes`.
+    """The bytes that one worker sends in one step, without those of `total_bytes`.
 
     Args:
-        num_workers: all workers of the run.
-        codec: by its name.
-        tables: what the worker touches of the tables.
+        num_workers: number of workers of the run.
+        codec: name of the codec.
+        tables: the rows of the tables that the worker touches.
         blocks: shapes of the hidden blocks.
-        everything: whole tables travel.
-        hidden_fraction: the part of the blocks' rows that travels.
-        rank: of the worker; one adds up a row more than another where they do not come out even.
+        everything: whether whole tables are sent.
+        hidden_fraction: the fraction of the blocks' rows that is sent.
+        rank: rank of the worker. If rows do not divide evenly, the first workers sum one row more.
     """
     sent = all_gather_bytes(num_workers, _ids_bytes(tables))
     early = [t for t in tables if t.num_own is None or t.num_shared]
     late = [t for t in tables if t not in early]
-    travelling = [(num_selected(hidden_fraction, num_rows), *row) for num_rows, *row in blocks]
-    late_others: list[Shape] = [*travelling, (len(blocks),)]
+    sent_blocks = [(num_selected(hidden_fraction, num_rows), *row) for num_rows, *row in blocks]
+    late_others: list[Shape] = [*sent_blocks, (len(blocks),)]
     for group, others in ((early, []), (late, late_others)):
         summed: list[Shape] = list(others)
         for t in group:
@@ -92,38 +93,34 @@ def periodic_bytes(
     accumulators: bool = True,
     rank: int = 0,
 ) -> int:
-    """What one worker sends in one fragment's turn, every `local_steps / fragments` steps.
+    """The bytes that one worker sends in one turn, every `local_steps / fragments` steps.
 
     Args:
-        num_workers: all workers of the run.
-        codec: by its name.
-        tables: the fragment's rows of the tables: all of them in `num_rows`, those that this worker
-            has changed in `num_own`.
+        num_workers: number of workers of the run.
+        codec: name of the codec.
+        tables: the fragment's rows of the tables: `num_rows` counts all of them, `num_own` those
+            that this worker has changed.
         blocks: shapes of the fragment's rows of the hidden blocks.
-        everything: all rows of the fragment travel.
-        accumulators: rows are Adagrad's, and each changed one comes with the growth of its pile.
+        everything: whether all rows of the fragment are sent.
+        accumulators: whether Adagrad updates the rows, so that the growth of its accumulator is
+            sent with each changed row.
         rank: as in `sync_bytes`.
     """
     values: list[Shape] = []
-    piles: list[Shape] = []
+    growth: list[Shape] = []
     for t in tables:
         assert t.num_own is not None, "changed rows are counted"
         values += t.shapes(t.num_rows if everything else t.num_own)
-        piles += [(t.num_own,) for _ in t.row_shapes if accumulators]
-    row_bytes = coded_bytes(make_codec(codec), values) + coded_bytes(make_codec("fp32"), piles)
+        growth += [(t.num_own,) for _ in t.row_shapes if accumulators]
+    row_bytes = coded_bytes(make_codec(codec), values) + coded_bytes(make_codec("fp32"), growth)
     sent = all_gather_bytes(num_workers, _ids_bytes(tables) + row_bytes)
     return sent + (sum_bytes(num_workers, codec, blocks, rank) if blocks else 0)
 
 
-def fragment_shapes(shapes: Sequence[Shape], fragment: int, num_fragments: int) -> list[Shape]:
-    """Of tensors of these shapes, the rows that belong to a fragment of the periodic exchange."""
-    return [(len(range(fragment, rows, num_fragments)), *row) for rows, *row in shapes]
-
-
 def sum_bytes(num_workers: int, codec: str, shapes: Sequence[Shape], rank: int = 0) -> int:
-    """What worker `rank` sends when tensors of these shapes are added up over all workers."""
+    """The bytes that worker `rank` sends when tensors of these shapes are summed over workers."""
     given_in, summed_in = make_codec(codec), sums_codec(codec)
-    if not isinstance(given_in, Scaled):
+    if not given_in.per_row:
         shapes = [(sum(map(prod, shapes)),)]
     pieces = [piece_shapes(shapes, num_workers, r) for r in range(num_workers)]
     given = sum(coded_bytes(given_in, piece) for r, piece in enumerate(pieces) if r != rank)
@@ -131,7 +128,7 @@ def sum_bytes(num_workers: int, codec: str, shapes: Sequence[Shape], rank: int =
 
 
 def total_bytes(num_workers: int, num_numbers: int) -> int:
-    """What a worker sends when so many numbers (float64) are added up over all workers."""
+    """The bytes that a worker sends when `num_numbers` float64 are summed over all workers."""
     return all_gather_bytes(num_workers, 8 * num_numbers, lengths_known=True)
 
 

@@ -1,22 +1,22 @@
-"""The synchronous exchange: every worker holds the model, each step adds up all gradients.
+"""The synchronous exchange: every worker holds the model, and each step sums all gradients.
 
-A step goes in four phases:
+A step has four phases:
 
-1. **Indices.** As soon as a batch is known, each worker announces the rows that it touches and the
-   others cannot know. Rows that a shared seed drew need no ids.
-2. **Early values.** The gradients of the output rows are ready first. They go while those of the
-   rest are being computed.
-3. **Late values.** The gradients of the embedding rows and of the blocks.
+1. **Indices.** As soon as a batch is known, each worker sends the ids of the rows that it touches
+   and that the others cannot know. Rows that were drawn from a shared seed need no ids.
+2. **Early values.** The gradients of the output rows are computed first. They are sent while the
+   other gradients are being computed.
+3. **Late values.** The gradients of the embedding rows and of the blocks are sent.
 4. **Update.** Every worker applies the same row-wise update to the merged gradient, so the replicas
    stay identical.
 
-In 2 and 3, what lies at the same place on every worker (shared rows and blocks) is summed; rows of
-a worker's own are gathered and merged by row, in the order of the ranks, so that every worker adds
-the same numbers in the same order. With `select = everything` whole tables are summed and nothing
-is gathered; what is updated is the same.
+In phases 2 and 3, the gradients of blocks and of shared rows, which every worker touches, are
+summed. The gradients of unshared rows are gathered and merged by row in the order of the ranks, so
+that every worker adds the same numbers in the same order. With `select = everything`, whole tables
+are summed and nothing is gathered; the same rows are updated.
 
-With `delay` what is ready last, 3, is applied so many steps later, on every worker alike: it then
-hides behind the next step as early values hide behind the rest of their own.
+With `delay`, late values are applied `delay` steps later on all workers: they are then sent while
+the next step is computed.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ from thinwire.touched import Touched
 from thinwire.transport.collective import Collective, Pending
 
 
-class _Announced(Pending[list[list[Tensor]]]):
-    """For each worker the ids of its own rows, by group; both parts of a step need them."""
+class _AnnouncedIds(Pending[list[list[Tensor]]]):
+    """For each worker, the ids of its unshared rows, by group. Early and late values need them."""
 
     def __init__(self, messages: Pending[list[Tensor]], groups: Sequence[UnsharedRows]) -> None:
         self._messages, self._groups = messages, groups
@@ -65,14 +65,14 @@ NO_BLOCKS: Mapping[str, Tensor] = {}
 
 @dataclass(frozen=True)
 class _Step:
-    """What a step touches, and what the others have been told of it."""
+    """The rows that a step touches, and the ids of them that all workers have sent."""
 
     touched: Touched
     groups: list[UnsharedRows]
-    announced: _Announced
+    announced: _AnnouncedIds
 
     def early(self) -> list[str]:
-        """The tables whose gradients go while the rest are computed."""
+        """The tables whose gradients are sent while the others are computed."""
         return [name for name in self.touched.rows if self.touched.is_early(name)]
 
     def late(self) -> list[str]:
@@ -80,7 +80,7 @@ class _Step:
         return [name for name in self.touched.rows if not self.touched.is_early(name)]
 
     def shared(self, name: str, gradient: Tensor) -> Tensor:
-        """The part of a gradient that lies at the same place on every worker."""
+        """The gradient of the rows that every worker touches."""
         return (
             gradient
             if self.touched.rows[name] is None
@@ -90,40 +90,40 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Sent:
-    """Values that are on their way."""
+    """Values that were sent, and are summed and gathered."""
 
     names: list[str]
     groups: list[int]
-    """Which of the step's groups of own rows are among them."""
+    """The indices of the step's groups of unshared rows that are among them."""
     summing: Pending[list[Tensor]] | None
     gathering: Pending[list[Tensor]] | None
 
 
 @dataclass(frozen=True)
-class _UnderWay:
-    """A part of a step's gradients that has been sent, and is yet to be merged and applied."""
+class _InFlight:
+    """Early or late gradients of a step that were sent, and are not merged and applied yet."""
 
     step: _Step
     sent: _Sent
     selection: Selection | None = None
-    """Of the blocks, where they are in this part."""
+    """The rows of the blocks that were sent; None: no blocks were sent."""
 
 
 class Sync(Exchange):
-    """Adds up what the workers' steps touched, then updates as `updater` does.
+    """Sums the gradients of all workers, then applies them with `updater`.
 
     Args:
         updater: holds this worker's replica and applies gradients to it.
         collective: all workers of the run.
         config: codec, selection, hidden fraction and delay.
-        seed: of stochastic rounding, and of the hidden blocks that travel.
+        seed: seed of stochastic rounding, and of the selection of the hidden blocks' rows.
     """
 
     def __init__(
         self, updater: Updater, collective: Collective, config: ExchangeConfig, seed: int
     ) -> None:
         self.updater, self.collective = updater, collective
-        self.num_added = collective.size
+        self.num_summed = collective.size
         self._coded = CodedCollective(collective, config.codec, seed)
         self._everything, self._delay = config.select == "everything", config.delay
         self._hidden = HiddenBlocks(
@@ -133,16 +133,16 @@ class Sync(Exchange):
         self._next: _Step | None = None
         self._step: _Step | None = None
         self._early: _Sent | None = None
-        self._pushed: _UnderWay | None = None
-        self._late: deque[_UnderWay] = deque()
+        self._pushed: _InFlight | None = None
+        self._late: deque[_InFlight] = deque()
         self._hooks: list[RemovableHandle] = []
         self._dense_bytes = 0.0
 
     def announce(self, touched: Touched) -> None:
-        """Tell the others the rows that they cannot know."""
+        """Send the ids of the rows that the other workers cannot know."""
         groups = unshared_rows(touched)
         messages = self.collective.all_gather(announcement(groups))
-        self._next = _Step(touched, groups, _Announced(messages, groups))
+        self._next = _Step(touched, groups, _AnnouncedIds(messages, groups))
 
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
         """This replica's rows."""
@@ -180,8 +180,8 @@ class Sync(Exchange):
             self._hooks.pop().remove()
         early = self._early or self._send(step, step.early(), rows)
         late = self._send(step, step.late(), rows, selection, take_gradients(blocks))
-        self._pushed = _UnderWay(step, early)
-        self._late.append(_UnderWay(step, late, selection))
+        self._pushed = _InFlight(step, early)
+        self._late.append(_InFlight(step, late, selection))
         self._step_number += 1
         self._count_dense()
 
@@ -193,8 +193,8 @@ class Sync(Exchange):
             due.append(self._late.popleft())
         return self._apply(due)
 
-    def _apply(self, parts: Sequence[_UnderWay]) -> float:
-        """Merge gradients, and update; their norm."""
+    def _apply(self, parts: Sequence[_InFlight]) -> float:
+        """Merge these gradients and apply them; returns their norm."""
         merged: dict[str, Tensor] = {}
         merged_ids: dict[str, Tensor | None] = {}
         blocks: dict[str, Tensor] = {}
@@ -204,12 +204,12 @@ class Sync(Exchange):
 
     def _merge(
         self,
-        part: _UnderWay,
+        part: _InFlight,
         merged: dict[str, Tensor],
         merged_ids: dict[str, Tensor | None],
         blocks: dict[str, Tensor],
     ) -> None:
-        """Wait for one part, and add up what the workers have sent."""
+        """Wait for early or late gradients, and add them to the merged ones."""
         step, sent = part.step, part.sent
         ids_by_rank = self._coded.wait(step.announced)
         own = [
@@ -224,10 +224,10 @@ class Sync(Exchange):
         if part.selection is not None:
             blocks |= self._merged_blocks(sums[len(sent.names) :], part.selection)
         if self._everything:
-            self._take_touched(sent.names, merged, merged_ids)
+            self._keep_touched_rows(sent.names, merged, merged_ids)
         elif sent.gathering is not None:
             messages = self._coded.wait(sent.gathering)
-            self._add_own(own, messages, merged)
+            self._add_unshared(own, messages, merged)
 
     def total(self, numbers: Sequence[float]) -> Pending[list[float]]:
         """See `Exchange`."""
@@ -238,17 +238,17 @@ class Sync(Exchange):
         return self._coded.traffic(self._dense_bytes)
 
     def flush(self) -> None:
-        """Apply what is under way; replicas are identical after every step."""
+        """Apply the delayed gradients; replicas are identical after every step."""
         while self._late:
             self._apply([self._late.popleft()])
         self.updater.flush()
 
     def merge_optimizers(self) -> None:
-        """Nothing to do: all workers see the merged gradient."""
+        """Nothing to do: all workers apply the merged gradient, so their state is the same."""
 
     def state(self) -> ExchangeState:
-        """The hidden gradients that wait, and what is known of them."""
-        return ExchangeState(shared=self._hidden.piles, own=self._hidden.waiting)
+        """The residuals of the hidden blocks, and what all workers know of them."""
+        return ExchangeState(shared=self._hidden.shared_state, own=self._hidden.residuals)
 
     def load_state(self, step: int, state: ExchangeState) -> None:
         """See `Exchange`."""
@@ -265,7 +265,7 @@ class Sync(Exchange):
         selection: Selection | None = None,
         blocks: Mapping[str, Tensor] = NO_BLOCKS,
     ) -> _Sent:
-        """Let these tables' gradients go and, with a selection, those of the blocks."""
+        """Send the gradients of these tables and, with a selection, those of the blocks."""
         gradients = {name: _gradient(rows[name]) for name in names}
         if self._everything:
             summed = [self._whole(name, step.touched, gradients[name]) for name in names]
@@ -273,31 +273,31 @@ class Sync(Exchange):
             summed = [step.shared(name, gradients[name]) for name in names]
         if selection is not None:
             summed += self._selected(selection, blocks)
-        chosen = [i for i, group in enumerate(step.groups) if group.names[0] in names]
+        indices = [i for i, group in enumerate(step.groups) if group.names[0] in names]
         gathering = None
-        if chosen and not self._everything:
+        if indices and not self._everything:
             own = [
                 group.of(gradients[name])
-                for group in (step.groups[i] for i in chosen)
+                for group in (step.groups[i] for i in indices)
                 for name in group.names
             ]
-            lengths = partial(self._own_bytes, step, chosen)
+            lengths = partial(self._unshared_bytes, step, indices)
             gathering = self.collective.all_gather(self._coded.encode(own), lengths)
-        # Last, for a sum takes two rounds, and what is gathered goes in the time of the first.
+        # The sum comes last: it takes two rounds, and the gather runs during the first of them.
         summing = self._coded.sum(summed) if summed else None
-        return _Sent(names, chosen, summing, gathering)
+        return _Sent(names, indices, summing, gathering)
 
-    def _own_bytes(self, step: _Step, chosen: Sequence[int]) -> list[int]:
-        """How many bytes every worker's values of these groups' own rows are."""
+    def _unshared_bytes(self, step: _Step, indices: Sequence[int]) -> list[int]:
+        """The number of bytes of every worker's values of the unshared rows of these groups."""
         return [
             self._coded.num_bytes(
-                [self._shape_of(name, ids[i]) for i in chosen for name in step.groups[i].names]
+                [self._rows_shape(name, ids[i]) for i in indices for name in step.groups[i].names]
             )
             for ids in step.announced.wait()
         ]
 
-    def _shape_of(self, name: str, ids_O: Tensor) -> Size:
-        """Of these rows of a table."""
+    def _rows_shape(self, name: str, ids_O: Tensor) -> Size:
+        """The shape of these rows of a table."""
         return Size((len(ids_O), *self.updater.tables[name].shape[1:]))
 
     def _whole(self, name: str, touched: Touched, gradient: Tensor) -> Tensor:
@@ -308,7 +308,7 @@ class Sync(Exchange):
         return torch.zeros_like(self.updater.tables[name]).detach().index_copy_(0, ids, gradient)
 
     def _selected(self, selection: Selection, gradients: Mapping[str, Tensor]) -> list[Tensor]:
-        """What travels of every block, and last a 1 for each that has a gradient."""
+        """The rows of every block that are sent; last, a 1 for each block that has a gradient."""
         blocks = self.updater.blocks
         device = next(iter(self.updater.tables.values())).device
         present = [float(name in gradients) for name in blocks]
@@ -329,39 +329,41 @@ class Sync(Exchange):
         *gradients, present = sums
         merged = {}
         blocks = self.updater.blocks.items()
-        for (name, block), found, visits in zip(blocks, gradients, present.tolist(), strict=True):
+        for (name, block), found, num_users in zip(
+            blocks, gradients, present.tolist(), strict=True
+        ):
             ids = selection[name]
             self._hidden.observe(name, ids, found)
             found = found.to(block.device)
             if ids is not None:
                 whole = torch.zeros_like(block).detach()
                 merged[name] = whole.index_copy_(0, ids.to(block.device), found)
-            elif visits:
+            elif num_users:
                 merged[name] = found
         return merged
 
-    def _take_touched(
+    def _keep_touched_rows(
         self,
         names: Sequence[str],
         merged: dict[str, Tensor],
         merged_ids: Mapping[str, Tensor | None],
     ) -> None:
-        """Of whole tables, the rows that any worker touched."""
+        """Keep, of the sums of whole tables, only the rows that any worker touched."""
         for name in names:
             ids = merged_ids[name]
             merged[name] = merged[name] if ids is None else merged[name].index_select(0, ids)
 
-    def _add_own(
+    def _add_unshared(
         self,
         groups: Sequence[MergedRows],
         messages: Sequence[Tensor],
         merged: dict[str, Tensor],
     ) -> None:
-        """Add every worker's own rows to the sums of the shared ones."""
+        """Add every worker's unshared rows to the sums of the shared ones."""
         tables = [(group, name) for group in groups for name in group.group.names]
         values_of = []
         for rank, message in enumerate(messages):
-            shapes = [self._shape_of(name, group.ids_of[rank]) for group, name in tables]
+            shapes = [self._rows_shape(name, group.ids_of[rank]) for group, name in tables]
             values_of.append(self._coded.decode(message, shapes))
         for index, (group, name) in enumerate(tables):
             merged[name] = group.added_up(merged[name], [values[index] for values in values_of])

@@ -1,7 +1,7 @@
-"""The rows that a worker touches and that the others cannot know: announced by id, merged by row.
+"""Unshared rows: a worker touches them, and the others do not know it until they receive the ids.
 
-R rows of a table touched, S of them shared (drawn from a shared seed), O = R - S own ones, U own
-rows of any worker.
+R rows of a table touched, S of them shared (drawn from a shared seed), O = R - S unshared rows of
+one worker, U unshared rows of any worker.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from thinwire.wire.indices import decode_ids, encode_ids, ids_bytes
 
 @dataclass(frozen=True)
 class UnsharedRows:
-    """Own rows of the tables that are touched alike, as an output's weight and its bias are.
+    """The unshared rows of tables that are touched at the same ids, as a weight and its bias are.
 
     Attributes:
-        names: the tables.
+        names: the names of the tables.
         shared_S: ids of the shared rows.
-        ids_O: ids of the own rows, sorted.
-        order_O: where each of them stands among this worker's own rows.
+        ids_O: ids of the unshared rows, sorted.
+        order_O: the position of each of them among the unshared rows of the gradient.
     """
 
     names: tuple[str, ...]
@@ -35,7 +35,7 @@ class UnsharedRows:
     order_O: Tensor
 
     def of(self, gradient_R: Tensor) -> Tensor:
-        """The own rows' part of a gradient, in the order of `ids_O`."""
+        """The gradient of the unshared rows, in the order of `ids_O`."""
         return gradient_R[len(self.shared_S) :].index_select(0, self.order_O)
 
 
@@ -52,12 +52,12 @@ def unshared_rows(touched: Touched) -> list[UnsharedRows]:
 
 
 def announcement(own: Sequence[UnsharedRows]) -> Tensor:
-    """The ids of all own rows, as bytes."""
+    """The ids of all unshared rows, encoded."""
     return joined([encode_ids(group.ids_O) for group in own])
 
 
 def announced_ids(message: Tensor, own: Sequence[UnsharedRows]) -> list[Tensor]:
-    """The ids `[O]` of each group that a worker announced."""
+    """Decode the ids `[O]` of each group that a worker announced."""
     ids = []
     for group in own:
         size = ids_bytes(message)
@@ -68,11 +68,11 @@ def announced_ids(message: Tensor, own: Sequence[UnsharedRows]) -> list[Tensor]:
 
 @dataclass(frozen=True)
 class MergedRows:
-    """The rows of a group that any worker touched: the shared ones, then all own ones, sorted."""
+    """The rows of a group that any worker touched: shared rows, then unshared rows, sorted."""
 
     group: UnsharedRows
     ids_of: Sequence[Tensor]
-    """For each worker, its own ids."""
+    """For each worker, the ids of its unshared rows."""
     ids_U: Tensor
 
     @classmethod
@@ -86,7 +86,10 @@ class MergedRows:
         return torch.cat([self.group.shared_S, self.ids_U])
 
     def added_up(self, shared_S: Tensor, own_of: Sequence[Tensor]) -> Tensor:
-        """Gradients of all rows: the shared ones' sum, and the workers' own, by rank."""
+        """Gradients of all rows: the sum of the shared ones, then the sums of the unshared ones.
+
+        The unshared rows are added in the order of the ranks.
+        """
         S, U = len(shared_S), len(self.ids_U)
         all_SU = shared_S.new_empty(S + U, *shared_S.shape[1:])
         all_SU[:S] = shared_S

@@ -1,22 +1,22 @@
-"""The optimisers of workers that step alone, at the scale of one worker that has all the text.
+"""Scales optimiser states between one worker with all the text and W workers with parts of it.
 
-A worker that steps alone sees the gradients of its own text. The mean of W such gradients, which is
-what one worker with all the text would see, has 1/W of their square, because its noise averages
-out. So a running square is W times as large on each of W workers as it is on one:
+A worker that takes local steps computes gradients on its own text. The gradient on all the text is
+the mean of W such gradients; its square is 1/W of theirs, because the noise averages out. So a
+running square is W times as large on each of W workers as on a single worker:
 
-1. **Spread**, when the workers begin to step alone: squares times W; velocities, which are made of
-   steps, divided by sqrt(W); averages stay as they are.
-2. **Merge**, when the state is to be saved: the mean over the workers, divided by W for squares and
+1. **Spread**, when local steps begin: squares are multiplied by W, velocities, which are sums of
+   steps, are divided by sqrt(W), and averages stay as they are.
+2. **Merge**, before the state is saved: the mean over the workers, divided by W for squares and
    multiplied by sqrt(W) for velocities.
 
-Merging what was spread gives back what it was. Both what Adagrad begins with and what it adds later
-come out right: mean_w(W A + growth_w) / W = A + sum_w growth_w / W^2, as in `adagrad_merge.py`. The
-steps of W workers, each divided by the root of such a square, come to their sum divided by sqrt(W):
-the step on the mean gradient, divided by one worker's root.
+Merging directly after spreading restores the state. Both the initial accumulator of Adagrad and its
+growth become right: mean_w(W A + growth_w) / W = A + sum_w growth_w / W^2, as in
+`adagrad_merge.py`. The W workers' steps, each divided by the root of such a square, are merged into
+their sum divided by sqrt(W): the mean gradient divided by a single worker's root.
 
-Lazy averages decay while a row is not touched; they are merged after that decay. The weights with
-which RowAdam corrects a row's averages become the largest of any worker. This is exact where all
-workers touch the row at the same steps, or one of them alone.
+Lazy averages decay while a row is not touched; they are merged after this decay. The bias
+correction weights of RowAdam become the largest of any worker. This is exact if all workers touch
+the row at the same steps, or if only one of them touches it.
 
 V rows of a table.
 """
@@ -35,19 +35,18 @@ from thinwire.optim.adaptahead import AdaptAhead
 from thinwire.optim.rowadam import RowAdam
 from thinwire.optim.rows import column
 from thinwire.optim.rowwise import RowSGD
-from thinwire.optim.state import load_named_state, named_state
+from thinwire.optim.state import NO_STATE, load_named_state, named_state
 from thinwire.transport.collective import Collective
 
 SQUARES = ("sum", "exp_avg_sq", "mean_square")
 VELOCITIES = ("velocity",)
 WEIGHT = "_weight"
-NONE = "none"
 SMALLEST = 1e-30
-"""The least weight to divide by: a row that was never touched has none."""
+"""Lower limit of a weight: the weight of a row that was never touched is 0."""
 
 
 def normalises(optimizer: Optimizer) -> bool:
-    """Whether it divides gradients by the root of a running square."""
+    """Whether the optimiser divides gradients by the root of a running square."""
     return not isinstance(optimizer, (torch.optim.SGD, RowSGD))
 
 
@@ -64,35 +63,35 @@ def spread(optimizer: Optimizer, num_workers: int) -> None:
 
 @torch.no_grad()
 def merge(optimizer: Optimizer, parameters: Mapping[str, Tensor], collective: Collective) -> None:
-    """Turn the states of all workers into one worker's, the same on each of them.
+    """Merge the states of all workers into the state of one worker, on each of them.
 
-    All workers call this. The whole state crosses the wire, in fp32.
+    All workers must call this. The whole state is sent, in fp32.
 
     Args:
-        optimizer: this worker's.
-        parameters: all that it updates, by name.
+        optimizer: the optimiser of this worker.
+        parameters: all parameters that it updates, by name.
         collective: all workers.
     """
     W, names = collective.size, {parameter: name for name, parameter in parameters.items()}
-    own = named_state(optimizer, names) | _as_of_now(optimizer, names)
-    # A block that a worker has not used yet, as a cluster of the adaptive loss, has no state there.
+    own = named_state(optimizer, names) | _decayed_to_now(optimizer, names)
+    # A block that a worker has not used yet, such as a cluster of the adaptive loss, has no state.
     everyone = collective.all_gather_json({key: _described(t) for key, t in own.items()})
-    known: dict[str, Any] = {key: about for told in everyone for key, about in told.items()}
-    parts_of: dict[str, set[str]] = {}
+    known: dict[str, Any] = {key: kind for described in everyone for key, kind in described.items()}
+    entries_of: dict[str, set[str]] = {}
     for key in known:
         name, _, entry = key.rpartition("/")
-        parts_of.setdefault(name, set()).add(entry)
+        entries_of.setdefault(name, set()).add(entry)
     merged: dict[str, Tensor] = {}
     for key in sorted(known):
         name, _, entry = key.rpartition("/")
         dtype, count = known[key]
-        if entry == NONE:
-            if parts_of[name] == {NONE}:
+        if entry == NO_STATE:
+            if entries_of[name] == {NO_STATE}:
                 merged[key] = own[key]
         elif count is not None:
-            counts = [told[key][1] for told in everyone if key in told]
+            counts = [described[key][1] for described in everyone if key in described]
             merged[key] = torch.tensor(max(counts), dtype=getattr(torch, dtype))
-        elif entry == "last_step":  # of every row, now that its averages have decayed
+        elif entry == "last_step":  # the averages of all rows have decayed to now
             merged[key] = torch.full_like(own[key], known[f"{name}/step"][1])
         elif entry.endswith(WEIGHT):
             merged[key] = _largest(collective, own[key])
@@ -105,8 +104,8 @@ def merge(optimizer: Optimizer, parameters: Mapping[str, Tensor], collective: Co
     load_named_state(optimizer, names, merged)
 
 
-def _as_of_now(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
-    """Lazy averages after their decay up to now, each multiplied by its weight if it has one."""
+def _decayed_to_now(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, Tensor]:
+    """Lazy averages, decayed up to the current step; each is multiplied by its weight, if any."""
     found = {}
     for group in optimizer.param_groups:
         if isinstance(optimizer, RowAdam):
@@ -129,12 +128,12 @@ def _as_of_now(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, T
 
 
 def _described(tensor: Tensor) -> list[Any]:
-    """A tensor's type and, where it is a single number, that number."""
+    """The type of a tensor and, if it is a single number, the number."""
     return [str(tensor.dtype).removeprefix("torch."), tensor.item() if tensor.ndim == 0 else None]
 
 
 def _factor(entry: str, num_workers: int) -> float:
-    """What the workers' mean is multiplied by."""
+    """The factor of the mean over the workers."""
     if entry in SQUARES:
         return 1.0 / num_workers
     return num_workers**0.5 if entry in VELOCITIES else 1.0

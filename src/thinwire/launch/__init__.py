@@ -1,1 +1,1 @@
-"""Starting the processes of a run: on this machine, under torchrun, as servers and workers."""
+"""Starts the processes of a run: on this machine, under torchrun, as servers and workers."""

@@ -1,9 +1,12 @@
-"""Which attempt of a run workers of torchrun belong to, so that they never meet an earlier one's.
+"""The workers of torchrun agree on a name for their attempt of a run.
 
-torchrun's store outlives its attempts, and TORCHELASTIC_RESTART_COUNT counts the failures of one
-machine's workers: after a worker has died, the machines' counts differ. So the workers agree on a
-name. The first one draws it; every other one answers it with a ticket of its own, and has joined
-when the first one has confirmed that ticket: a name that is left over has never seen it.
+With it they never connect to workers of an earlier attempt: torchrun's store outlives its attempts.
+TORCHELASTIC_RESTART_COUNT cannot serve as the name. It counts the failures of one machine's
+workers, so it differs between machines after a worker has died.
+
+The first worker draws a random name and stores it. Every other worker answers with a random ticket,
+and has joined when the first worker has confirmed that ticket. A name that an earlier attempt left
+in the store never confirms a new ticket.
 """
 
 from __future__ import annotations
@@ -16,27 +19,27 @@ from torch._C._distributed_c10d import Store
 
 from thinwire.errors import UserError
 
-LOOK_SECONDS = 0.05
+POLL_SECONDS = 0.05
 
 
-def agreed_attempt(
-    store: Store, rank: int, size: int, restarts: int, patience_seconds: float
+def agree_on_attempt(
+    store: Store, rank: int, size: int, restarts: int, timeout_seconds: float
 ) -> tuple[str, bool]:
-    """The name of this attempt, and whether one came before it.
+    """Agree on the name of this attempt; returns it, and whether there was an earlier attempt.
 
     Args:
-        store: that all attempts share.
-        rank: this worker.
-        size: how many there are.
-        restarts: how often this worker's machine has started it again.
-        patience_seconds: how long to wait for the others.
+        store: the store that all attempts share.
+        rank: rank of this worker.
+        size: number of workers.
+        restarts: number of times that this worker's machine has restarted it.
+        timeout_seconds: longest wait for the other workers.
 
     Raises:
-        UserError: a worker has not come.
+        UserError: a worker did not appear in time.
     """
-    deadline = monotonic() + patience_seconds
+    deadline = monotonic() + timeout_seconds
     if rank == 0:
-        return _lead(store, size, restarts, patience_seconds, deadline)
+        return _name_attempt(store, size, restarts, timeout_seconds, deadline)
     ticket, answered = token_hex(8), ""
     while monotonic() < deadline:
         name = store.get("attempt").decode() if store.check(["attempt"]) else ""
@@ -47,12 +50,12 @@ def agreed_attempt(
             tickets, restarted = json.loads(store.get(f"{name}/confirmed"))
             if tickets[rank - 1] == ticket:
                 return name, restarted
-        sleep(LOOK_SECONDS)
-    raise UserError(f"worker 0 of {size} has not come within {patience_seconds:g} seconds")
+        sleep(POLL_SECONDS)
+    raise UserError(f"worker 0 of {size} has not come within {timeout_seconds:g} seconds")
 
 
-def _lead(
-    store: Store, size: int, restarts: int, patience_seconds: float, deadline: float
+def _name_attempt(
+    store: Store, size: int, restarts: int, timeout_seconds: float, deadline: float
 ) -> tuple[str, bool]:
     restarted, name = restarts > 0 or store.check(["attempt"]), token_hex(8)
     store.set("attempt", name)
@@ -62,9 +65,9 @@ def _lead(
         while not store.check([key]):
             if monotonic() > deadline:
                 raise UserError(
-                    f"worker {other} of {size} has not come within {patience_seconds:g} seconds"
+                    f"worker {other} of {size} has not come within {timeout_seconds:g} seconds"
                 )
-            sleep(LOOK_SECONDS)
+            sleep(POLL_SECONDS)
         ticket, its_restarts = json.loads(store.get(key))
         restarted = restarted or its_restarts > 0
         tickets.append(ticket)

@@ -1,4 +1,4 @@
-"""A plan for the workers of a command: on this machine, or those that torchrun has started."""
+"""The plan of a command: for workers on this machine, or for those that torchrun has started."""
 
 from __future__ import annotations
 
@@ -18,49 +18,59 @@ from thinwire.plan.forecast import Link
 from thinwire.plan.plan import KINDS, REPLICATED, Plan, make_plan
 from thinwire.runs.device import set_up_device
 from thinwire.runs.precision import with_precision, with_precision_of_first
-from thinwire.training.replicas import introduce
+from thinwire.training.replicas import require_same_run
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective
 
 
-def planned(
+def plan_for(
     data: Path,
     config: RunConfig,
     link: Link | None,
     workers: Sequence[int],
-    team: Collective | None = None,
+    collective: Collective | None = None,
 ) -> Plan:
-    """What `make_plan` finds for a data folder, and signs of life from the first of the team.
+    """Make the plan for a data folder; the first worker shows progress on standard error.
+
+    Args:
+        data: the data folder.
+        config: all settings.
+        link: the link between the workers; None: it is measured.
+        workers: the numbers of workers to plan for.
+        collective: the workers that plan together; None: this process alone.
 
     Raises:
-        UserError: the workers of the team have not the same data and settings.
+        UserError: the workers do not have the same data and settings.
     """
-    team = team or Alone()
+    collective = collective or Alone()
     corpus = Corpus.open(data)
-    introduce(team, config, corpus)
+    require_same_run(collective, config, corpus)
     device = set_up_device(config)
-    first = config if team.rank else with_precision(config, device)
-    config = with_precision_of_first(config, first, team)
-    shown = console.status("") if console.is_terminal and not team.rank else nullcontext()
+    first = config if collective.rank else with_precision(config, device)
+    config = with_precision_of_first(config, first, collective)
+    shown = console.status("") if console.is_terminal and not collective.rank else nullcontext()
     with shown as status:
 
-        def told(sentence: str) -> None:
+        def show(sentence: str) -> None:
             if status is not None:
                 status.update(Text(sentence))
-            elif not team.rank:
+            elif not collective.rank:
                 print_line(sentence)
 
-        return make_plan(corpus, config, link, workers, team=team, told=told)
+        return make_plan(corpus, config, link, workers, collective=collective, on_progress=show)
 
 
-def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> RunConfig:
+def with_best_exchange(
+    data: Path, config: RunConfig, collective: Collective | None = None
+) -> RunConfig:
     """Settings with the best exchange for `run.workers` workers on this machine.
 
-    Under torchrun, every worker must call this with its team: the link between them is measured,
-    and all take what the first worker finds best among the exchanges without a server.
+    Under torchrun, every worker must call this with its collective. The link between the workers is
+    measured, and all workers use the exchange that the first worker finds best among those without
+    a server.
 
     Raises:
-        UserError: the workers of the team have not the same data and settings.
+        UserError: the workers do not have the same data and settings.
     """
     W = config.run.workers
     if W == 1:
@@ -68,12 +78,12 @@ def chosen(data: Path, config: RunConfig, team: Collective | None = None) -> Run
         return replace(config, exchange=replace(config.exchange, kind="sync"))
     threads = num_threads(config.run.threads, W)
     with_threads = replace(config, run=replace(config.run, threads=threads))
-    plan = planned(data, with_threads, None, (W,), team)
-    best = plan.best(W, KINDS if team is None else REPLICATED)
+    plan = plan_for(data, with_threads, None, (W,), collective)
+    best = plan.best(W, KINDS if collective is None else REPLICATED)
     flags: dict[str, Any] = best.flags
-    if team is not None:
-        flags = team.all_gather_json(flags)[0]
-    if team is None or team.rank == 0:
+    if collective is not None:
+        flags = collective.all_gather_json(flags)[0]
+    if collective is None or collective.rank == 0:
         shown = " ".join(f"--{flag} {value}" for flag, value in flags.items())
         print_line(f"Planned: {shown}")
     exchange = {

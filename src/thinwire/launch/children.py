@@ -1,8 +1,6 @@
-"""Processes that a command starts on this machine, and that are gone when it ends, however it ends.
+"""Child processes of a command. They end when the command ends, even if it is killed.
 
-A child holds the reading end of a pipe whose writing end only the parent has: when the parent is
-gone, even by kill -9, reading ends, and the child ends itself. On Linux the kernel sees to it too,
-also for a child that has been stopped.
+Each child gets the reading end of a pipe (`lifeline.py`), whose writing end only the parent has.
 """
 
 from __future__ import annotations
@@ -25,12 +23,12 @@ GRACE_SECONDS = 10.0
 
 
 class Children:
-    """The processes of one command; leaving the block ends those that still run."""
+    """The child processes of a command. Leaving the block ends those that still run."""
 
     def __init__(self) -> None:
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
         self.folder = Path(tempfile.mkdtemp(prefix="thinwire-"))
-        self._lifeline, self._held = os.pipe()
+        self._lifeline, self._write_end = os.pipe()
 
     def __enter__(self) -> Children:
         return self
@@ -42,7 +40,7 @@ class Children:
         trace: TracebackType | None,
     ) -> None:
         self.end()
-        os.close(self._held)
+        os.close(self._write_end)
         os.close(self._lifeline)
         for file in self.folder.iterdir():
             file.unlink()
@@ -55,18 +53,19 @@ class Children:
         arguments: Mapping[str, Any],
         environment: Mapping[str, str] | None = None,
     ) -> subprocess.Popen[bytes]:
-        """Start `python -m thinwire.cli.child` with `arguments`; a taken name is taken over.
+        """Start `python -m thinwire.cli.child`.
 
         Args:
-            name: what to call the process in a sentence: "worker 2".
-            role: which function of `thinwire.cli.child` it runs.
-            arguments: that function's arguments, fit for JSON.
-            environment: variables besides this process's own.
+            name: the name of the process in messages, such as "worker 2". It replaces an earlier
+                process of the same name.
+            role: the name of the function of `thinwire.cli.child` to run.
+            arguments: the arguments of that function, which can be written as JSON.
+            environment: variables to add to this process's environment.
         """
         file = self.folder / f"{name.replace(' ', '-')}.json"
         file.write_text(json.dumps({"role": role, "arguments": dict(arguments)}), encoding="utf-8")
         command = [sys.executable, "-m", "thinwire.cli.child", str(file), str(self._lifeline)]
-        # A session of its own: Ctrl+C on the terminal reaches the parent, which passes it on once.
+        # In a new session, so that Ctrl+C reaches only the parent, which forwards it.
         self.processes[name] = subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -77,13 +76,13 @@ class Children:
         return self.processes[name]
 
     def signal(self, number: int) -> None:
-        """Send a signal to every child that runs."""
+        """Send a signal to every running child."""
         for process in self.processes.values():
             if process.poll() is None:
                 process.send_signal(number)
 
     def end(self) -> None:
-        """Ask every child to stop; kill those that do not."""
+        """Ask every child to stop, and kill those that do not."""
         self.signal(signal.SIGTERM)
         self.signal(signal.SIGCONT)
         for process in self.processes.values():
@@ -95,17 +94,21 @@ class Children:
 
 
 @contextmanager
-def passing_signals_on(children: Children) -> Iterator[list[int]]:
-    """Inside, Ctrl+C, SIGTERM and SIGHUP go to the children; the list holds those that came."""
+def forwarding_signals(children: Children) -> Iterator[list[int]]:
+    """In the block, Ctrl+C, SIGTERM and SIGHUP are forwarded to the children.
+
+    Yields:
+        A list of the signals received so far.
+    """
     received: list[int] = []
 
-    def pass_on(number: int, frame: FrameType | None) -> None:
+    def forward(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
             hang_up()
         received.append(number)
         children.signal(number)
 
-    before = {s: signal.signal(s, pass_on) for s in handled()}
+    before = {s: signal.signal(s, forward) for s in handled()}
     try:
         yield received
     finally:
@@ -113,8 +116,8 @@ def passing_signals_on(children: Children) -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def how_it_ended(status: int) -> str:
-    """A process's exit status in words."""
+def describe_exit(status: int) -> str:
+    """Describe the exit status of a process in words."""
     if status >= 0:
         return f"ended with status {status}"
     try:

@@ -1,7 +1,7 @@
-"""What the command hands to the workers that it starts on this machine, and what they hand back.
+"""Files that a command and the workers that it starts on this machine share.
 
-All of it lies in the folder of the command's processes: the settings, the file through which the
-workers meet, and each worker's last message, the sentence with which it ended.
+They are in a temporary folder of the command: the settings, the store through which the workers
+find each other, and the last message of each worker, which says why it ended.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ SETTINGS_FILE = "settings.toml"
 
 
 def message_file(folder: Path, rank: int) -> Path:
-    """Where a worker leaves its last message; the parent prints it."""
+    """The file to which a worker writes its last message. The parent prints the message."""
     return folder / f"worker-{rank}.message"
 
 
 def last_message(folder: Path, rank: int) -> str | None:
-    """The sentence with which a worker ended; None: it left none."""
+    """The message that says why a worker ended; None: it wrote none."""
     file = message_file(folder, rank)
     return file.read_text(encoding="utf-8") if file.exists() else None
 
 
-def meeting_store(folder: Path, num_workers: int) -> Store:
-    """The store, a file, through which the workers find each other."""
+def rendezvous_store(folder: Path, num_workers: int) -> Store:
+    """The store through which the workers find each other. It is a file."""
     from torch._C._distributed_c10d import FileStore
 
-    return FileStore(str(folder / "meeting"), num_workers)
+    return FileStore(str(folder / "rendezvous"), num_workers)
 
 
 def post_failure(folder: Path, num_workers: int, rank: int, message: str) -> None:
-    """Tell the other workers why one has ended that could not say it itself."""
-    meeting_store(folder, num_workers).set(f"word/{rank}", message)
+    """Tell the other workers why a worker has ended that could not tell them itself."""
+    rendezvous_store(folder, num_workers).set(f"word/{rank}", message)

@@ -1,8 +1,8 @@
 """A child process ends with its parent, however the parent ends.
 
-The child holds the reading end of a pipe whose writing end only the parent has: when the parent is
-gone, even by kill -9, reading ends, and the child ends itself. On Linux the kernel sees to it too,
-also for a child that has been stopped.
+The child has the reading end of a pipe, and only the parent has the writing end. When the parent
+ends, even by kill -9, the pipe is closed, and the child kills itself. On Linux the kernel kills the
+child too, even if it has been stopped (SIGSTOP).
 """
 
 from __future__ import annotations
@@ -17,7 +17,11 @@ _PR_SET_PDEATHSIG = 1
 
 
 def end_with_parent(lifeline: int) -> None:
-    """In a child: end as soon as the parent has ended."""
+    """Make this child process end as soon as its parent has ended.
+
+    Args:
+        lifeline: the descriptor of the reading end of the pipe.
+    """
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 

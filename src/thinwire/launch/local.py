@@ -1,6 +1,6 @@
-"""`--workers N`: workers of one run on this machine, started, waited for and, at last, all gone.
+"""`--workers N`: starts the workers of a run on this machine and waits until all have ended.
 
-The command itself computes nothing, and starts them without importing torch.
+The command itself computes nothing, and does not import torch.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ from time import monotonic, sleep
 from thinwire.config import RunConfig
 from thinwire.cores import num_threads
 from thinwire.errors import UserError
-from thinwire.launch.children import Children, how_it_ended, passing_signals_on
+from thinwire.launch.children import Children, describe_exit, forwarding_signals
 from thinwire.launch.handover import SETTINGS_FILE, last_message, post_failure
 from thinwire.transport.timeouts import ROLL_CALL_SECONDS
 
-# What a worker that still runs may take to see that another one has said why it ended.
+# Time for the other workers to end after a worker has posted why it ended.
 NOTICE_SECONDS = 1.0
 
 
@@ -25,33 +25,34 @@ def train_on_this_machine(data: Path, out: Path, config: RunConfig, *, resume: b
     """Start `run.workers` workers on this machine and wait until all have ended.
 
     Raises:
-        UserError: one has failed; the sentence says which, and why.
+        UserError: a worker has failed; the message says which one and why.
     """
     W = config.run.workers
     threads = num_threads(config.run.threads, W)
     config = replace(config, run=replace(config.run, threads=threads))
-    with Children() as children, passing_signals_on(children) as received:
+    with Children() as children, forwarding_signals(children) as received:
         folder = children.folder
         (folder / SETTINGS_FILE).write_text(config.to_toml(), encoding="utf-8")
         for rank in range(W):
             arguments = {"data": str(data), "out": str(out), "resume": resume, "rank": rank}
             arguments["folder"] = str(folder)
-            children.start(_name(rank), "member", arguments, {"LOCAL_RANK": str(rank)})
+            children.start(_name(rank), "replica", arguments, {"LOCAL_RANK": str(rank)})
         failed = _wait(children, W, received)
-        said = [last_message(folder, rank) for rank in range(W)]
+        messages = [last_message(folder, rank) for rank in range(W)]
     if failed is None:
         return
-    sentence = said[failed] or next((message for message in said if message), None)
-    if received and (sentence is None or len(received) > 1):
+    message = messages[failed] or next(filter(None, messages), None)
+    if received and (message is None or len(received) > 1):
         raise KeyboardInterrupt
-    killed = f"{_name(failed)} of {W} {_end_of(children, failed)}; go on with --resume"
-    raise UserError(sentence or killed)
+    killed = f"{_name(failed)} of {W} {_describe_end(children, failed)}; go on with --resume"
+    raise UserError(message or killed)
 
 
 def _wait(children: Children, num_workers: int, received: Sequence[int]) -> int | None:
-    """Until all have ended; the rank of the first that failed, if any.
+    """Wait until all workers have ended; returns the rank of the first that failed, if any.
 
-    The others get the time to notice it and to say which one it was; then they are ended.
+    After a failure, the others get some time to notice it and to report the worker; then they are
+    ended.
     """
     failed, deadline = None, float("inf")
     running = dict(enumerate(children.processes.values()))
@@ -61,8 +62,12 @@ def _wait(children: Children, num_workers: int, received: Sequence[int]) -> int 
             if not running.pop(rank).returncode or failed is not None:
                 continue
             failed, silent = rank, last_message(children.folder, rank) is None
-            if silent and running and not received:  # it could not say why, so we do
-                message = f"it {_end_of(children, rank)}; go on with --resume from what is saved"
+            if (
+                silent and running and not received
+            ):  # it could not post why it ended, so this process does
+                message = (
+                    f"it {_describe_end(children, rank)}; go on with --resume from what is saved"
+                )
                 post_failure(children.folder, num_workers, rank, message)
             deadline = monotonic() + (ROLL_CALL_SECONDS if silent else NOTICE_SECONDS)
     children.end()
@@ -73,5 +78,5 @@ def _name(rank: int) -> str:
     return f"worker {rank}"
 
 
-def _end_of(children: Children, rank: int) -> str:
-    return how_it_ended(children.processes[_name(rank)].returncode)
+def _describe_end(children: Children, rank: int) -> str:
+    return describe_exit(children.processes[_name(rank)].returncode)

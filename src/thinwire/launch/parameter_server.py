@@ -1,7 +1,7 @@
 """One server or one worker of an asynchronous run, over ZeroMQ.
 
-`start_server` and `start_worker` are for runs that may span machines: whoever runs the machines
-starts them, and starts them again. `supervisor.py` starts the others, on loopback.
+`start_server` and `start_worker` are for runs that may use several machines; the user starts and
+restarts these processes. `supervisor.py` starts the others, on loopback.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from thinwire.parameter_server.worker import Failed, work
 from thinwire.transport.keys import read_key, read_or_make_key
 from thinwire.transport.zeromq import ZeroMQConnection, ZeroMQListener, split_address
 
-LOOK_SECONDS = 0.1
+POLL_SECONDS = 0.1
 INTERRUPTED = 130
 
 
@@ -35,9 +35,9 @@ def serve_on_loopback(
     shard: int,
     port_files: list[str],
 ) -> None:
-    """A server that `run_async` has started: on loopback, at a port that it writes down."""
+    """A server that `run_async` has started, on loopback. It writes its port to a file."""
     file = Path(port_files[shard])
-    # Started again, it comes back to where the others look for it.
+    # After a restart it takes the same port, where the others look for it.
     port = file.read_text(encoding="utf-8") if file.exists() else "0"
     addresses: list[str] = []
 
@@ -72,21 +72,21 @@ def work_on_loopback(data: str, name: str, threads: int, port_files: list[str]) 
     """A worker that `run_async` has started."""
     try:
         work(Path(data), _connections(port_files), name=name, threads=threads)
-    except KeyboardInterrupt:  # the server says it, once for all
+    except KeyboardInterrupt:  # the server prints the message
         raise SystemExit(INTERRUPTED) from None
-    except Failed:  # it says this, too, and its status is the run's
+    except Failed:  # the server prints this message too, and its status is that of the run
         return
 
 
 def _connections(port_files: Sequence[str]) -> list[ZeroMQConnection]:
-    """To the servers at the ports in these files, which the servers write when they are ready.
+    """Connect to the servers at the ports in these files, which they write when they are ready.
 
-    Without a limit: if a server does not get ready, the parent ends this process.
+    There is no timeout, because the parent ends this process if a server fails to start.
     """
     ports = []
     for file in map(Path, port_files):
         while not file.exists():
-            sleep(LOOK_SECONDS)
+            sleep(POLL_SECONDS)
         ports.append(file.read_text(encoding="utf-8"))
     return [ZeroMQConnection(f"127.0.0.1:{port}", None) for port in ports]
 
@@ -108,20 +108,21 @@ def start_server(
     key_file: Path | None = None,
     resume: bool = False,
 ) -> None:
-    """One server of a run that may span machines.
+    """Run one server of a run that may use several machines.
 
     Args:
         data: the data folder.
-        out: the run folder; the first server alone writes there.
+        out: the run folder. Only the first server writes to it.
         config: all settings.
         listen: HOST:PORT.
-        shard: I/N, the I-th, from 0, of N servers.
-        servers: the addresses of all of them, in order; needed by the first of several.
-        key_file: the run's key; made if it does not exist. None: on loopback only.
-        resume: go on from the newest step.
+        shard: I/N for the I-th server, from 0, of N.
+        servers: the addresses of all servers, in order. The first of several servers needs it.
+        key_file: file of the run's key, which is made if it does not exist. None: no key, which is
+            allowed on loopback only.
+        resume: continue from the newest checkpoint.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the user can correct the cause.
     """
     replace(config.exchange, kind="async").require_own()
     index, count = _shard(shard)
@@ -160,17 +161,17 @@ def start_worker(
     threads: int | None = None,
     device: str | None = None,
 ) -> None:
-    """One worker of a run that may span machines.
+    """Run one worker of a run that may use several machines.
 
     Args:
         data: a copy of the servers' data folder.
-        servers: their addresses, HOST:PORT, with commas between them, in any order.
-        key_file: the run's key; None: the servers are on loopback.
-        threads: compute threads; None: what the run says.
-        device: where to compute; None: what the run says.
+        servers: their addresses, HOST:PORT, separated by commas, in any order.
+        key_file: file of the run's key; None: no key, for servers on loopback.
+        threads: compute threads; None: as the settings of the run say.
+        device: device to compute on; None: as the settings of the run say.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the user can correct the cause.
     """
     key = None if key_file is None else read_key(key_file)
     connections = [ZeroMQConnection(address, key) for address in servers.split(",")]

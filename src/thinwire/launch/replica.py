@@ -1,6 +1,6 @@
-"""A worker that holds the whole model: one of those of `--workers`, or of torchrun.
+"""A worker that holds the whole model, started by `--workers` or by torchrun.
 
-Under torchrun, when it restarts the workers, the run continues from its newest step.
+When torchrun restarts the workers, the run continues from its newest checkpoint.
 """
 
 from __future__ import annotations
@@ -9,19 +9,19 @@ from pathlib import Path
 
 from thinwire.config import RunConfig
 from thinwire.errors import UserError
-from thinwire.launch.handover import SETTINGS_FILE, meeting_store, message_file
-from thinwire.launch.rendezvous import TorchrunMeeting, joined
+from thinwire.launch.handover import SETTINGS_FILE, message_file, rendezvous_store
+from thinwire.launch.rendezvous import TorchrunRendezvous, joined
 from thinwire.training.loop import train
 
 
 def run_replica(data: str, out: str, resume: bool, rank: int, folder: str) -> None:
-    """One worker that `train_on_this_machine` has started."""
+    """Run one worker that `train_on_this_machine` has started."""
     config = RunConfig.read(Path(folder) / SETTINGS_FILE)
-    store = meeting_store(Path(folder), config.run.workers)
+    store = rendezvous_store(Path(folder), config.run.workers)
     try:
-        with joined(config, store, rank, loopback=True) as team:
-            train(Path(data), Path(out), config, resume=resume, collective=team)
-    except UserError as error:  # the parent says it, once for all workers
+        with joined(config, store, rank, loopback=True) as collective:
+            train(Path(data), Path(out), config, resume=resume, collective=collective)
+    except UserError as error:  # the parent prints it once for all workers
         message_file(Path(folder), rank).write_text(str(error), encoding="utf-8")
         raise SystemExit(2) from None
     except KeyboardInterrupt:
@@ -29,25 +29,25 @@ def run_replica(data: str, out: str, resume: bool, rank: int, folder: str) -> No
 
 
 def train_under_torchrun(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None:
-    """One worker of those that torchrun has started.
+    """Run one of the workers that torchrun has started.
 
     Raises:
-        UserError: the settings ask for what torchrun cannot give.
+        UserError: the settings ask for a run that torchrun cannot start.
     """
     if config.exchange.kind == "async":
         raise UserError(
             "an asynchronous run over several machines has servers and workers of its own: use "
             "thinwire serve and thinwire work, not torchrun"
         )
-    meeting = TorchrunMeeting(config)
-    config = meeting.config
+    rendezvous = TorchrunRendezvous(config)
+    config = rendezvous.config
     if config.exchange.kind == "auto":
-        from thinwire.launch.auto import chosen
+        from thinwire.launch.auto import with_best_exchange
 
-        with meeting.team("plan") as team:
-            config = chosen(data, config, team)
-    # A restart goes on with the run that the first attempt began.
-    restarted = meeting.restarted and meeting.rank == 0
+        with rendezvous.collective("plan") as collective:
+            config = with_best_exchange(data, config, collective)
+    # A restart continues the run that the first attempt began.
+    restarted = rendezvous.restarted and rendezvous.rank == 0
     resume = resume or (restarted and (out / "config.toml").exists())
-    with meeting.team("train") as team:
-        train(data, out, config, resume=resume, collective=team)
+    with rendezvous.collective("train") as collective:
+        train(data, out, config, resume=resume, collective=collective)

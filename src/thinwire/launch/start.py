@@ -1,4 +1,4 @@
-"""Which way a training run starts: alone, with workers on this machine, or under torchrun."""
+"""Starts a training run: in this process, with workers on this machine, or under torchrun."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 
 def under_torchrun(environment: Mapping[str, str] = os.environ) -> bool:
-    """Whether torchrun, or another launcher that speaks as it does, has started this process."""
+    """Whether torchrun, or a launcher with the same variables, has started this process."""
     return all(name in environment for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"))
 
 
-def team_size(environment: Mapping[str, str] = os.environ) -> int:
-    """How many workers torchrun has started, this one among them; 1 without it."""
+def world_size(environment: Mapping[str, str] = os.environ) -> int:
+    """The number of workers that torchrun has started, including this one; 1 without torchrun."""
     return int(environment["WORLD_SIZE"]) if under_torchrun(environment) else 1
 
 
@@ -32,23 +32,23 @@ def start(
     resume: bool,
     on_event: OnEvent | None = None,
 ) -> None:
-    """Train with the workers that the settings, or torchrun, ask for.
+    """Train with the workers that the settings or torchrun specify.
 
     Args:
-        data: a data folder.
+        data: the data folder.
         out: the run folder.
         config: all settings.
         resume: continue the run in `out`.
-        on_event: hears of each line of metrics.jsonl; for a single worker.
+        on_event: called with each line of metrics.jsonl; for a single worker only.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the user can correct the cause.
     """
     config.exchange.require_own()
     if under_torchrun():
-        if config.run.workers not in (1, team_size()):
+        if config.run.workers not in (1, world_size()):
             raise UserError(
-                f"torchrun has started {team_size()} workers, so --workers "
+                f"torchrun has started {world_size()} workers, so --workers "
                 f"{config.run.workers} cannot be: leave it out"
             )
         from thinwire.launch.replica import train_under_torchrun
@@ -61,9 +61,9 @@ def start(
             "workers were asked for: train with one, or read metrics.jsonl"
         )
     if config.exchange.kind == "auto":
-        from thinwire.launch.auto import chosen
+        from thinwire.launch.auto import with_best_exchange
 
-        config = chosen(data, config)
+        config = with_best_exchange(data, config)
     if config.run.workers == 1:
         from thinwire.training.loop import train
 

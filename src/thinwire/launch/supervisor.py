@@ -1,14 +1,15 @@
 """Servers and workers of an asynchronous run.
 
-`run_async` starts them all on this machine and looks after them:
+`run_async` starts them on this machine and supervises them:
 
-- a worker that dies is replaced by one of its name, which takes over its place; one that has been
-  stopped for longer than `exchange.timeout_seconds` is killed first;
-- a server that is killed is started again, at the same port, from its newest checkpoint; so is one
-  that follows and was asked to stop, after it has handed its rows over;
-- whatever ends with a sentence of its own, or a traceback, ends the run with its exit status.
+- A worker that dies is replaced by a worker of the same name, which takes over its part of the
+  text. A worker that has been stopped (SIGSTOP) for longer than `exchange.timeout_seconds` is
+  killed first.
+- A server that is killed is started again, at the same port, from its newest checkpoint. So is a
+  follower that was asked to stop, after it has sent its rows to the first server.
+- A process that ends with an error message or a traceback ends the run with its exit status.
 
-Nothing here needs torch, which takes seconds to import: the processes that do start meanwhile.
+This module does not import torch, which takes seconds, so that the processes start at once.
 """
 
 from __future__ import annotations
@@ -27,18 +28,18 @@ from thinwire.config import RunConfig
 from thinwire.console import print_line
 from thinwire.cores import num_threads
 from thinwire.errors import UserError
-from thinwire.launch.children import GRACE_SECONDS, Children, how_it_ended
+from thinwire.launch.children import GRACE_SECONDS, Children, describe_exit
 from thinwire.runs.signals import handled, hang_up
 
-# After so many deaths something is wrong that starting again does not mend.
-MOST_RESTARTS = 100
-LOOK_SECONDS = 0.1
+# After this number of restarts, something is wrong that restarting does not repair.
+MAX_RESTARTS = 100
+POLL_SECONDS = 0.1
 INTERRUPTED = 130
 
 
 @dataclass
 class _Child:
-    """A process that is looked after."""
+    """A supervised process."""
 
     name: str
     role: str
@@ -51,27 +52,27 @@ def run_async(data: Path, out: Path, config: RunConfig, *, resume: bool) -> None
     """Start the servers and workers of a run on this machine, and wait until it has ended.
 
     Raises:
-        SystemExit: a process has ended with a sentence of its own, and its status; 130 after
-            Ctrl+C, when the server has saved.
-        UserError: processes die again and again.
+        SystemExit: a process has ended with an error message; with the status of that process. 130
+            after Ctrl+C, when the server has saved.
+        UserError: processes were killed too often.
     """
     with Children() as children:
         supervisor = Supervisor(children, data, out, config, resume)
-        with supervisor.passing_signals_on():
+        with supervisor.forwarding_signals():
             supervisor.run()
     if supervisor.received:
         raise SystemExit(INTERRUPTED)
 
 
 class Supervisor:
-    """Looks after the processes of a run.
+    """Supervises the processes of a run.
 
     Args:
-        children: starts them.
+        children: starts the processes.
         data: the data folder.
         out: the run folder.
         config: all settings.
-        resume: go on from the newest step.
+        resume: continue from the newest checkpoint.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Supervisor:
     ) -> None:
         self.children, self.out = children, out
         self.received: list[int] = []
-        """The signals that have been passed on."""
+        """The signals that were forwarded."""
         self.timeout_seconds = config.exchange.timeout_seconds
         W, M = config.run.workers, config.exchange.servers
         threads = num_threads(config.run.threads, W)
@@ -108,23 +109,26 @@ class Supervisor:
             )
             for w in range(W)
         ]
-        self._looked_after = [*servers, *workers]
-        self._lead = servers[0]
+        self._supervised = [*servers, *workers]
+        self._first_server = servers[0]
         self._restarts = 0
 
     @contextmanager
-    def passing_signals_on(self) -> Iterator[None]:
-        """Inside, all signals that stop a run go to the first server, which tells the others."""
+    def forwarding_signals(self) -> Iterator[None]:
+        """In the block, signals that stop a run are forwarded to the first server only.
 
-        def pass_on(number: int, frame: FrameType | None) -> None:
+        The first server tells the other processes.
+        """
+
+        def forward(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGHUP:
                 hang_up()
             self.received.append(number)
-            lead = self.children.processes.get(self._lead.name)
-            if lead is not None and lead.poll() is None:
-                lead.send_signal(number)
+            first_server = self.children.processes.get(self._first_server.name)
+            if first_server is not None and first_server.poll() is None:
+                first_server.send_signal(number)
 
-        before = {s: signal.signal(s, pass_on) for s in handled()}
+        before = {s: signal.signal(s, forward) for s in handled()}
         try:
             yield
         finally:
@@ -132,54 +136,56 @@ class Supervisor:
                 signal.signal(number, handler)
 
     def run(self) -> None:
-        """Until the first server has ended well."""
-        for child in self._looked_after:
+        """Start all processes, and supervise them until the first server has ended successfully."""
+        for child in self._supervised:
             self._start(child)
-        while (status := self._process(self._lead).poll()) != 0:
-            if status is not None and (self.received or not self._restart(self._lead, status)):
-                # What it says itself, as that it could not save, is not covered up.
+        while (status := self._process(self._first_server).poll()) != 0:
+            if status is not None and (
+                self.received or not self._restart(self._first_server, status)
+            ):
+                # Its own status, for example that it could not save, must not be lost.
                 raise SystemExit(status if status > 0 else INTERRUPTED)
             if not self.received:
-                self._look_at_others()
-            sleep(LOOK_SECONDS)
-        # They have been told that the run has ended.
+                self._check_others()
+            sleep(POLL_SECONDS)
+        # The first server has told the others that the run has ended.
         deadline = monotonic() + GRACE_SECONDS
         while monotonic() < deadline and any(
-            self._process(child).poll() is None for child in self._looked_after
+            self._process(child).poll() is None for child in self._supervised
         ):
-            sleep(LOOK_SECONDS)
+            sleep(POLL_SECONDS)
 
-    def _look_at_others(self) -> None:
-        for child in self._looked_after:
-            if child is self._lead:
+    def _check_others(self) -> None:
+        for child in self._supervised:
+            if child is self._first_server:
                 continue
             status = self._process(child).poll()
             if status is None:
-                self._look_at_stopped(child)
+                self._kill_if_stopped_too_long(child)
             elif status != 0 and not self._restart(child, status):
                 raise SystemExit(status)
 
     def _restart(self, child: _Child, status: int) -> bool:
-        """Start a process again that was killed; False: it has ended by itself."""
-        if status >= 0 and not (child is not self._lead and status == INTERRUPTED):
+        """Restart a process that was killed; False: it has ended by itself."""
+        if status >= 0 and not (child is not self._first_server and status == INTERRUPTED):
             return False
         self._restarts += 1
-        if self._restarts > MOST_RESTARTS:
+        if self._restarts > MAX_RESTARTS:
             raise UserError(
-                f"{child.name} {how_it_ended(status)}, and processes of this run have been started "
-                f"again {MOST_RESTARTS} times: something ends them"
+                f"{child.name} {describe_exit(status)}, and processes of this run have been "
+                f"started again {MAX_RESTARTS} times: something ends them"
             )
         if child.role == "server":
             child.arguments["resume"] = (self.out / "config.toml").exists()
         print_line(
-            f"{child.name} {how_it_ended(status)}; it is started again.",
+            f"{child.name} {describe_exit(status)}; it is started again.",
         )
         child.stopped_since = None
         self._start(child)
         return True
 
-    def _look_at_stopped(self, child: _Child) -> None:
-        """Kill a process that has been stopped (SIGSTOP) for too long: others wait for it."""
+    def _kill_if_stopped_too_long(self, child: _Child) -> None:
+        """Kill a process that has been stopped (SIGSTOP) too long: other processes wait for it."""
         process = self._process(child)
         if not _is_stopped(process.pid):
             child.stopped_since = None
@@ -202,7 +208,7 @@ def _server_name(shard: int, count: int) -> str:
 
 
 def _is_stopped(pid: int) -> bool:
-    """Whether a process has been stopped; where there is no /proc, no."""
+    """Whether a process has been stopped (SIGSTOP). False on systems without /proc."""
     try:
         stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8")
     except OSError:

@@ -1,4 +1,4 @@
-"""`thinwire.train`: what the command does, as a function that returns the trained model."""
+"""`thinwire.train`: the command `thinwire train` as a function that returns the trained model."""
 
 from __future__ import annotations
 
@@ -49,17 +49,17 @@ def train(
     and raises KeyboardInterrupt; the same call with `resume=True` continues.
 
     Args:
-        data_folder: what `prepare` made, or returned.
+        data_folder: the folder that `prepare` made, or the `Corpus` that it returned.
         out: the run folder to create.
         resume: continue the run in `out` with its own settings. Its budget may be raised.
         config: a TOML file with settings, over which the arguments are laid.
         on_event: called in this process with each line of `metrics.jsonl`, as a dict, when it is
-            written. Returning False stops the run as a spent budget does: it is evaluated and
-            saved, and the model is returned. Needs a single worker.
+            written. If it returns False, the run ends as if its budget were spent: it is evaluated
+            and saved, and the model is returned. Needs a single worker.
         seconds: training budget in seconds. None, with no other budget: 600.
         tokens: training budget in tokens, over all workers.
         epochs: training budget in passes over the training split.
-        seed: everything random follows from it.
+        seed: the seed of all random numbers.
         threads: compute threads of each worker; 0: the cores are divided evenly.
         workers: worker processes on this machine. A script that asks for several needs the usual
             `if __name__ == "__main__":`.
@@ -75,11 +75,12 @@ def train(
         metrics: settings of `[metrics]`.
 
     Returns:
-        The step with the best validation, as `thinwire.load` gives it.
+        The model of the checkpoint with the best validation perplexity, as `thinwire.load` returns
+        it.
 
     Raises:
-        UserError: what the user can mend.
-        KeyboardInterrupt: it was interrupted, and has saved.
+        UserError: the user can correct the cause; the message says how.
+        KeyboardInterrupt: the run was interrupted, and has saved a checkpoint.
 
     Examples:
         >>> import thinwire
@@ -117,7 +118,7 @@ def train(
     folder = data_folder.path if isinstance(data_folder, Corpus) else Path(data_folder)
     try:
         start(folder, out, settings, resume=resume, on_event=on_event)
-    except SystemExit as end:  # an asynchronous run's process has said why it ended
+    except SystemExit as end:  # a process of an asynchronous run has printed why it ended
         if end.code == INTERRUPTED:
             raise KeyboardInterrupt from None
         raise UserError(f"the run has ended with status {end.code}, as it says above") from None
@@ -125,11 +126,11 @@ def train(
 
 
 def _settings(given: Mapping[str, Any], file: Path | None, resumed: Path | None) -> RunConfig:
-    """What is given, laid over a settings file or, resuming, over the run's own settings."""
+    """The given settings, laid over a settings file or, to resume, over the run's settings."""
     if file is None and resumed is not None and (resumed / "config.toml").exists():
         file = resumed / "config.toml"
     sections = {} if file is None else read_toml(file)
-    sections.pop("corpus", None)  # which data folder a run was used on
+    sections.pop("corpus", None)  # the data folder of the run
     merged = typed_sections(sections, str(file))
     named = {section: values for section, values in given.items() if values is not None}
     for section, values in typed_sections(named, "thinwire.train").items():

@@ -1,11 +1,11 @@
-"""The adaptive softmax, PyTorch's: frequent words in a head, rare ones in ever narrower clusters.
+"""PyTorch's adaptive softmax: frequent words in a head, rare words in narrower clusters.
 
-Grave et al. 2016 (arXiv 1609.04309). It touches its head and each visited cluster whole, so its
-parameters are dense blocks: a cluster that no target of a step falls into gets no gradient and no
-update.
+Grave et al. 2016 (arXiv 1609.04309). A step touches the whole head, and the whole of each cluster
+that contains a target, so the parameters are dense blocks. A cluster that contains no target of a
+step has no gradient and is not updated.
 
-PyTorch's wants ids by falling frequency. Those of a given tokenizer need not be, so a word goes in
-and out by its rank among the counts, and its id does not matter.
+PyTorch's module needs ids in the order of falling frequency, which a given tokenizer need not have.
+So this layer replaces each word's id by its rank among the counts.
 
 N positions, V vocabulary, D width.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from thinwire.errors import UserError
-from thinwire.loss.contract import Plan
+from thinwire.loss.contract import LossPlan
 from thinwire.loss.output import Output
 from thinwire.loss.precision import full_precision
 
@@ -33,16 +33,17 @@ class AdaptiveOutput(Output):
     """An output layer that is PyTorch's `AdaptiveLogSoftmaxWithLoss` over words by frequency.
 
     Args:
-        counts: occurrences of each word in the training text, `[V]`; of equally frequent words the
-            one with the smaller id counts as the more frequent.
-        width: of the hidden states.
+        counts: occurrences of each word in the training text, `[V]`. Among equally frequent words,
+            the one with the smaller id counts as the more frequent.
+        width: width of the hidden states.
 
     Raises:
-        UserError: a vocabulary too small to be cut, or a width too small to be narrowed.
+        UserError: the vocabulary is too small for clusters, or the width is too small.
     """
 
     rank_V: Tensor
-    """How many words are more frequent than each; follows from the counts, so it is not saved."""
+    """The number of words that are more frequent than each word. It is computed from the counts, so
+    it is not saved."""
 
     def __init__(self, counts: Tensor, width: int) -> None:
         super().__init__()
@@ -65,26 +66,26 @@ class AdaptiveOutput(Output):
             width, vocab_size, cutoffs, div_value=NARROWING
         )
 
-    def plan(self, targets_N: Tensor, step: int) -> Plan:
-        """No rows: the clusters are blocks."""
-        return Plan(ids_R=None, target_rows_N=targets_N)
+    def plan(self, targets_N: Tensor, step: int) -> LossPlan:
+        """No rows: all parameters are dense blocks."""
+        return LossPlan(ids_R=None, target_rows_N=targets_N)
 
     def tables(self) -> Mapping[str, nn.Parameter]:
-        """None."""
+        """No tables: all parameters are dense blocks."""
         return {}
 
-    def loss(self, hidden_ND: Tensor, plan: Plan, rows: Mapping[str, Tensor]) -> Tensor:
+    def loss(self, hidden_ND: Tensor, plan: LossPlan, rows: Mapping[str, Tensor]) -> Tensor:
         """The summed exact cross-entropy in nats."""
         return -self._logprob(hidden_ND, plan.target_rows_N).sum()
 
     @torch.no_grad()
     def logprob(self, hidden_ND: Tensor, targets_N: Tensor) -> Tensor:
-        """Exact, through the head and the target's cluster."""
+        """Exact, computed from the head and the target's cluster."""
         return self._logprob(hidden_ND, targets_N)
 
     @torch.no_grad()
     def distribution(self, hidden_ND: Tensor) -> Tensor:
-        """Exact, through every cluster."""
+        """Exact, computed from the head and every cluster."""
         with full_precision(hidden_ND, self.softmax.head.weight) as (h_ND, _):
             by_rank_NV: Tensor = self.softmax.log_prob(h_ND)
         return by_rank_NV.index_select(1, self.rank_V)

@@ -1,4 +1,4 @@
-"""What a loss is: a plan made from the targets alone, then a value from the planned rows.
+"""The contract of losses: a plan of the rows from the targets, then a value from these rows.
 
 N positions, V vocabulary, D width, S sampled words, R output rows touched.
 """
@@ -12,15 +12,15 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Plan:
-    """The output rows that one step's loss needs, known before the arithmetic.
+class LossPlan:
+    """The output rows that the loss of one step needs, known before any computation.
 
     Attributes:
-        ids_R: distinct rows of the output table: the sample first, sorted, then the targets outside
-            it, sorted; None: every row.
-        target_rows_N: where each position's target stands among them, int64.
-        log_inclusion_S: for the first S rows, the log-probability of having been drawn; None where
-            nothing is drawn.
+        ids_R: distinct rows of the output table: first the sample, sorted, then the targets that
+            are not in the sample, sorted; None: every row.
+        target_rows_N: the index of each position's target in `ids_R`, int64.
+        log_inclusion_S: for the first S rows, the log-probability of being drawn; None: the loss
+            draws no sample.
     """
 
     ids_R: Tensor | None
@@ -32,11 +32,11 @@ class Criterion(ABC):
     """A loss over the rows of a softmax output layer."""
 
     @abstractmethod
-    def plan(self, targets_N: Tensor, step: int) -> Plan:
+    def plan(self, targets_N: Tensor, step: int) -> LossPlan:
         """The rows that the loss of these targets touches at this step."""
 
     @abstractmethod
-    def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
+    def loss(self, hidden_ND: Tensor, plan: LossPlan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
         """The summed loss of all positions in nats, a differentiable scalar.
 
         `weight_RD` and `bias_R` are the planned rows, in the plan's order.

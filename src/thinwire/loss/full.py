@@ -1,4 +1,4 @@
-"""The exact softmax over the whole vocabulary, in pieces that fit in memory.
+"""The exact softmax over the whole vocabulary, computed in pieces that fit in memory.
 
 V vocabulary, N positions, D width.
 """
@@ -13,22 +13,22 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.contract import Criterion, LossPlan
 from thinwire.loss.precision import full_precision
 from thinwire.matmul import matmul_nt
 
-# At most so many logits exist at a time while training (256 MB) ...
+# Largest number of logits that exist at a time in training (256 MB).
 CHUNK_LOGITS = 2**26
-# ... and while evaluating, in tiles that stay in a processor's cache (4 MB).
+# Size of a tile of logits in evaluation, which stays in a processor's cache (4 MB).
 TILE_POSITIONS = 1024
 TILE_WORDS = 1024
-# Sums of exponentials between these have lost nothing: no term overflowed, and terms too small for
-# fp32 (2^-126) would not have counted.
+# A sum of exponentials between these limits is exact: no term overflowed, and terms too small for
+# fp32 (2^-126) would not have changed the sum.
 EXACT_SUMS = (2.0**-80, 2.0**127)
 
 
 class FullSoftmax(Criterion):
-    """Cross-entropy with the exact softmax; touches every output row at every step.
+    """Cross-entropy with the exact softmax. Every step touches every output row.
 
     Args:
         in_bf16: round the factors of the matrix products to bf16.
@@ -37,11 +37,11 @@ class FullSoftmax(Criterion):
     def __init__(self, *, in_bf16: bool = False) -> None:
         self.in_bf16 = in_bf16
 
-    def plan(self, targets_N: Tensor, step: int) -> Plan:
+    def plan(self, targets_N: Tensor, step: int) -> LossPlan:
         """Every row, whatever the targets."""
-        return Plan(ids_R=None, target_rows_N=targets_N)
+        return LossPlan(ids_R=None, target_rows_N=targets_N)
 
-    def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
+    def loss(self, hidden_ND: Tensor, plan: LossPlan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
         """The summed exact cross-entropy in nats."""
         with full_precision(hidden_ND, weight_RD, bias_R) as (h_ND, w_RD, b_R):
             value: Tensor = _FullSoftmax.apply(  # type: ignore[no-untyped-call]
@@ -93,7 +93,7 @@ class _FullSoftmax(torch.autograd.Function):
 def exact_logprob(
     hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor, targets_N: Tensor
 ) -> Tensor:
-    """ln p(target) under the full softmax, `[N]`; never holds more than a tile of logits."""
+    """ln p(target) under the full softmax, `[N]`; only one tile of logits exists at a time."""
     logprob = []
     with full_precision(hidden_ND, weight_VD, bias_V) as (h_ND, w_VD, b_V):
         for h_nD, y_n in zip(
@@ -107,9 +107,9 @@ def exact_logprob(
 def _log_z(h_nD: Tensor, weight_VD: Tensor, bias_V: Tensor) -> Tensor:
     """ln of the sum over all words of exp(logit), `[n]`.
 
-    In two passes over the logits: powers of two, which PyTorch computes four times as fast as exp,
-    and their sum, without the usual shift by the largest logit. Only rows whose largest logit lies
-    outside -55 ... 88 need that.
+    It makes two passes over the logits: powers of two, which PyTorch computes four times as fast as
+    exp, and their sum. The usual shift by the largest logit is needed only if the largest logit of
+    a row lies outside -55 ... 88; a slower method then computes all rows.
     """
     z_n, scaled_h_nD = h_nD.new_zeros(len(h_nD)), h_nD * log2(e)
     for w_vD, b_v in _tiles(weight_VD, bias_V):

@@ -1,12 +1,11 @@
 """Noise-contrastive estimation: tell the target from noise words by logistic regression.
 
-Mnih & Teh 2012 (arXiv 1206.6426). With noise drawn at an expected k q(w) copies of word w, a word
-is the target's with the logit s(w, h) - ln Z - ln(k q(w)); at the optimum exp(s - ln Z) is the
-normalised probability, so that no partition function is computed in training. As implemented here
-the noise is one draw without replacement shared by all positions, so that the expected number of
-copies of w is its inclusion probability, and a noise word may be the target itself, as the theory
-has it. Z is 1: the output biases start at the log-probabilities of the words, with which the model
-starts normalised.
+Mnih & Teh 2012 (arXiv 1206.6426). If the noise contains k q(w) copies of word w on average, the
+logit of w being the target is s(w, h) - ln Z - ln(k q(w)). At the optimum, exp(s - ln Z) is the
+normalised probability, so training computes no partition function. Here the noise is one sample
+without replacement, shared by all positions; the expected number of copies of w is then its
+inclusion probability. As in the theory, a noise word may be the target itself. Z is 1: the output
+biases start at the log-probabilities of the words, so the model is normalised at the start.
 
 N positions, S noise words, R rows touched (noise or target), D width.
 """
@@ -17,7 +16,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn import functional as F
 
-from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.contract import Criterion, LossPlan
 from thinwire.loss.precision import full_precision
 from thinwire.loss.sampled import gather_sparse
 from thinwire.loss.sampled_rows import plan_rows
@@ -28,13 +27,13 @@ from thinwire.seeds import torch_generator
 class NCE(Criterion):
     """Noise-contrastive estimation with noise that all positions of a step share.
 
-    Its loss is a sum of logistic losses, which cannot be compared with a cross-entropy.
+    The loss is a sum of logistic losses, which cannot be compared with a cross-entropy.
 
     Args:
         counts: occurrences of each word in the training text, `[V]`, 0 or more.
         samples: expected number of distinct noise words drawn per step, 1 or more.
         power: noise is drawn in proportion to count ** power.
-        seed: draws depend on (seed, step) alone.
+        seed: the noise of a step depends only on (seed, step).
         in_bf16: round the factors of the matrix products with the drawn rows to bf16.
 
     Raises:
@@ -64,12 +63,12 @@ class NCE(Criterion):
         self.sampler = Sampler(counts, samples, power)
         self.seed, self.in_bf16 = seed, in_bf16
 
-    def plan(self, targets_N: Tensor, step: int) -> Plan:
+    def plan(self, targets_N: Tensor, step: int) -> LossPlan:
         """The rows of this step's noise, which is shared by all positions, and of the targets."""
         sample = self.sampler.draw(torch_generator(self.seed, "sample", step=step))
         return plan_rows(sample, targets_N)
 
-    def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
+    def loss(self, hidden_ND: Tensor, plan: LossPlan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
         """The summed logistic loss in nats: not a cross-entropy, and not comparable with one."""
         assert plan.log_inclusion_S is not None and plan.ids_R is not None
         S = len(plan.log_inclusion_S)

@@ -1,8 +1,8 @@
-"""Losses compute in fp32, whatever the types of what they are given.
+"""Losses are computed in fp32, whatever the types of their inputs are.
 
-A softmax over many words adds up many small probabilities, which bf16 and fp16 would lose. So
-hidden states and output rows are taken to fp32, autocast is off meanwhile, and each gradient goes
-back in the type of its input. fp64 stays fp64.
+A softmax over many words sums many small probabilities, which bf16 and fp16 would lose. So hidden
+states and output rows are converted to fp32, autocast is turned off, and each gradient is converted
+back to the type of its input. fp64 inputs stay fp64.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 @contextmanager
 def full_precision(*tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors in fp32 (in fp64 where one of them is); inside, autocast is off."""
+    """The tensors in fp32, or in fp64 if one of them is fp64. In the block, autocast is off."""
     dtype = reduce(torch.promote_types, (t.dtype for t in tensors), torch.float32)
     with torch.autocast(tensors[0].device.type, enabled=False):
         yield tuple(t.to(dtype) for t in tensors)

@@ -4,15 +4,14 @@ For a position with target y, the softmax's denominator is estimated as
 
     Z = exp(s_y) + sum over drawn words i != y of exp(s_i) / q_i
 
-with q_i the probability that i was drawn (Horvitz-Thompson), that is, ln q_i is subtracted from the
-logits of drawn words. The target is exact: its own drawn copy (an accidental hit) is masked. A word
-that is at hand only because it is another position's target has no q_i and does not count; letting
-it count as if it were drawn would over-penalise words of middling frequency. With every q_i = 1
-this is the full softmax. Estimators of this family are compared by Gao et al. 2021 (arXiv
-2104.10507).
+with q_i the probability that i was drawn (Horvitz-Thompson): ln q_i is subtracted from the logits
+of drawn words. The target's term is exact, and its drawn copy (an accidental hit) is masked. A word
+that was not drawn but is the target of another position has no q_i, and does not count; counting it
+as if it were drawn would over-penalise words of medium frequency. If every q_i is 1, this is the
+full softmax. Gao et al. 2021 (arXiv 2104.10507) compare estimators of this family.
 
-One draw serves all positions of a step, so that the logits are one dense [N, S] product, and the
-step touches one set of rows.
+All positions of a step share one sample, so the logits are one dense [N, S] product, and the step
+touches one set of rows.
 
 N positions, S sampled words, R rows touched (sampled or target), D width.
 """
@@ -27,16 +26,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from thinwire.loss.contract import Criterion, Plan
+from thinwire.loss.contract import Criterion, LossPlan
 from thinwire.loss.precision import full_precision
 from thinwire.loss.sampled_rows import plan_rows
 from thinwire.loss.sampler import Sampler
 from thinwire.matmul import matmul_nt
 from thinwire.seeds import torch_generator
 
-# Logits are computed for so many at a time (32 MB); more would leave the processor's cache.
+# Number of logits that are computed at a time (32 MB); more would not fit in the processor's cache.
 CHUNK_LOGITS = 2**23
-# The logit of a word that must not count; finite, so that a row of nothing else has a softmax.
+# The logit of a masked word. It is finite, so that a row of masked words has a softmax.
 MASKED = -1e30
 
 
@@ -47,9 +46,9 @@ class SampledSoftmax(Criterion):
         counts: occurrences of each word in the training text, `[V]`, 0 or more.
         samples: expected number of distinct words drawn per step, 1 or more. V or more: every
             word, which is the full softmax.
-        power: words are drawn in proportion to count ** power. 1: as often as they occur; 0: all
-            alike.
-        seed: draws depend on (seed, step) alone.
+        power: words are drawn in proportion to count ** power. 1: in proportion to their counts;
+            0: all equally often.
+        seed: the sample of a step depends only on (seed, step).
         in_bf16: round the factors of the matrix products with the drawn rows to bf16.
 
     Raises:
@@ -57,7 +56,7 @@ class SampledSoftmax(Criterion):
             below 1.
 
     Examples:
-        The gradient of the output layer is sparse: it has the rows that the step touched.
+        The gradient of the output layer is sparse: it contains the rows that the step touched.
 
         >>> import torch, thinwire
         >>> output = torch.nn.Linear(64, 5000)
@@ -86,12 +85,12 @@ class SampledSoftmax(Criterion):
         self.sampler = Sampler(counts, samples, power)
         self.seed, self.in_bf16 = seed, in_bf16
 
-    def plan(self, targets_N: Tensor, step: int) -> Plan:
-        """The rows of this step's draw, which is shared by all positions, and of the targets."""
+    def plan(self, targets_N: Tensor, step: int) -> LossPlan:
+        """The rows of this step's sample, which all positions share, and of the targets."""
         sample = self.sampler.draw(torch_generator(self.seed, "sample", step=step))
         return plan_rows(sample, targets_N)
 
-    def loss(self, hidden_ND: Tensor, plan: Plan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
+    def loss(self, hidden_ND: Tensor, plan: LossPlan, weight_RD: Tensor, bias_R: Tensor) -> Tensor:
         """The summed cross-entropy in nats, with the estimated partition function."""
         return sampled_softmax(
             hidden_ND,
@@ -128,7 +127,7 @@ class SampledSoftmax(Criterion):
         return self.loss(hidden_ND, plan, weight_RD, bias_R)
 
 
-def gather_sparse(weight_VD: Tensor, bias_V: Tensor, plan: Plan) -> tuple[Tensor, Tensor]:
+def gather_sparse(weight_VD: Tensor, bias_V: Tensor, plan: LossPlan) -> tuple[Tensor, Tensor]:
     """The planned rows of an output layer; gradients reach the tables as sparse COO tensors."""
     assert plan.ids_R is not None
     weight_RD = F.embedding(plan.ids_R, weight_VD, sparse=True)
@@ -164,7 +163,7 @@ def sampled_softmax(
 
 
 class _SampledSoftmax(torch.autograd.Function):
-    """Computes the gradients together with the value, while the probabilities are at hand."""
+    """Computes the gradients together with the value, because both need the probabilities."""
 
     @staticmethod
     def forward(
@@ -193,8 +192,8 @@ class _SampledSoftmax(torch.autograd.Function):
             logits_nS = matmul_nt(h_nD, weight_SD, offset_S, in_bf16=in_bf16)
             hit = (y_n < S).nonzero().squeeze(1)
             logits_nS[hit, y_n[hit]] = MASKED
-            # The softmax among the drawn words, and how it shares the whole with the target. Their
-            # ln Z costs no pass of its own: the largest probability is exp(largest logit) / Z.
+            # The softmax over the drawn words, and their share of the softmax that includes the
+            # target. Their ln Z needs no pass: the largest probability is exp(largest logit) / Z.
             largest_n = logits_nS.amax(1)
             p_nS = torch.softmax(logits_nS, dim=1, out=logits_nS)
             margin_n = largest_n - p_nS.amax(1).log() - target_logit_n
@@ -205,7 +204,7 @@ class _SampledSoftmax(torch.autograd.Function):
             shared_h_nD = h_nD * share_n[:, None]
             expected_nD = matmul_nt(p_nS, weight_SD.t(), in_bf16=in_bf16)
             d_hidden_ND[n] = (expected_nD - w_y_nD).mul_(share_n[:, None])
-            # In this order the wide factor is read as it lies, and only narrow ones are copied.
+            # In this order the wide factor is not copied, and only narrow factors are.
             d_weight_RD[:S] += matmul_nt(shared_h_nD.t(), p_nS.t(), in_bf16=in_bf16).t()
             d_bias_R[:S] += share_n @ p_nS
             d_weight_RD.index_add_(0, y_n, shared_h_nD, alpha=-1)

@@ -1,20 +1,22 @@
-"""Draw words without replacement, with known inclusion probabilities.
+"""Samples words without replacement, with known inclusion probabilities.
 
 Inclusion-probability sampling, after Kaldi-RNNLM: the probability that word i is in the sample is
 q_i = min(alpha p_i, 1). Frequent words reach 1 by themselves, so the frequent set and the random
 set are one rule. As drawn here:
 
-1. Words sorted by falling p; the first C, whose q would reach 1, are always in.
-2. The other words are laid end to end as intervals of length q_i; together they span exactly m.
-3. One point falls uniformly in each of the m unit intervals [j, j + 1); a word that a point hits is
-   in. Neighbours are alike in frequency, so this stratifies the sample: each frequency range is
-   always represented, and the estimated partition function varies less than with independent draws.
-4. A word across a boundary, with parts a and b, can be hit twice; it is in with probability
-   1 - (1 - a)(1 - b) = a + b - a b. Every other word with q_i. These exact values are what is
-   returned, and C + m is chosen so that they sum to `samples` as nearly as whole points allow:
-   to within a word or two; where all counts are alike and `samples` is close to V, V / 12.
+1. Words are sorted by falling p. The first C words, whose q would reach 1, are always drawn.
+2. The other words become consecutive intervals of length q_i, which together span exactly m.
+3. One point is drawn uniformly in each of the m unit intervals [j, j + 1). A word is drawn if a
+   point falls in its interval. Neighbours have similar frequencies, so the sample is stratified:
+   each frequency range is always represented, and the estimated partition function has less
+   variance than with independent draws.
+4. A word whose interval crosses a boundary, with parts a and b, can be hit twice. Its inclusion
+   probability is 1 - (1 - a)(1 - b) = a + b - a b; that of every other word is q_i. The sampler
+   returns these exact values. C + m is chosen so that they sum to `samples` as closely as whole
+   points allow: usually within two words, but within V / 12 if all counts are equal and `samples`
+   is close to V.
 
-A draw costs O(S log V), never O(V).
+A draw costs O(S log V), and not O(V).
 
 V vocabulary, S words drawn.
 """
@@ -35,7 +37,7 @@ Floats = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Sample:
-    """Drawn words with the probabilities of being drawn.
+    """Drawn words with their probabilities of being drawn.
 
     Attributes:
         ids_S: sorted distinct word ids, int64.
@@ -50,13 +52,14 @@ class Sampler:
     """Draws samples of about `samples` distinct words from a vocabulary with the given counts.
 
     Args:
-        counts: how often each word occurs in the training text, `[V]`; zeros count as one, since
-            a word that is never drawn could not be learned to be improbable.
-        samples: expected number of distinct words a draw; at least V: every word, always.
+        counts: how often each word occurs in the training text, `[V]`. 0 counts as 1, because the
+            model could not learn that a word is improbable if it were never drawn.
+        samples: expected number of distinct words per draw. With V or more, every word is drawn.
         power: words are drawn in proportion to count ** power.
 
     Raises:
-        UserError: fewer than one sample, an empty vocabulary, or counts that are none.
+        UserError: `samples` is below 1, the vocabulary is empty, or a count is negative or not
+            finite.
 
     Examples:
         Frequent words are always in the sample; their log-probability is 0.
@@ -84,7 +87,7 @@ class Sampler:
         lengths = _interval_lengths(falling_V, num_certain, num_points)
         inclusion_V = np.ones(p_V.size)
         inclusion_V[order_V[num_certain:]] = _inclusion(lengths)
-        # The probabilities and the ends of the intervals, the only state that grows with V.
+        # The state that grows with V: the probabilities, and the ends of the intervals.
         self.inclusion_V = torch.from_numpy(inclusion_V)
         self._log_inclusion_V = self.inclusion_V.log().to(torch.float32)
         self._order_V = torch.from_numpy(order_V)
@@ -93,7 +96,7 @@ class Sampler:
         self._starts_of_strata = torch.arange(num_points, dtype=torch.float64)
 
     def draw(self, generator: torch.Generator) -> Sample:
-        """One sample; the same generator state gives the same sample on every machine."""
+        """Draw one sample. The same generator state gives the same sample on every machine."""
         points = self._starts_of_strata + torch.rand(
             len(self._starts_of_strata), generator=generator, dtype=torch.float64
         )
@@ -106,7 +109,7 @@ class Sampler:
         return Sample(ids_S, self._log_inclusion_V[ids_S])
 
     def require_rows(self, weight_VD: Tensor, bias_V: Tensor) -> None:
-        """Refuse an output layer that is not of this vocabulary.
+        """Make sure that an output layer belongs to this vocabulary.
 
         Raises:
             UserError: it has more or fewer rows or biases than there are counts.
@@ -143,7 +146,7 @@ def _interval_lengths(falling_V: Floats, num_certain: int, num_points: int) -> F
 
 
 def _inclusion(lengths: Floats) -> Floats:
-    """The exact probability that each interval is hit by one uniform point a unit interval."""
+    """The exact probability that each interval is hit, with one uniform point per unit interval."""
     ends = np.cumsum(lengths)
     starts = ends - lengths
     boundary = np.floor(ends)
@@ -153,15 +156,15 @@ def _inclusion(lengths: Floats) -> Floats:
 
 
 def _balance(falling_V: Floats, samples: int) -> tuple[int, int]:
-    """(words always in, points to throw) whose expected number of distinct words is `samples`."""
+    """The numbers of words that are always drawn and of points, for `samples` expected words."""
     V = falling_V.size
     if samples >= V:
         return V, 0
     remaining_V = np.cumsum(falling_V[::-1])[::-1]
 
     def certain(total: int) -> int:
-        # The first word c whose interval fits into one unit, with a point a unit for the rest of
-        # the total: p_c (total - c) <= sum of p from c on. It comes before word `total`.
+        # The first word c whose interval is at most 1 long, if the other words share the remaining
+        # total - c points: p_c (total - c) <= sum of p from c on. It comes before word `total`.
         return int(np.argmax(falling_V * (total - np.arange(V)) <= remaining_V))
 
     def expected(total: int) -> float:

@@ -1,1 +1,1 @@
-"""Model bodies: embedded words in, hidden states out. No loss, no vocabulary, no network."""
+"""Model bodies, which turn embedded words into hidden states. No loss, no vocabulary."""

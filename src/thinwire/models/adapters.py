@@ -1,7 +1,7 @@
-"""Adaptation layers: small layers inserted into a trained model, which alone are trained.
+"""Adaptation layers: small layers that are inserted into a trained model and trained alone.
 
 Ter-Sarkisov, Schwenk, Barrault, Bougares 2014 (arXiv 1412.6650). Each layer starts as the identity,
-so the model with untrained layers is the model without them.
+so untrained layers do not change the model's output.
 
 D width.
 """

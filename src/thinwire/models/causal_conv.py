@@ -3,18 +3,18 @@
 After Laird & Irvin 2017 (course report), as we implement it; highways: Srivastava, Greff,
 Schmidhuber 2015 (arXiv 1505.00387). All positions of a batch are computed at once.
 
-1. **Read.** A gated convolution over the last `first_kernel` embedded tokens. It is linear in each,
-   so what a token contributes to the positions after it is computed once per distinct token and
-   looked up (Devlin et al. 2014 do this for trained networks): over bytes, its cost hardly counts.
-2. **Blocks.** Convolution l looks at `kernel` positions, `dilation**l` apart, and a gate decides,
-   unit by unit, how much of its result replaces what came in. With both kernels equal
-   to the dilation, l blocks see each of the last `kernel**(l + 1)` tokens once.
-3. **Attention**, if asked for: every position looks at itself and the `window - 1` before it; the
-   score falls linearly with the distance (Press et al. 2022, arXiv 2108.12409).
+1. **Read.** A gated convolution over the last `first_kernel` embedded tokens. It is linear in each
+   token, so the contribution of a token to later positions is computed once per distinct token and
+   looked up (Devlin et al. 2014 do this for trained networks). Over bytes it costs almost nothing.
+2. **Blocks.** Convolution l looks at `kernel` positions, `dilation**l` apart. A gate decides, for
+   each unit, how much of its result replaces its input. If both kernels are equal to the dilation,
+   l blocks see each of the last `kernel**(l + 1)` tokens once.
+3. **Attention**, if enabled: every position looks at itself and the `window - 1` positions before
+   it; the score falls linearly with the distance (Press et al. 2022, arXiv 2108.12409).
 
-The state holds what later positions need of earlier ones: contributions of the last tokens, the
-inputs of each convolution, keys and values. So the cut between two batches changes no hidden state,
-and a token is generated at the cost of one position. Gradients do not cross the cut.
+The state contains what later positions need of earlier ones: the contributions of the last tokens,
+the inputs of each convolution, keys and values. So a boundary between two batches does not change
+any hidden state, and generating a token costs one position. Gradients do not cross the boundary.
 
 B streams, T tokens, R distinct tokens, E embedding width, D width, K taps of a convolution,
 P past positions, S = P + T, H heads, A width of the attention.
@@ -27,11 +27,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinwire.models.contract import Body, State
-from thinwire.models.noise import Noise
+from thinwire.models.dropout import DropoutMasks
 
 # Highway gates start mostly closed, so that a deep stack starts near the identity.
 GATE_BIAS = -1.0
-# Embeddings start so small (LanguageModel) that their contributions are drawn larger.
+# Embeddings start small (LanguageModel), so the weights that read them start larger.
 READ_GAIN = 4.0
 
 
@@ -63,7 +63,7 @@ class CausalConv(Body):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Normal with deviation 1/sqrt(fan in); what attention adds starts at zero."""
+        """Normal with standard deviation 1/sqrt(fan in); the output of attention starts at zero."""
         for name, parameter in self.named_parameters():
             if name == "attention.out.weight":
                 parameter.zero_()
@@ -79,20 +79,21 @@ class CausalConv(Body):
             layer.convolve.bias[self.width :] = GATE_BIAS
 
     def embed(self, rows_RE: Tensor, ids_BT: Tensor, more_BTE: Tensor | None = None) -> Tensor:
-        """What the tokens contribute to their own and the `first_kernel - 1` positions after each.
+        """The contributions of tokens to their own and the `first_kernel - 1` next positions.
 
-        What is added to a position's row contributes to that position alone: it follows from more
-        than the token, so that it cannot be looked up, and later positions have their own.
+        `more_BTE` contributes only to its own position: it depends on more than the token, so it
+        cannot be looked up.
 
         Returns:
-            `[B, T + first_kernel - 1, 2D]`: sums by position, those after the last token included.
+            `[B, T + first_kernel - 1, 2D]`: sums by position, including positions after the last
+            token.
         """
         K, (B, T) = self.first_kernel, ids_BT.shape
         if len(rows_RE) > ids_BT.numel():
             distinct, ids_BT = torch.unique(ids_BT, return_inverse=True)
             rows_RE = rows_RE[distinct]
-        # Row r * K + i: what token r contributes i positions later; the last row: nothing.
-        # Every position has one token of its own, which brings the bias along.
+        # Row r * K + i is the contribution of token r to the position i later; the last row is 0.
+        # The bias is added to contributions with i = 0, of which every position has one.
         bias = F.pad(self.read_bias, (0, (K - 1) * 2 * self.width))
         # Under autocast too, contributions are added up in the type of the embedding.
         table = F.linear(rows_RE, self.read.weight, bias).to(rows_RE.dtype)
@@ -110,10 +111,10 @@ class CausalConv(Body):
         return torch.cat([sums_BS2[:, :T] + more_BT2, sums_BS2[:, T:]], dim=1)
 
     def forward(
-        self, x_BTE: Tensor, state: State | None, noise: Noise | None
+        self, x_BTE: Tensor, state: State | None, dropout: DropoutMasks | None
     ) -> tuple[Tensor, State]:
-        """See `Body`; `x_BTE` is what `embed` returned."""
-        past = list(state) if state is not None else self._beginning(x_BTE)
+        """See `Body`; `x_BTE` is the result of `embed`."""
+        past = list(state) if state is not None else self._initial_state(x_BTE)
         K, after = self.first_kernel, []
         reach = past.pop(0)
         sums_BS2 = torch.cat([x_BTE[:, : K - 1] + reach, x_BTE[:, K - 1 :]], dim=1)
@@ -121,21 +122,21 @@ class CausalConv(Body):
         after.append(sums_BS2[:, T:])
         x_BTD = F.glu(sums_BS2[:, :T], dim=2)
         for layer in self.layers:
-            if noise:
-                x_BTD = noise.drop(x_BTD)
+            if dropout:
+                x_BTD = dropout.drop(x_BTD)
             x_BTD, kept_BPD = layer(x_BTD, past.pop(0))
             after.append(kept_BPD)
         if self.attention is not None:
-            if noise:
-                x_BTD = noise.drop(x_BTD)
+            if dropout:
+                x_BTD = dropout.drop(x_BTD)
             x_BTD, kept = self.attention(x_BTD, past)
             after += kept
-        if noise:
-            x_BTD = noise.drop(x_BTD)
+        if dropout:
+            x_BTD = dropout.drop(x_BTD)
         return x_BTD, tuple(after)
 
-    def _beginning(self, like: Tensor) -> list[Tensor]:
-        """The state before the first token: all zero."""
+    def _initial_state(self, like: Tensor) -> list[Tensor]:
+        """The state before the first token, which is zero."""
         D, B = self.width, len(like)
         shapes = [(self.first_kernel - 1, 2 * D)]
         for layer in self.layers:
@@ -150,7 +151,7 @@ class CausalConv(Body):
 
 
 class _Highway(nn.Module):
-    """A dilated causal convolution whose gate lets its input pass by it."""
+    """A dilated causal convolution with a highway gate."""
 
     def __init__(self, width: int, kernel: int, dilation: int) -> None:
         super().__init__()
@@ -170,14 +171,14 @@ class _Highway(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Attention of every position over a window that ends with it, added to what came in."""
+    """Attention of every position over a window that ends with it, added to the input."""
 
     slope_H: Tensor
 
     def __init__(self, width: int, window: int, heads: int) -> None:
         super().__init__()
         self.window, self.heads = window, heads
-        # Half as wide as the model: at full width a step took 1.7 times as long as without it.
+        # Half as wide as the model: at full width, attention made a step take 1.7 times as long.
         self.inner = width // 2
         self.query_key_value = nn.Linear(width, 3 * self.inner, bias=False)
         self.out = nn.Linear(self.inner, width, bias=False)
@@ -186,14 +187,15 @@ class _Attention(nn.Module):
         self.register_buffer("slope_H", slope_H, persistent=False)
 
     def forward(self, x_BTD: Tensor, past: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
-        """The result, and keys, values and the number of tokens read (at most `window - 1`)."""
+        """Returns the output, and the keys, the values and the number of past tokens (at most
+        `window - 1`)."""
         past_key_BPA, past_value_BPA, read_B1 = past
         T, P = x_BTD.shape[1], self.window - 1
         query_BTA, key_BTA, value_BTA = self.query_key_value(x_BTD).to(x_BTD.dtype).chunk(3, dim=2)
         key_BSA = torch.cat([past_key_BPA, key_BTA], dim=1)
         value_BSA = torch.cat([past_value_BPA, value_BTA], dim=1)
         mixed = []
-        # A window at a time, so that the cost of a token does not grow with the batch's length.
+        # One window at a time, so that the cost per token does not grow with the batch's length.
         for first in range(0, T, self.window):
             query = query_BTA[:, first : first + self.window]
             seen = slice(first, first + query.shape[1] + P)
@@ -209,7 +211,7 @@ class _Attention(nn.Module):
         return mixed.transpose(1, 2).flatten(2)
 
     def _bias(self, T: int, read_B1: Tensor) -> Tensor:
-        """What is added to the scores, `[B or 1, H, T, S]`: -inf where there is nothing to see."""
+        """The bias of the scores, `[B or 1, H, T, S]`: -inf at positions that are not seen."""
         P, device = self.window - 1, read_B1.device
         distance_TS = (
             P + torch.arange(T, device=device)[:, None] - torch.arange(P + T, device=device)

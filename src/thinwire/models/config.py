@@ -9,14 +9,14 @@ from typing import Literal, get_args
 from thinwire.errors import UserError
 
 ModelKind = Literal["lstm", "transformer", "causal_conv"]
-OWN = ":"  # what a kind that names a class has: package.module:Class
+CLASS_SEPARATOR = ":"  # a kind that contains it names a class: package.module:Class
 AdapterPlaces = Literal["none", "output", "both"]
 
-# Convolutions carry their past inputs: a longer past than this is a mistake in the settings.
+# Convolutions keep their past inputs. Needing more than this number of tokens is a mistake.
 MAX_REACH = 1 << 14
-# Longer n-grams hardly ever come twice.
+# Longer n-grams hardly ever occur twice.
 MAX_NGRAMS = 16
-# No machine has more, and what they take can still be counted in bytes.
+# No machine has memory for more, and their size in bytes still fits in int64.
 MAX_NGRAM_ROWS = 1 << 40
 
 
@@ -80,7 +80,7 @@ multiple of twice its 4 heads
     trained. Empty: all parameters are trained. `thinwire adapt --method layers` sets this."""
 
     def __post_init__(self) -> None:
-        if self.kind not in get_args(ModelKind) and OWN not in self.kind:
+        if self.kind not in get_args(ModelKind) and CLASS_SEPARATOR not in self.kind:
             raise UserError(
                 f"model.kind is {self.kind}, which is none of {', '.join(get_args(ModelKind))}, "
                 "and no package.module:Class"
@@ -136,7 +136,7 @@ multiple of twice its 4 heads
                 f"model.width is {self.width}, but with attention a causal_conv's width must be a "
                 f"multiple of twice its {self.heads} heads"
             )
-        # In floating point, for a power of large whole numbers takes for ever.
+        # Computed with logarithms, because powers of large integers take very long.
         log_reach = log(self.kernel - 1) + self.layers * log(self.dilation)
         if log_reach > log(MAX_REACH):
             raise UserError(

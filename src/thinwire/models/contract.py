@@ -1,6 +1,6 @@
-"""What a model body is.
+"""The contract of model bodies.
 
-B streams, T tokens, R embedding rows at hand, E embedding width, D width.
+B streams, T tokens, R gathered embedding rows, E embedding width, D width.
 """
 
 from __future__ import annotations
@@ -11,18 +11,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from thinwire.models.noise import Noise
+from thinwire.models.dropout import DropoutMasks
 
 State = tuple[Tensor, ...]
-"""What a body carries from one batch to the next: tensors whose first dimension is the stream.
-Empty for a body that carries nothing."""
+"""The state that a body carries from one batch to the next: tensors whose first dimension is the
+stream. It is empty for a body that carries no state."""
 
 
 class Body(nn.Module, ABC):
-    """Embedded words in, hidden states out.
+    """Turns embedded words into hidden states.
 
-    A subclass that can be imported is a body of your own: `model.kind` names it as
-    `package.module:Class`, and its constructor takes a `ModelConfig`.
+    You can use your own body: `model.kind` names a subclass that can be imported, as
+    `package.module:Class`. Its constructor takes a `ModelConfig`.
 
     Examples:
         A bag of words with a decaying memory, by hand:
@@ -36,7 +36,7 @@ class Body(nn.Module, ABC):
         ...     def initialise(self, generator):
         ...         torch.nn.init.normal_(self.mix.weight, 0.0, 0.1, generator=generator)
         ...         torch.nn.init.zeros_(self.mix.bias)
-        ...     def forward(self, x_BTE, state, noise):
+        ...     def forward(self, x_BTE, state, dropout):
         ...         (memory_BE,) = state or (torch.zeros_like(x_BTE[:, 0]),)
         ...         memories = []
         ...         for x_BE in x_BTE.unbind(1):
@@ -50,38 +50,38 @@ class Body(nn.Module, ABC):
     """
 
     carries_state: bool
-    """Whether the state makes the past beyond the batch visible."""
+    """Whether the state contains information about tokens before the batch."""
 
     @abstractmethod
     def initialise(self, generator: torch.Generator) -> None:
-        """Draw all parameters afresh."""
+        """Initialise all parameters with random numbers from `generator`."""
 
     def embed(self, rows_RE: Tensor, ids_BT: Tensor, more_BTE: Tensor | None = None) -> Tensor:
-        """What `forward` takes, from embedding rows and the row of each token.
+        """The input of `forward`, from embedding rows and the row index of each token.
 
-        Whatever follows from a token alone can be computed here, once per distinct token.
+        A body may compute here what depends on a single token only, once per distinct token.
 
         Args:
             rows_RE: embedding rows.
-            ids_BT: which of them each token has.
-            more_BTE: what is added to each position's row; None: nothing.
+            ids_BT: for each token, the index of its row in `rows_RE`.
+            more_BTE: vectors to add to each position's row; None: none.
         """
         x_BTE = F.embedding(ids_BT, rows_RE)
         return x_BTE if more_BTE is None else x_BTE + more_BTE
 
     @abstractmethod
     def forward(
-        self, x_BTE: Tensor, state: State | None, noise: Noise | None
+        self, x_BTE: Tensor, state: State | None, dropout: DropoutMasks | None
     ) -> tuple[Tensor, State]:
         """Hidden states `[B, T, D]` and the state after the last token.
 
         Args:
             x_BTE: embedded words, as `embed` returns them.
-            state: where to go on from; None: afresh.
-            noise: the step's dropout masks; None: no dropout (evaluation).
+            state: the state after the previous token; None: start without a past.
+            dropout: the dropout masks of the step; None: no dropout (evaluation).
         """
 
 
 def restart(state: State, fresh_B: Tensor) -> State:
-    """The state with the marked streams set back to the beginning."""
+    """The state with the marked streams reset to the beginning, which is zero."""
     return tuple(s.masked_fill(fresh_B.view(-1, *[1] * (s.dim() - 1)), 0.0) for s in state)

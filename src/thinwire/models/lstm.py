@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from thinwire.matmul import ONEDNN_KNOWS_BF16
 from thinwire.models.contract import Body, State
-from thinwire.models.noise import Noise
+from thinwire.models.dropout import DropoutMasks
 
 
 class LSTM(Body):
@@ -26,10 +26,10 @@ class LSTM(Body):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Uniform in +-1/sqrt(D), biases zero, but one for the forget gate.
+        """Weights are uniform in +-1/sqrt(D); biases are 0, but 1 for the forget gate.
 
-        The forget gate starts open: Jozefowicz et al. 2015, "An Empirical Exploration of Recurrent
-        Network Architectures".
+        So the forget gate starts open: Jozefowicz et al. 2015, "An Empirical Exploration of
+        Recurrent Network Architectures".
         """
         for layer in self.layers:
             assert isinstance(layer, nn.LSTM)
@@ -40,27 +40,27 @@ class LSTM(Body):
                 else:
                     parameter.zero_()
                 if name.startswith("bias_ih"):
-                    parameter[D : 2 * D] = 1.0  # the gates stand in the order i, f, g, o
+                    parameter[D : 2 * D] = 1.0  # the order of the gates is i, f, g, o
 
     def forward(
-        self, x_BTE: Tensor, state: State | None, noise: Noise | None
+        self, x_BTE: Tensor, state: State | None, dropout: DropoutMasks | None
     ) -> tuple[Tensor, State]:
         """See `Body`; the state is (h, c) of the first layer, then of the second, each `[B, D]`."""
         after: list[Tensor] = []
-        x_BTD = noise.drop(x_BTE) if noise else x_BTE
+        x_BTD = dropout.drop(x_BTE) if dropout else x_BTE
         for index, layer in enumerate(self.layers):
             before = None if state is None else tuple(s[None] for s in state[2 * index :][:2])
             with torch.autocast(x_BTD.device.type, enabled=_may_round(x_BTD)):
                 hidden_TBD, (h, c) = layer(x_BTD.transpose(0, 1).contiguous(), before)
             after += [h[0], c[0]]
             x_BTD = hidden_TBD.transpose(0, 1)
-            if noise:
-                x_BTD = noise.drop(x_BTD)
+            if dropout:
+                x_BTD = dropout.drop(x_BTD)
         return x_BTD, tuple(after)
 
 
 def _may_round(x: Tensor) -> bool:
-    """Whether products are in bf16 here: on a CPU PyTorch leaves LSTMs to oneDNN, whatever it
-    knows."""
+    """Whether products are computed in bf16. On a CPU this needs a oneDNN that supports bf16,
+    because PyTorch always uses oneDNN for LSTMs."""
     on_cpu = x.device.type == "cpu"
     return torch.is_autocast_enabled(x.device.type) and (ONEDNN_KNOWS_BF16 or not on_cpu)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from thinwire.models.contract import Body, State
-from thinwire.models.noise import Noise
+from thinwire.models.dropout import DropoutMasks
 
 ROTARY_BASE = 10_000.0
 
@@ -33,12 +33,12 @@ class Transformer(Body):
 
     @torch.no_grad()
     def initialise(self, generator: torch.Generator) -> None:
-        """Normal with deviation 1/sqrt(fan in); what adds to the residual starts at zero.
+        """Normal with standard deviation 1/sqrt(fan in); outputs to the residual start at zero.
 
-        The last norm's gains start at 1/sqrt(D), so that hidden states have length 1. With gains of
-        1 they have sqrt(D), and a step that moves every number of an output row by the rate moves
-        logits by D times the rate: at width 256 the first steps of Adagrad at 0.2 raised the loss
-        from 9.6 to 12 nats and more.
+        The gains of the last norm start at 1/sqrt(D), so that hidden states have length 1. With
+        gains of 1 their length would be sqrt(D), and a step that changes every number of an output
+        row by the rate would change logits by D times the rate. At width 256, the first steps of
+        Adagrad at 0.2 then raised the loss from 9.6 to over 12 nats.
         """
         for name, parameter in self.named_parameters():
             if name.endswith(("attend_out.weight", "feed_out.weight")):
@@ -48,35 +48,35 @@ class Transformer(Body):
         self.norm.weight.fill_(self.norm.weight.numel() ** -0.5)
 
     def forward(
-        self, x_BTE: Tensor, state: State | None, noise: Noise | None
+        self, x_BTE: Tensor, state: State | None, dropout: DropoutMasks | None
     ) -> tuple[Tensor, State]:
         """See `Body`; the state is empty."""
-        # Under autocast too, sums over the layers are in the type of the embedding.
-        x_BTD = self.widen(noise.drop(x_BTE) if noise else x_BTE).to(x_BTE.dtype)
+        # Under autocast too, sums over the layers have the type of the embedding.
+        x_BTD = self.widen(dropout.drop(x_BTE) if dropout else x_BTE).to(x_BTE.dtype)
         cos_TK, sin_TK = _rotation(x_BTD.shape[1], self.layers[0].head_width, x_BTD)  # type: ignore[arg-type]
         for layer in self.layers:
-            x_BTD = layer(x_BTD, cos_TK, sin_TK, noise)
+            x_BTD = layer(x_BTD, cos_TK, sin_TK, dropout)
         x_BTD = self.norm(x_BTD)
-        return (noise.drop(x_BTD) if noise else x_BTD), ()
+        return (dropout.drop(x_BTD) if dropout else x_BTD), ()
 
     def empty_window(self, num_streams: int, length: int, like: Tensor) -> State:
-        """Room for the keys and values of all layers, `[B, L, H, W, K]` each."""
+        """Zero tensors for the keys and values of all layers, `[B, L, H, W, K]` each."""
         first = self.layers[0]
         assert isinstance(first, _Block)
         shape = num_streams, len(self.layers), first.heads, length, first.head_width
         return like.new_zeros(shape), like.new_zeros(shape)
 
     def read_on(self, x_BTE: Tensor, past: State, first_B1: Tensor) -> tuple[Tensor, State]:
-        """What `forward` gives for tokens of a window, from the keys and values of those before.
+        """The result of `forward` for the next tokens of a window, from the past keys and values.
 
         Args:
             x_BTE: embedded words, as `embed` returns them.
-            past: keys and values, of `empty_window` or an earlier call; they stay as they are.
-            first_B1: the position of the first of these words in its window, from 0; what `past`
-                holds from there on is not looked at.
+            past: keys and values from `empty_window` or an earlier call. They are not changed.
+            first_B1: the position of the first of these words in its window, from 0. `past` is not
+                read at this and later positions.
 
         Returns:
-            Hidden states `[B, T, D]`, and the keys and values with those of these words in place.
+            Hidden states `[B, T, D]`, and the keys and values including those of these words.
         """
         T, W, K = x_BTE.shape[1], past[0].shape[3], past[0].shape[4]
         position_BT = first_B1 + torch.arange(T, device=x_BTE.device)
@@ -92,9 +92,9 @@ class Transformer(Body):
             assert isinstance(layer, _Block)
             q_BHTK, k_BHTK, v_BHTK = layer.project(x_BTD)
             k_BHTK = _rotate(k_BHTK, cos_B1TK, sin_B1TK)
-            place_BHTK = position_BT[:, None, :, None].expand_as(k_BHTK)
-            keys.append(key_BHWK.scatter(2, place_BHTK, k_BHTK))
-            values.append(value_BHWK.scatter(2, place_BHTK, v_BHTK))
+            index_BHTK = position_BT[:, None, :, None].expand_as(k_BHTK)
+            keys.append(key_BHWK.scatter(2, index_BHTK, k_BHTK))
+            values.append(value_BHWK.scatter(2, index_BHTK, v_BHTK))
             mixed_BHTK = F.scaled_dot_product_attention(
                 _rotate(q_BHTK, cos_B1TK, sin_B1TK),
                 keys[-1][:, :, :seen],
@@ -117,12 +117,14 @@ class _Block(nn.Module):
         self.feed_in = nn.Linear(width, 4 * width, bias=False)
         self.feed_out = nn.Linear(4 * width, width, bias=False)
 
-    def forward(self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, noise: Noise | None) -> Tensor:
+    def forward(
+        self, x_BTD: Tensor, cos_TK: Tensor, sin_TK: Tensor, dropout: DropoutMasks | None
+    ) -> Tensor:
         q_BHTK, k_BHTK, v_BHTK = self.project(x_BTD)
         mixed_BHTK = F.scaled_dot_product_attention(
             _rotate(q_BHTK, cos_TK, sin_TK), _rotate(k_BHTK, cos_TK, sin_TK), v_BHTK, is_causal=True
         )
-        return self.add(x_BTD, mixed_BHTK, noise)
+        return self.add(x_BTD, mixed_BHTK, dropout)
 
     def project(self, x_BTD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values, not rotated yet."""
@@ -131,12 +133,12 @@ class _Block(nn.Module):
         q_BHTK, k_BHTK, v_BHTK = qkv.view(B, T, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
         return q_BHTK, k_BHTK, v_BHTK
 
-    def add(self, x_BTD: Tensor, mixed_BHTK: Tensor, noise: Noise | None) -> Tensor:
-        """The residual with what attention has mixed, and with the feed-forward part after it."""
+    def add(self, x_BTD: Tensor, mixed_BHTK: Tensor, dropout: DropoutMasks | None) -> Tensor:
+        """Add the output of attention to the residual, and then that of the feed-forward layer."""
         attended_BTD = self.attend_out(mixed_BHTK.transpose(1, 2).flatten(2))
-        x_BTD = x_BTD + (noise.drop(attended_BTD) if noise else attended_BTD)
+        x_BTD = x_BTD + (dropout.drop(attended_BTD) if dropout else attended_BTD)
         fed_BTD = self.feed_out(F.gelu(self.feed_in(self.feed_norm(x_BTD))))
-        return x_BTD + (noise.drop(fed_BTD) if noise else fed_BTD)
+        return x_BTD + (dropout.drop(fed_BTD) if dropout else fed_BTD)
 
 
 def _rotation(T: int, K: int, like: Tensor) -> tuple[Tensor, Tensor]:

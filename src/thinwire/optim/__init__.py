@@ -1,4 +1,4 @@
-"""Optimisers that change only what was touched, and what steers them.
+"""Row optimisers, which update only touched rows, and their settings, clipping and schedules.
 
 Each name is imported when it is first asked for, so that settings can be read without torch.
 """

@@ -9,9 +9,9 @@ This is AdaptAhead as we implement it; the idea is that of Hoseini, Shahbahrami,
 Optimization Algorithm for Learning Deep Models. There is no bias correction: the first step of an
 element is lr / sqrt(1 - rho) (1 + mu) long.
 
-On rows it is lazy. A row that was not touched keeps its place, and when it next is touched v and m
-have decayed by rho^age and mu^age (ages.py): the way the velocity would have carried it meanwhile
-is left out. A dense block is a table whose rows are all touched.
+On rows it is lazy. A row that is not touched does not change. When it is next touched, v and m
+first decay by rho^age and mu^age (ages.py). The steps that the velocity alone would have taken
+meanwhile are left out. A dense block is treated as a table whose rows are all touched.
 
 V rows of the parameter, D width, R rows touched.
 """
@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thinwire.optim.ages import new_ages, take_ages
+from thinwire.optim.ages import new_age_state, take_ages
 from thinwire.optim.rows import RowOptimizer, add, column, per_element, read, write
 
 
@@ -35,7 +35,7 @@ class AdaptAhead(RowOptimizer):
         lr: learning rate.
         momentum: mu, the decay of the velocity, 0 to below 1.
         rho: decay of the mean square, 0 to below 1.
-        eps: added to the root.
+        eps: added to the root of the mean square.
 
     Examples:
         For any model, with or without a vocabulary:
@@ -66,7 +66,7 @@ class AdaptAhead(RowOptimizer):
         super().__init__(params, {"lr": lr, "momentum": momentum, "rho": rho, "eps": eps})
 
     def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
-        return new_ages(parameter) | {
+        return new_age_state(parameter) | {
             "mean_square": per_element(parameter),
             "velocity": per_element(parameter),
         }

@@ -1,4 +1,4 @@
-"""From settings to optimisers: one for the dense blocks, one for the rows."""
+"""Creates the two optimisers of a run from its settings: for the dense blocks and for the rows."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from thinwire.optim.rowwise import FullAdagrad, RowAdagrad, RowSGD
 
 
 def dense_optimizer(parameters: Iterable[Tensor], config: OptimConfig) -> torch.optim.Optimizer:
-    """The optimiser of the blocks that every step touches whole; `config.kind` says which."""
+    """The optimiser of the dense blocks, of the kind `config.kind`."""
     blocks, (lr, _), betas = list(parameters), config.rates, (config.beta1, config.beta2)
     match config.kind:
         case "sgd":
             return torch.optim.SGD(blocks, lr)
         case "adagrad":
-            # Not every torch and device that has a fused Adam has a fused Adagrad.
+            # Some versions of torch have a fused Adagrad only for the CPU.
             fused = all(block.device.type == "cpu" for block in blocks) or None
             initial = config.initial_accumulator
             return torch.optim.Adagrad(blocks, lr, initial_accumulator_value=initial, fused=fused)
@@ -39,7 +39,7 @@ def dense_optimizer(parameters: Iterable[Tensor], config: OptimConfig) -> torch.
 
 
 def row_optimizer(parameters: Iterable[Tensor], config: OptimConfig) -> RowOptimizer:
-    """The optimiser of embedding and output rows; `config.rows` says which."""
+    """The optimiser of embedding and output rows, of the kind `config.rows`."""
     tables, (_, lr), betas = list(parameters), config.rates, (config.beta1, config.beta2)
     match config.rows:
         case "sgd":
@@ -57,7 +57,7 @@ def row_optimizer(parameters: Iterable[Tensor], config: OptimConfig) -> RowOptim
 
 
 def _by_decay(parameters: list[Tensor], weight_decay: float) -> list[dict[str, Any]]:
-    """Parameter groups in which matrices decay and vectors, biases and gains, do not."""
+    """Two parameter groups: matrices decay; vectors (biases and gains) do not."""
     groups = [
         {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": weight_decay},
         {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -1,8 +1,8 @@
 """Clipping by the global norm, over dense blocks and touched rows together.
 
-The gradient of a step is one long vector: every dense block, and every touched row once. A row that
-was looked up several times has one gradient, the sum; rows that were not touched have none. So the
-norm is that of the dense gradient, at the cost of what was touched.
+The norm is that of one vector of all gradients: every dense block, and every touched row once. The
+gradient of a row that was looked up several times is the sum over the lookups. Untouched rows
+have gradient 0, so the norm equals that of the dense gradient, but only touched rows are read.
 
 Source: Pascanu, Mikolov, Bengio, On the difficulty of training recurrent neural networks (ICML
 2013); the factor is that of `torch.nn.utils.clip_grad_norm_`.
@@ -18,7 +18,7 @@ from torch.nn.utils import get_total_norm
 
 
 def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
-    """The gradients that `backward` left, sparse ones merged by row first (in `p.grad` itself)."""
+    """The gradients of all parameters that have one. Sparse ones are coalesced in `p.grad`."""
     gradients = []
     for parameter in parameters:
         if parameter.grad is not None:
@@ -32,18 +32,19 @@ def gradients_of(parameters: Iterable[Tensor]) -> list[Tensor]:
 def clip_gradients(gradients: Iterable[Tensor], max_norm: float) -> Tensor:
     """Scale `gradients` in place so that their global norm is at most `max_norm`.
 
-    Those that need no scaling are not touched, for which a GPU's norm is waited for.
+    If the norm is small enough, the gradients are not written to. To decide that, the call waits
+    for a GPU to compute the norm.
 
     Args:
-        gradients: dense, or sparse and coalesced (`gradients_of`); a row named once.
-        max_norm: the largest norm; 0: only measure.
+        gradients: dense tensors, or sparse ones that are coalesced (see `gradients_of`).
+        max_norm: the largest norm; 0: only compute the norm.
 
     Returns:
-        The norm before clipping, a 0-d tensor. Where it is not finite, there is a gradient that is
-        not: do not apply any of them.
+        The norm before clipping, a 0-d tensor. If it is not finite, a gradient is not finite: do
+        not apply any of them.
 
     Raises:
-        ValueError: a sparse gradient is not coalesced, so its norm would be another.
+        ValueError: a sparse gradient is not coalesced, so its norm would be wrong.
     """
     values = [_values(gradient) for gradient in gradients]
     norm = get_total_norm(values)

@@ -12,10 +12,11 @@ DenseKind = Literal["sgd", "adagrad", "adam", "adamw", "adaptahead"]
 RowKind = Literal["sgd", "adagrad", "adagrad_full", "adam", "adamw", "adaptahead"]
 ScheduleKind = Literal["constant", "cosine", "plateau"]
 
-# Learning rates that train with everything else at its default, by optimiser: what a step of one
-# comes to at a given rate differs by orders of magnitude. A Transformer's blocks want lower ones
-# than an LSTM's: 200 k tokens of Shakespeare at width 256, adam: perplexity 170 at 0.001, 166 at
-# 0.002, 164 at 0.004; the middle one, as deeper models want less.
+# Default learning rates by optimiser, for models that have all other settings at their defaults.
+# The rates differ by orders of magnitude because the optimisers scale their steps differently. A
+# Transformer's blocks need lower rates than an LSTM's: 200 k tokens of Shakespeare at width 256
+# with adam gave perplexity 170 at 0.001, 166 at 0.002 and 164 at 0.004. The default is the middle
+# one, because deeper models need lower rates.
 LSTM_RATES: dict[str, float] = {
     "sgd": 0.5,
     "adagrad": 5e-3,
@@ -47,7 +48,7 @@ ROW_RATES: dict[str, float] = {
 
 @dataclass(frozen=True, kw_only=True)
 class OptimConfig:
-    """How parameters change: dense blocks by `kind`, embedding and output rows by `rows`."""
+    """The optimisers: `kind` updates the dense blocks, `rows` the embedding and output rows."""
 
     kind: DenseKind = "adam"
     """Optimiser of the dense blocks. Every step changes all of them."""
@@ -130,13 +131,13 @@ class OptimConfig:
 
     @property
     def rates(self) -> tuple[float, float]:
-        """The rates of the dense blocks and of the rows; where none is given, those of an LSTM."""
+        """The rates of the dense blocks and of the rows. A rate that is not given is an LSTM's."""
         resolved = self.for_model("lstm")
         assert resolved.lr is not None and resolved.row_lr is not None
         return resolved.lr, resolved.row_lr
 
     def for_model(self, model_kind: str) -> OptimConfig:
-        """The same settings, with the rates that suit this kind of model where none is given."""
+        """The same settings, with the default rates of this kind of model where none is given."""
         lr = BLOCK_RATES.get(model_kind, LSTM_RATES)[self.kind] if self.lr is None else self.lr
         row_lr = ROW_RATES[self.rows] if self.row_lr is None else self.row_lr
         return replace(self, lr=lr, row_lr=row_lr)

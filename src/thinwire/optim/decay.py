@@ -1,14 +1,14 @@
-"""Weight decay that untouched rows owe, and when they pay it.
+"""Lazy weight decay: the decay of untouched rows stays pending until they are next touched.
 
-Decoupled weight decay multiplies a parameter by 1 - lr_t wd at step t. Lazily, a row that a step
-does not touch owes that factor. The rate differs from step to step, so what a row owes follows from
-a sum over the steps that it missed, and not from their number:
+Decoupled weight decay multiplies a parameter by 1 - lr_t wd at step t. For a row that a step does
+not touch, this factor is pending. The rate differs from step to step, so the pending factor depends
+on a sum over the steps that the row has missed, and not only on their number:
 
     D += ln(1 - lr_t wd)                  one running sum per parameter, at every update of it
-    w_r *= exp(D - P_r), then P_r = D     P_r: the running sum when row r last paid
+    w_r *= exp(D - P_r), then P_r = D     P_r: the running sum that is applied to row r
 
-A row pays when it is touched. All rows pay before the parameter is read as a whole
-(`RowOptimizer.flush`).
+The pending decay of a row is applied when the row is touched. That of all rows is applied before
+the parameter is read as a whole (`RowOptimizer.flush`).
 
 Source of the decay: Loshchilov, Hutter, Decoupled Weight Decay Regularization (ICLR 2019).
 
@@ -24,25 +24,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-SUM, PAID = "decay_sum", "decay_paid"
+SUM, APPLIED = "decay_sum", "decay_paid"
 
 
-def new_decay(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The entries of a parameter's state that tell what its rows owe; none if nothing decays."""
+def new_decay_state(parameter: Tensor, group: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The entries of a parameter's state for weight decay; none if the group does not decay."""
     if group["weight_decay"] == 0:
         return {}
     return {
         SUM: torch.zeros((), dtype=torch.float64),  # on the CPU, where reading it costs nothing
-        PAID: torch.zeros(parameter.shape[:1], dtype=torch.float32, device=parameter.device),
+        APPLIED: torch.zeros(parameter.shape[:1], dtype=torch.float32, device=parameter.device),
     }
 
 
-def count_decay(state: Mapping[str, Tensor], group: Mapping[str, Any]) -> None:
-    """Every row owes the decay of one more update, at the present rate.
+def accumulate_decay(state: Mapping[str, Tensor], group: Mapping[str, Any]) -> None:
+    """Add the decay of one update, at the current rate, to the running sum.
 
     Raises:
-        ValueError: the group decays and its state has no account of that, or lr x weight_decay
-            would leave nothing of a row.
+        ValueError: the group decays but the state has no entries for it, or lr x weight_decay is 1
+            or more.
     """
     if group.get("weight_decay", 0) == 0:
         return
@@ -57,30 +57,30 @@ def count_decay(state: Mapping[str, Tensor], group: Mapping[str, Any]) -> None:
     state[SUM] += log1p(-part)
 
 
-def owed_decay(state: Mapping[str, Tensor], ids_R: Tensor | None) -> Tensor | None:
-    """What the rows have to be multiplied by, fp32 `[R]`; None if nothing decays."""
+def pending_decay(state: Mapping[str, Tensor], ids_R: Tensor | None) -> Tensor | None:
+    """The factors by which the rows must be multiplied, fp32 `[R]`; None: nothing decays."""
     if SUM not in state:
         return None
-    paid_V = state[PAID]
-    paid_R = paid_V if ids_R is None else paid_V.index_select(0, ids_R)
-    return (state[SUM].to(paid_R.device) - paid_R).exp().float()
+    applied_V = state[APPLIED]
+    applied_R = applied_V if ids_R is None else applied_V.index_select(0, ids_R)
+    return (state[SUM].to(applied_R.device) - applied_R).exp().float()
 
 
-def mark_paid(state: Mapping[str, Tensor], ids_R: Tensor | None) -> None:
-    """These rows owe nothing now."""
+def mark_applied(state: Mapping[str, Tensor], ids_R: Tensor | None) -> None:
+    """Record that no decay is pending for these rows."""
     if SUM not in state:
         return
     if ids_R is None:
-        state[PAID].fill_(float(state[SUM]))
+        state[APPLIED].fill_(float(state[SUM]))
     else:
-        state[PAID].index_fill_(0, ids_R, float(state[SUM]))
+        state[APPLIED].index_fill_(0, ids_R, float(state[SUM]))
 
 
-def mark_paid_until(state: Mapping[str, Tensor], ids_R: Tensor, running_sum: float) -> None:
-    """These rows owe nothing of what the running sum counted until it stood at this value.
+def mark_applied_until(state: Mapping[str, Tensor], ids_R: Tensor, running_sum: float) -> None:
+    """Record that the decay up to this value of the running sum is applied to these rows.
 
-    Rows that have paid later ones keep that.
+    The record of a row to which later decay was applied already does not change.
     """
     if SUM in state:
-        paid_R = state[PAID].index_select(0, ids_R).clamp_(max=running_sum)
-        state[PAID].index_copy_(0, ids_R, paid_R)
+        applied_R = state[APPLIED].index_select(0, ids_R).clamp_(max=running_sum)
+        state[APPLIED].index_copy_(0, ids_R, applied_R)

@@ -1,22 +1,23 @@
-"""Lazy Adam and AdamW on rows, with each row's own clock.
+"""Lazy Adam and AdamW on rows, with a bias correction for each row.
 
-Dense Adam changes every row at every step, for its averages decay even where there is no gradient.
-Lazily, a row is changed only when it is touched, and the decay it missed is made up then:
+Dense Adam changes every row at every step, because its averages decay even without a gradient. Lazy
+Adam changes a row only when it is touched, and then first applies the decay that the row missed:
 
     m_r = b1^age m_r + (1 - b1) g_r          age: updates since the row's last one (ages.py)
     v_r = b2^age v_r + (1 - b2) g_r^2
 
 Bias correction. m_r is a sum over the row's own gradients, each with weight (1 - b1) b1^(its age).
-Dense Adam divides by what these weights add up to, 1 - b1^t. A row that was touched now and then
-has other weights, and so another sum, which obeys the same recursion with 1 for g:
+Dense Adam divides by the sum of these weights, 1 - b1^t. For a row that is touched only at some
+steps the sum of the weights is different; it obeys the same recursion with 1 in place of g:
 
-    c1_r = b1^age c1_r + (1 - b1)            c2_r alike
+    c1_r = b1^age c1_r + (1 - b1)            and c2_r with b2
 
 m_r / c1_r is then a true weighted average of the row's gradients, however seldom it is touched.
-(1 - b1^t would make every rare row's gradient about 1 - b1 of its size, and 1 - b1^(own touches)
-all but the first ones.) Touched at every step, c1_r = 1 - b1^t, and this is `torch.optim.Adam`.
+(Dividing by 1 - b1^t would shrink the gradients of a rare row to about 1 - b1 of their size.
+Dividing by 1 - b1^n, with n the touches of the row, would do so after its first touches.) For a row
+that is touched at every step, c1_r = 1 - b1^t, and the update is that of `torch.optim.Adam`.
 
-The averages themselves are what is kept, because then correction costs no pass over the row: with
+The state contains the corrected averages, so that correction needs no extra pass over the row: with
 mean_r = m_r / c1_r, the recursion is mean_r += (1 - b1) / c1_r (g_r - mean_r).
 
 Sources: Kingma, Ba, Adam (ICLR 2015); Loshchilov, Hutter, Decoupled Weight Decay Regularization
@@ -32,8 +33,8 @@ from typing import Any
 from torch import Tensor
 from torch.optim.optimizer import ParamsT
 
-from thinwire.optim.ages import new_ages, take_ages
-from thinwire.optim.decay import mark_paid, new_decay, owed_decay
+from thinwire.optim.ages import new_age_state, take_ages
+from thinwire.optim.decay import mark_applied, new_decay_state, pending_decay
 from thinwire.optim.rows import RowOptimizer, add, column, per_element, per_row, read, write
 
 
@@ -50,7 +51,7 @@ class RowAdam(RowOptimizer):
         lr: learning rate.
         betas: decay rates of the averages of the gradient and of its square, 0 to below 1.
         eps: added to the root.
-        weight_decay: decoupled, a fraction of lr.
+        weight_decay: decoupled weight decay; a step multiplies a row by 1 - lr weight_decay.
 
     Examples:
         A row that was not touched is decayed when it is next touched, or by `flush`.
@@ -82,8 +83,8 @@ class RowAdam(RowOptimizer):
 
     def _new_state(self, parameter: Tensor, group: dict[str, Any]) -> dict[str, Tensor]:
         return (
-            new_ages(parameter)
-            | new_decay(parameter, group)
+            new_age_state(parameter)
+            | new_decay_state(parameter, group)
             | {
                 "mean": per_element(parameter),
                 "mean_weight": per_row(parameter),
@@ -106,7 +107,7 @@ class RowAdam(RowOptimizer):
         square_R = _average(state, "mean_square", beta2, age_R, ids_R, grad_R.square())
         change_R = square_R.sqrt().add_(group["eps"]).reciprocal_().mul_(mean_R).mul_(-group["lr"])
 
-        factor_R = owed_decay(state, ids_R)
+        factor_R = pending_decay(state, ids_R)
         if factor_R is None:
             add(parameter, ids_R, change_R)
             return
@@ -114,7 +115,7 @@ class RowAdam(RowOptimizer):
         # In fp32 even where the parameter is not: 1 - lr weight_decay rounds to 1 in bf16.
         change_R.addcmul_(rows_R.float(), column(factor_R, rows_R))
         write(parameter, ids_R, rows_R.copy_(change_R))
-        mark_paid(state, ids_R)
+        mark_applied(state, ids_R)
 
 
 def _average(
@@ -125,7 +126,7 @@ def _average(
     ids_R: Tensor | None,
     new_R: Tensor,
 ) -> Tensor:
-    """Take `new_R` into the weighted average `name` of each row; returns the average [R, D]."""
+    """Update the weighted average `name` of each row with `new_R`; returns the average [R, D]."""
     weight_R = read(state[f"{name}_weight"], ids_R)
     weight_R.mul_(beta**age_R).add_(1 - beta)
     write(state[f"{name}_weight"], ids_R, weight_R)

@@ -1,4 +1,4 @@
-"""What every row optimiser shares: finding the touched rows, reading, writing and adding to them.
+"""The base class of row optimisers, and functions that read and write rows.
 
 V rows of the parameter, D width, R rows touched. A table is [V, D], or [V] where a row is one
 number; `ids_R` holds distinct row numbers, and None stands for all rows.
@@ -15,22 +15,23 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from thinwire.errors import UserError
-from thinwire.optim.decay import count_decay, mark_paid, owed_decay
+from thinwire.optim.decay import accumulate_decay, mark_applied, pending_decay
 
 
 class RowOptimizer(Optimizer, ABC):
-    """An optimiser whose step costs what the touched rows cost, however large the table.
+    """An optimiser whose step reads and writes only the touched rows of a table.
 
-    Gradients come as PyTorch leaves them in `p.grad`, sparse (`nn.Embedding(sparse=True)`) or
-    dense, to `step()`; or, already merged by row, to `update_rows()`. Rows that are not named keep
-    their bits, and so does their state, which is made at once, on the parameter's device, in fp32.
+    `step()` takes gradients from `p.grad`, sparse (`nn.Embedding(sparse=True)`) or dense;
+    `update_rows()` takes gradients that are already merged by row. Other rows and their state do
+    not change. The state is created in the constructor, on the parameter's device, in fp32.
 
-    A row optimiser is final and consists of its constructor, `_new_state` and `_update`.
+    A subclass is final and defines only its constructor, `_new_state` and `_update`.
     """
 
-    # A formula with several intermediate results is worked out on this many elements at a time, so
-    # that they stay in the cache and the allocator keeps their memory: 2000 rows of 512 on one core
-    # take Adam 3 ms so, and 9 ms at once. None: one intermediate result at most, so all at once.
+    # An update with several intermediate results processes this many elements at a time, so that
+    # they stay in the cache and the allocator reuses their memory: Adam on 2000 rows of 512 takes
+    # 3 ms on one core in pieces, and 9 ms at once. None: at once, for updates with at most one
+    # intermediate result.
     _piece_elements: ClassVar[int | None] = 1 << 17
 
     @abstractmethod
@@ -46,7 +47,7 @@ class RowOptimizer(Optimizer, ABC):
         state: dict[str, Tensor],
         group: dict[str, Any],
     ) -> None:
-        """Change rows `ids_R` of the parameter and its state; leave `grad_R`, fp32, alone."""
+        """Update the rows `ids_R` of the parameter and its state; do not change `grad_R` (fp32)."""
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -76,8 +77,8 @@ class RowOptimizer(Optimizer, ABC):
             grad_R: the gradient of those rows, [R, D] or [R]. It is not changed.
 
         Raises:
-            ValueError: the gradient is not of the shape of those rows, or the parameter is not one
-                of this optimiser's. That ids are distinct is not checked.
+            ValueError: the gradient has not the shape of those rows, or the parameter does not
+                belong to this optimiser. It is not checked that the ids are distinct.
         """
         expected = parameter.shape if ids_R is None else (len(ids_R), *parameter.shape[1:])
         if grad_R.shape != expected:
@@ -86,47 +87,48 @@ class RowOptimizer(Optimizer, ABC):
 
     @torch.no_grad()
     def rows(self, parameter: Tensor, ids_R: Tensor | None = None) -> Tensor:
-        """The rows as they stand, `[R, D]` or `[R]`: with the weight decay that they owe paid.
+        """The values of rows, `[R, D]` or `[R]`, with their pending weight decay applied.
 
-        Nothing is changed. Where nothing is owed and `ids_R` is None, it is the parameter itself.
+        The parameter is not changed. If nothing decays and `ids_R` is None, the result shares the
+        parameter's memory.
         """
         rows_R = parameter.detach() if ids_R is None else parameter.detach().index_select(0, ids_R)
-        factor_R = owed_decay(self.state[parameter], ids_R)
+        factor_R = pending_decay(self.state[parameter], ids_R)
         if factor_R is None:
             return rows_R
         return (rows_R * column(factor_R, rows_R)).to(rows_R.dtype)
 
     @torch.no_grad()
     def flush(self, parameter: Tensor | None = None, ids_R: Tensor | None = None) -> None:
-        """Pay the weight decay that rows owe. Call it before parameters are read as a whole.
+        """Apply the pending weight decay of rows. Call it before parameters are read as a whole.
 
-        A lazy optimiser changes a row only when the row is touched, so that the others lag behind
-        by the decay of the steps that they missed. Evaluation, export and saving want it paid. Of
-        the optimisers here only `RowAdam` with a weight decay owes anything.
+        A lazy optimiser changes a row only when the row is touched, so other rows lag behind by the
+        decay of the steps that they missed. Call `flush` before evaluation, export and saving. Only
+        `RowAdam` with a weight decay has pending decay.
 
         Args:
-            parameter: one of this optimiser's; None: all of them.
+            parameter: a parameter of this optimiser; None: all of them.
             ids_R: distinct row numbers of that parameter, int64; None: all rows.
         """
         parameters = [p for group in self.param_groups for p in group["params"]]
         for table in parameters if parameter is None else [parameter]:
             state = self.state[table]
-            factor_R = owed_decay(state, ids_R)
+            factor_R = pending_decay(state, ids_R)
             if factor_R is None:
                 continue
             rows_R = read(table, ids_R)
             write(table, ids_R, rows_R.mul_(column(factor_R, rows_R)))
-            mark_paid(state, ids_R)
+            mark_applied(state, ids_R)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
-        """Add parameters (torch's hook, through which the constructor's pass too)."""
+        """Add parameters and create their state. Torch's constructor calls it too."""
         super().add_param_group(param_group)
         group = self.param_groups[-1]
         for parameter in group["params"]:
             self.state[parameter] = self._new_state(parameter, group)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Restore what `state_dict()` gave; unlike torch's own, every tensor keeps its type."""
+        """Restore the result of `state_dict()`; unlike in torch, every tensor keeps its type."""
         parameters = [p for group in self.param_groups for p in group["params"]]
         saved_ids = [i for group in state_dict["param_groups"] for i in group["params"]]
         present = [self.state[p] for p in parameters]
@@ -147,8 +149,8 @@ class RowOptimizer(Optimizer, ABC):
     ) -> None:
         state = self.state[parameter]
         if "step" in state:
-            state["step"] += 1  # the clock that ages.py reads
-        count_decay(state, group)
+            state["step"] += 1  # ages.py reads it
+        accumulate_decay(state, group)
         if self._piece_elements is None or grad_R.numel() <= self._piece_elements:
             self._update(parameter, ids_R, grad_R, state, group)
             return
@@ -169,7 +171,7 @@ class RowOptimizer(Optimizer, ABC):
 
 
 def merged(grad: Tensor) -> tuple[Tensor | None, Tensor]:
-    """A gradient as (distinct row numbers or None for all, one gradient for each of them)."""
+    """Split a gradient into distinct row numbers (None: all rows) and one gradient per row."""
     if grad.layout is not torch.sparse_coo:
         return None, grad
     grad = grad.coalesce()
@@ -178,12 +180,12 @@ def merged(grad: Tensor) -> tuple[Tensor | None, Tensor]:
 
 
 def read(table: Tensor, ids_R: Tensor | None) -> Tensor:
-    """A copy of the rows, or the table itself for all rows: change it in place, then `write`."""
+    """A copy of the rows, or the table itself for all rows; change it in place, then `write`."""
     return table if ids_R is None else table.index_select(0, ids_R)
 
 
 def write(table: Tensor, ids_R: Tensor | None, rows_R: Tensor) -> None:
-    """Put back rows that came from `read`."""
+    """Write back rows that `read` returned."""
     if ids_R is None:
         return
     if _in_sixteen_bytes(table):
@@ -227,7 +229,7 @@ def per_element(parameter: Tensor, value: float = 0.0) -> Tensor:
 
 
 def column(numbers_R: Tensor, rows_R: Tensor) -> Tensor:
-    """One number a row, shaped to be multiplied with the rows."""
+    """Reshape one number per row so that it can be multiplied with the rows."""
     return numbers_R.reshape(rows_R.shape[:1] + (1,) * (rows_R.ndim - 1))
 
 

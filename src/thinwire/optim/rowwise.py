@@ -1,10 +1,10 @@
-"""SGD and Adagrad on rows: what a row's gradient does to it, without looking at the clock.
+"""SGD and Adagrad on rows, whose updates do not depend on when a row was last touched.
 
-Embedding and output rows are rare visitors: a step touches a few thousand of V. Adagrad suits them,
-because a row's rate falls with what the row itself has seen and not with the number of the step.
+A step touches only a few thousand of V embedding and output rows. Adagrad suits them, because the
+rate of a row falls with the row's own gradients, and not with the number of steps.
 
-Sources: Duchi, Hazan, Singer, Adaptive Subgradient Methods (JMLR 2011); one accumulator a row as in
-FBGEMM's EXACT_ROWWISE_ADAGRAD.
+Sources: Duchi, Hazan, Singer, Adaptive Subgradient Methods (JMLR 2011); one accumulator per row as
+in FBGEMM's EXACT_ROWWISE_ADAGRAD.
 
 V rows of the parameter, D width, R rows touched.
 """
@@ -68,18 +68,18 @@ class RowSGD(RowOptimizer):
 
 
 class RowAdagrad(RowOptimizer):
-    """Adagrad with one accumulator a row, so that its state is 1/D of the parameter.
+    """Adagrad with one accumulator per row, so that its state is 1/D of the parameter.
 
     acc_r += mean_d(g_r^2);  w_r -= lr g_r / (sqrt(acc_r) + eps)
 
     Args:
         params: parameters or groups of them, as PyTorch's optimisers take them.
         lr: learning rate.
-        initial_accumulator_value: what acc_r starts from, a squared gradient.
+        initial_accumulator_value: the initial value of acc_r, a squared gradient.
         eps: added to the root.
 
     Examples:
-        The first step of a row is lr long (root mean square), however large its gradient.
+        The first step of a row has root mean square lr, however large its gradient is.
 
         >>> import torch, thinwire
         >>> table = torch.nn.Parameter(torch.zeros(5, 2))
@@ -122,14 +122,14 @@ class RowAdagrad(RowOptimizer):
 
 
 class FullAdagrad(RowOptimizer):
-    """Adagrad with one accumulator an element; on dense gradients, `torch.optim.Adagrad`.
+    """Adagrad with one accumulator per element; on dense gradients, `torch.optim.Adagrad`.
 
     acc += g^2;  w -= lr g / (sqrt(acc) + eps)
 
     Args:
         params: parameters or groups of them, as PyTorch's optimisers take them.
         lr: learning rate.
-        initial_accumulator_value: what acc starts from, a squared gradient.
+        initial_accumulator_value: the initial value of acc, a squared gradient.
         eps: added to the root.
 
     Examples:

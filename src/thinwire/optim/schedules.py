@@ -1,7 +1,8 @@
-"""Learning-rate schedules: one factor, which multiplies every learning rate.
+"""Learning-rate schedules: one factor, by which every learning rate is multiplied.
 
-Warm-up counts steps. The cosine follows the part of the budget that is spent, so the same setting
-serves a budget in seconds, tokens or epochs. The plateau follows the validation perplexity.
+Warm-up depends on the number of steps. The cosine depends on the fraction of the budget that is
+spent, which may be given in seconds, tokens or epochs. The plateau depends on the validation
+perplexity.
 """
 
 from __future__ import annotations
@@ -13,12 +14,12 @@ from thinwire.optim.config import OptimConfig
 
 
 def warmup(step: int, warmup_steps: int) -> float:
-    """Rises linearly to 1: 1/n in step 0, 1 from step n - 1 on."""
+    """The factor of warm-up: it rises linearly from 1/n at step 0 to 1 at step n - 1."""
     return min(1.0, (step + 1) / warmup_steps) if warmup_steps else 1.0
 
 
 def cosine(progress: float, final: float) -> float:
-    """Half a cosine from 1, at `progress` 0, to `final`, at `progress` 1 and beyond.
+    """Half a cosine: 1 at `progress` 0, and `final` at `progress` 1 and beyond.
 
     Source: Loshchilov, Hutter, SGDR (ICLR 2017), without restarts.
     """
@@ -27,11 +28,11 @@ def cosine(progress: float, final: float) -> float:
 
 
 class Schedule:
-    """The factor of a run, as `OptimConfig` asks for it.
+    """The factor of the learning rates of a run.
 
     Args:
         config: settings.
-        round_steps: how many steps make one step of all workers; warm-up counts the latter.
+        round_steps: number of steps of single workers that count as one step of warm-up.
     """
 
     def __init__(self, config: OptimConfig, round_steps: int = 1) -> None:
@@ -42,11 +43,11 @@ class Schedule:
         self._plateau_factor = 1.0
 
     def factor(self, step: int, progress: float) -> float:
-        """What to multiply learning rates by.
+        """The factor by which learning rates are multiplied.
 
         Args:
-            step: the number of steps done before this one.
-            progress: the part of the budget that is spent, 0 to 1.
+            step: the number of steps that are done.
+            progress: the fraction of the budget that is spent, 0 to 1.
         """
         factor = warmup(step, self._warmup_steps)
         match self._config.schedule:
@@ -58,10 +59,10 @@ class Schedule:
                 return factor * self._plateau_factor
 
     def observe(self, perplexity: float) -> None:
-        """Take in a validation perplexity.
+        """Record a validation perplexity.
 
         After more than `plateau_patience` evaluations in a row without a new best, the plateau's
-        factor is cut and the count starts again. A perplexity that is not a number is no best.
+        factor is reduced and the count starts again. NaN never counts as a new best.
         """
         if perplexity < self._best_perplexity:
             self._best_perplexity, self._num_worse = perplexity, 0
@@ -73,7 +74,7 @@ class Schedule:
             self._num_worse = 0
 
     def state_dict(self) -> dict[str, float | int | None]:
-        """What `load_state_dict` needs to go on, fit for JSON."""
+        """The state for `load_state_dict`. It can be written as JSON."""
         return {
             "best_perplexity": None if self._best_perplexity == inf else self._best_perplexity,
             "num_worse": self._num_worse,
@@ -81,7 +82,7 @@ class Schedule:
         }
 
     def load_state_dict(self, state: dict[str, float | int | None]) -> None:
-        """Go on from what `state_dict` gave."""
+        """Restore the result of `state_dict`."""
         if missing := self.state_dict().keys() - state.keys():
             raise UserError(f"The state of the schedule lacks {', '.join(sorted(missing))}.")
         best = state["best_perplexity"]

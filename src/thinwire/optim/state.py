@@ -1,9 +1,9 @@
-"""An optimiser's state by parameter name, as a checkpoint keeps it.
+"""The state of an optimiser by parameter name, as a checkpoint contains it.
 
-Torch's `state_dict` numbers the parameters, so that another order silently swaps their states. Here
-each tensor is called `<parameter>/<entry>`: `body.weight_hh_l0/exp_avg`. A parameter that has no
-state, because its optimiser keeps none or has not stepped yet, is saved as an empty tensor
-`<parameter>/none`: nothing is left out, so whatever is missing was lost.
+Torch's `state_dict` numbers the parameters, so a different order would silently swap their states.
+Here each tensor is named `<parameter>/<entry>`: `body.weight_hh_l0/exp_avg`. A parameter without
+state, because its optimiser keeps none or has not taken a step yet, is saved as an empty tensor
+`<parameter>/none`. So every parameter is saved, and a missing one means that the file is damaged.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def named_state(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, 
     """The state of every parameter of `optimizer`, by name.
 
     Args:
-        optimizer: a row optimiser, or one of `torch.optim` that keeps its state by parameter.
+        optimizer: a row optimiser, or an optimiser of `torch.optim` with state per parameter.
         names: a distinct name for each of its parameters.
 
     Returns:
@@ -42,15 +42,15 @@ def named_state(optimizer: Optimizer, names: Mapping[Tensor, str]) -> dict[str, 
 def load_named_state(
     optimizer: Optimizer, names: Mapping[Tensor, str], tensors: Mapping[str, Tensor]
 ) -> None:
-    """Give `optimizer` the state that `named_state` returned; nothing is changed on an error.
+    """Restore the state that `named_state` returned. On an error, nothing is changed.
 
     Args:
-        optimizer: made as the saved one was, with parameters of the same shapes.
+        optimizer: of the same kind as the saved one, with parameters of the same shapes.
         names: a distinct name for each of its parameters.
-        tensors: the saved state; entries of other parameters are let pass.
+        tensors: the saved state; entries of other parameters are ignored.
 
     Raises:
-        UserError: an entry is missing, is of the wrong shape or type, or is unknown to `optimizer`.
+        UserError: an entry is missing, has the wrong shape or type, or is unknown to `optimizer`.
     """
     accepted: list[tuple[Tensor, dict[str, Tensor], dict[str, Any]]] = []
     for group, parameter in _parameters(optimizer):
@@ -60,8 +60,8 @@ def load_named_state(
             for key, tensor in tensors.items()
             if key.rpartition("/")[0] == name
         }
-        at_birth, after_a_step = _template(optimizer, group, parameter)
-        if saved.keys() == {NO_STATE} and not at_birth:
+        initial, after_a_step = _template(optimizer, group, parameter)
+        if saved.keys() == {NO_STATE} and not initial:
             accepted.append((parameter, saved, {}))
         else:
             expected = _entries(optimizer, parameter) or after_a_step or {NO_STATE: torch.empty(0)}
@@ -91,30 +91,30 @@ def _entries(optimizer: Optimizer, parameter: Tensor) -> dict[str, Any]:
 def _template(
     optimizer: Optimizer, group: dict[str, Any], parameter: Tensor
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The entries that `optimizer` keeps for `parameter`: at birth, and after a step.
+    """The entries of the state of `parameter`: initially, and after a step.
 
-    Found by trying, on one element: most of torch's optimisers make their state in their first
-    step and list its entries nowhere else.
+    They are found by a trial step on one element, because most of torch's optimisers create their
+    state in their first step and list its entries nowhere else.
     """
     element = torch.zeros(1, dtype=parameter.dtype, device=parameter.device, requires_grad=True)
     make: Any = type(optimizer)
-    probe: Optimizer = make([{**group, "params": [element]}], group["lr"])
-    at_birth = _entries(probe, element)
+    trial: Optimizer = make([{**group, "params": [element]}], group["lr"])
+    initial = _entries(trial, element)
     element.grad = torch.zeros_like(element)
-    probe.step()
+    trial.step()
     after_a_step = {
         entry: value.expand(parameter.shape)
         if isinstance(value, Tensor) and value.ndim > 0
         else value
-        for entry, value in _entries(probe, element).items()
+        for entry, value in _entries(trial, element).items()
     }
-    return at_birth, after_a_step
+    return initial, after_a_step
 
 
 def _check(
     name: str, optimizer: str, saved: Mapping[str, Tensor], expected: Mapping[str, Any]
 ) -> None:
-    """The saved entries of one parameter are those expected, with their shapes and types."""
+    """Make sure that the saved entries of a parameter have the expected names, shapes and types."""
     unknown, missing = saved.keys() - expected.keys(), expected.keys() - saved.keys()
     if unknown and (not missing or expected.keys() == {NO_STATE}):
         raise UserError(
@@ -126,11 +126,11 @@ def _check(
             f"holds {_listed(saved) or 'nothing'}."
         )
     for entry, like in expected.items():
-        wanted, found_tensor = torch.as_tensor(like), saved[entry]
-        if found_tensor.shape != wanted.shape or found_tensor.dtype != wanted.dtype:
+        needed, found_tensor = torch.as_tensor(like), saved[entry]
+        if found_tensor.shape != needed.shape or found_tensor.dtype != needed.dtype:
             raise UserError(
                 f"The saved state {name}/{entry} is {_describe(found_tensor)}, and {optimizer} "
-                f"needs {_describe(wanted)}."
+                f"needs {_describe(needed)}."
             )
 
 

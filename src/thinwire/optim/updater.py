@@ -1,4 +1,4 @@
-"""Applies a step's gradients to all parameters: rows row by row, blocks whole, clipped together.
+"""Applies a step's gradients to the rows of tables and to blocks, clipped by one global norm.
 
 R rows touched.
 """
@@ -19,7 +19,7 @@ from thinwire.touched import Touched
 
 
 def take_gradients(leaves: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The gradients of those leaves that have one; then they have none."""
+    """Take the gradients from the leaves that have one; their `grad` becomes None."""
     gradients = {name: leaf.grad for name, leaf in leaves.items() if leaf.grad is not None}
     for name in gradients:
         leaves[name].grad = None
@@ -30,11 +30,11 @@ class Updater:
     """Both optimisers, and the parameters that they update.
 
     Args:
-        tables: parameters that are updated row by row, by name.
+        tables: parameters of which only touched rows are updated, by name.
         blocks: dense parameters, by name.
-        row_optimizer: updates the tables.
-        dense_optimizer: updates the blocks.
-        clip: largest global norm of a step's gradient; 0: none.
+        row_optimizer: the optimiser of the tables.
+        dense_optimizer: the optimiser of the blocks.
+        clip: largest global norm of a step's gradient; 0: no clipping.
     """
 
     def __init__(
@@ -61,17 +61,17 @@ class Updater:
         blocks: Mapping[str, nn.Parameter],
         config: OptimConfig,
     ) -> Updater:
-        """With the optimisers that the settings name."""
+        """An updater with the optimisers that the settings name."""
         rows = row_optimizer(tables.values(), config)
         return cls(tables, blocks, rows, dense_optimizer(blocks.values(), config), config.clip)
 
     def set_rates(self, factor: float) -> None:
-        """Make the learning rates those of the settings times a schedule's factor."""
+        """Set the learning rates to those of the settings times a schedule's factor."""
         for group, rate in self._rates:
             group["lr"] = rate * factor
 
     def rows(self, touched: Touched) -> dict[str, Tensor]:
-        """The touched rows of each table, `[R, ...]`, as leaves that collect gradients."""
+        """The touched rows of each table, `[R, ...]`, as leaves that accumulate gradients."""
         return {
             name: self.row_optimizer.rows(self.tables[name], ids).requires_grad_()
             for name, ids in touched.rows.items()
@@ -80,15 +80,16 @@ class Updater:
     def apply(
         self, touched: Touched, rows: Mapping[str, Tensor], blocks: Mapping[str, Tensor]
     ) -> float:
-        """Clip gradients, and update by them.
+        """Clip the gradients and apply them.
 
         Args:
-            touched: which rows.
-            rows: gradients of touched rows, `[R, ...]`, by table; a table not named has none.
-            blocks: gradients of blocks, by name; a block not named has none.
+            touched: the touched rows.
+            rows: gradients of touched rows, `[R, ...]`, by table; tables may be left out.
+            blocks: gradients of blocks, by name; blocks may be left out.
 
         Returns:
-            The gradient's global norm before clipping; where it is not finite, nothing was changed.
+            The global norm of the gradient before clipping. If it is not finite, no parameter was
+            changed.
         """
         norm = float(clip_gradients([*rows.values(), *blocks.values()], self.clip))
         if isfinite(norm):
@@ -98,7 +99,7 @@ class Updater:
     def update(
         self, touched: Touched, rows: Mapping[str, Tensor], blocks: Mapping[str, Tensor]
     ) -> None:
-        """Update by gradients as they are; see `apply`."""
+        """Apply the gradients without clipping; see `apply`."""
         for name, gradient in rows.items():
             self.row_optimizer.update_rows(self.tables[name], touched.rows[name], gradient)
         for name, block in self.blocks.items():
@@ -107,5 +108,5 @@ class Updater:
         self.dense_optimizer.zero_grad(set_to_none=True)
 
     def flush(self) -> None:
-        """Pay the weight decay that untouched rows owe."""
+        """Apply the weight decay that is pending for untouched rows."""
         self.row_optimizer.flush()

@@ -105,7 +105,7 @@ class Client:
 
     def take_over_feedback(self, before: Client) -> None:
         """Take over the residual of error feedback from this worker's previous client."""
-        self._hidden.load(before._hidden.waiting, before._hidden.piles)
+        self._hidden.load(before._hidden.residuals, before._hidden.shared_state)
 
     # Pulling
 

@@ -27,7 +27,7 @@ from thinwire.parameter_server.protocol import (
 )
 from thinwire.parameter_server.session import ALIVE_SECONDS
 from thinwire.transport.messages import Connection
-from thinwire.transport.timeouts import MEETING_SECONDS
+from thinwire.transport.timeouts import RENDEZVOUS_SECONDS
 from thinwire.wire.frames import Frame
 
 INCARNATION_BITS = 48
@@ -84,7 +84,7 @@ class Servers:
         name: str,
         timeout_seconds: float,
         stopping: Callable[[], bool] = lambda: False,
-        meeting_seconds: float = MEETING_SECONDS,
+        meeting_seconds: float = RENDEZVOUS_SECONDS,
     ) -> None:
         self.connections = list(connections)
         self.timeout_seconds, self._meeting_seconds = timeout_seconds, meeting_seconds

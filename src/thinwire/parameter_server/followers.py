@@ -56,7 +56,7 @@ from thinwire.parameter_server.sharding import (
 )
 from thinwire.runs.run import Run
 from thinwire.transport.messages import Connection
-from thinwire.transport.timeouts import MEETING_SECONDS
+from thinwire.transport.timeouts import RENDEZVOUS_SECONDS
 from thinwire.wire.frames import Frame
 
 
@@ -82,7 +82,7 @@ class Followers:
         run_id: str,
         settings: Mapping[str, Any],
         warn: Callable[[str], None],
-        meeting_seconds: float = MEETING_SECONDS,
+        meeting_seconds: float = RENDEZVOUS_SECONDS,
     ) -> None:
         self.connections, self.run, self.shard = connections, run, shard
         self._lead = {

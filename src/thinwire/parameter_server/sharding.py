@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from thinwire.exchange.config import ExchangeConfig
 from thinwire.optim.config import OptimConfig
-from thinwire.optim.decay import PAID, SUM
+from thinwire.optim.decay import APPLIED, SUM
 from thinwire.optim.state import NO_STATE, load_named_state, named_state
 from thinwire.optim.updater import Updater
 from thinwire.parameter_server.shard import Shard
@@ -86,9 +86,9 @@ def _part(slices: Sequence[Mapping[str, Tensor]], index: int, name: str) -> Tens
             return torch.zeros_like(like)
         parameter = owner.partition(".")[2]
         return like.new_zeros(len(part[f"{MODEL}{parameter}"]), *like.shape[1:])
-    if not (entry.startswith(LAST) or entry == PAID):
+    if not (entry.startswith(LAST) or entry == APPLIED):
         return part[name]
-    clock = f"{owner}/{SUM if entry == PAID else entry.removeprefix(LAST)}"
+    clock = f"{owner}/{SUM if entry == APPLIED else entry.removeprefix(LAST)}"
     if clock not in part or clock not in slices[0]:
         return part[name]
     return part[name] + (slices[0][clock] - part[clock]).to(part[name])

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from thinwire.optim.decay import PAID
+from thinwire.optim.decay import APPLIED
 from thinwire.optim.rows import RowOptimizer
 
 
@@ -41,12 +41,12 @@ class Snapshot:
     ) -> None:
         """Copy what an update of these rows changes, if one waits, and weight decay."""
         state = optimizer.state[table]
-        decays = PAID in state
+        decays = APPLIED in state
         if waiting:
             for entry in state.values():
                 self.keep(entry, ids_R)
         if decays:
-            self.keep(state[PAID])
+            self.keep(state[APPLIED])
         if waiting or decays:
             self.keep(table, None if decays else ids_R)
 

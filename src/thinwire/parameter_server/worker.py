@@ -29,7 +29,7 @@ from thinwire.data.corpus import Corpus
 from thinwire.errors import UserError
 from thinwire.language_model import LanguageModel, Task
 from thinwire.models.contract import State
-from thinwire.models.noise import Noise
+from thinwire.models.dropout import DropoutMasks
 from thinwire.parameter_server.client import Client
 from thinwire.parameter_server.connections import (
     Interrupted,
@@ -229,14 +229,14 @@ class Worker:
             if num_targets:
                 break
         exchange, workers = self.config.exchange, self.config.run.workers
-        draw = exchange.draw(self.steps, self.slot, workers)
+        draw = exchange.sample_number(self.steps, self.slot, workers)
         self.steps += 1
         state = self.batches.state_dict()
         position = Position(state["epoch"], state["step"], self.steps, self.batches.epoch)
         return _Step(self.model.touch(batch.to(self.device), draw), num_targets, position, draw)
 
-    def _noise(self, draw: int) -> Noise | None:
+    def _noise(self, draw: int) -> DropoutMasks | None:
         model, B = self.config.model, self.config.data.batch
         if model.dropout == 0.0:
             return None
-        return Noise(model.dropout, self.config.run.seed, draw, self.slot * B, B)
+        return DropoutMasks(model.dropout, self.config.run.seed, draw, self.slot * B, B)

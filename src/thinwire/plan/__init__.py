@@ -1,1 +1,1 @@
-"""A forecast before the run: what each exchange would send, and how long a step would take."""
+"""Forecasts for each exchange, before a run: bytes sent per step, and seconds per step."""

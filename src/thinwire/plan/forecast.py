@@ -1,24 +1,25 @@
-"""From counts and measured speeds to the time of a step, for each exchange.
+"""Forecasts the seconds of a step for each exchange, from measured speeds and counted bytes.
 
-Seconds of a step of one of W workers; C: touch, forward and backward; B: the part of it, backward,
-that goes on while early values travel; U: the update; r: the link's rate, the same up and down; k:
-what the processor spends on choosing, coding, carrying and adding up what travels, by the byte and,
-where all workers send to one another, by the round.
+For one of W workers, in seconds per step: C is touch, forward and backward; B is backward alone,
+during which early values are sent; U is the update; k is the CPU time for selecting, coding,
+sending and summing, which depends on the bytes and on the rounds of messages. r is the rate of the
+link in bytes per second, in each direction.
 
-- **sync**: C + U + k + (early / r - B, if above 0) + late / r + the latency of its messages; with a
-  delay late values have the next step's time, so that only what is longer than a step remains.
-- **periodic**: C + U + M + k, or up / r where that is more, for its turns travel meanwhile, or
-  `overlap_steps` long; M: what two updates of all rows take that any worker has changed since their
-  last turn, for the outer step goes over the rows of the anchor and of this copy.
-- **async**: a worker computes for C + k, then its push goes up, is applied, and what the next step
-  cannot do without, `awaited`, comes down; only the rows that were pulled ahead are hidden. The W
-  workers queue for the links and the processors of M servers, which is a closed queueing network,
-  worked out by mean value analysis (Reiser and Lavenberg, JACM 27, 1980). A step is no shorter
-  than the servers' links take for all that comes down: W down / (M r).
+- **sync**: C + U + k + max(0, early / r - B) + late / r + latency. With a delay, late values are
+  sent during the next step, so only the time beyond a whole step is added.
+- **periodic**: max(C + U + M + k, up / r), because turns are sent during the local steps. With
+  `overlap_steps`, only these steps hide the time on the wire. M is the time of two updates of all
+  rows that any worker has changed since their last turn, because the outer step changes the anchor
+  and this worker's copy.
+- **async**: a worker computes for C + k. Then its push is sent and applied, and `awaited`, without
+  which the next step cannot start, is received. Only rows that were pulled ahead are hidden. The W
+  workers queue for the links and CPUs of M servers. This is a closed queueing network, solved by
+  mean value analysis (Reiser and Lavenberg, JACM 27, 1980). The servers' links need at least
+  W down / (M r) per step.
 
-The model leaves out that processors shared by several workers slow each other down beyond their
-share, that arithmetic is slower while something travels beside it, that workers wait for the
-slowest, and what a real network does besides having a rate.
+The model leaves out four effects: workers that share a CPU slow each other down by more than their
+share, computation is slower while data is sent, workers wait for the slowest one, and real networks
+have more properties than a rate and a latency.
 """
 
 from __future__ import annotations
@@ -32,13 +33,13 @@ from thinwire.plan.machine import LARGE_BYTES, Machine
 from thinwire.plan.traffic import Sent
 
 SYNC_MESSAGES = 2
-"""What late values take, one after the other: parts, and their sums."""
+"""Number of consecutive messages of late values: the parts, then their sums."""
 MERGING = 2.0
 
 
 @dataclass(frozen=True)
 class Forecast:
-    """One row of the plan."""
+    """The forecast for one exchange: one row of the plan."""
 
     exchange: str
     codec: str
@@ -49,32 +50,32 @@ class Forecast:
     step_bytes: float
     """Bytes that a worker sends in a step."""
     dense_share: float
-    """Of what it would send densely."""
+    """Bytes sent, divided by those of an all-reduce of all parameters in fp32."""
     hidden_share: float
-    """The part of the wire's time that passes while the worker computes."""
+    """Fraction of the time on the wire that passes while the worker computes."""
     memory_bytes: float
-    """Of one worker: parameters, row state and, where it has them, copies."""
+    """Bytes of memory of one worker: parameters, state of the optimisers, and copies, if any."""
     batch: int
-    """Sequences a step of a worker."""
+    """Sequences per step of a worker."""
     local_steps: int
     """Steps between two exchanges of the same row of a block; 1 where every step exchanges."""
     fragments: int
-    """In which the blocks are exchanged (periodic)."""
+    """Number of fragments of the blocks (periodic)."""
     row_steps: int
     """Steps between two exchanges of the same row of a table; 1 where every step exchanges."""
     overlap_steps: int
-    """For which what was sent travels; 0: until the next turn (periodic)."""
+    """Steps between sending and the outer step; 0: until the next turn (periodic)."""
     learning: float
-    """How much a token teaches, beside one of a single worker with the default batch."""
+    """Learning efficiency of a token, relative to a single worker with the default batch."""
 
     @property
     def learnt_per_second(self) -> float:
-        """Tokens/s, counted as tokens of a single worker with the default batch."""
+        """Tokens per second, times their learning efficiency."""
         return self.tokens_per_second * self.learning
 
     @property
     def flags(self) -> dict[str, str | int]:
-        """What makes `thinwire train` take it."""
+        """The flags with which `thinwire train` uses this exchange."""
         flags: dict[str, str | int] = {"exchange": self.exchange, "codec": self.codec}
         flags["data.batch"] = self.batch
         if self.exchange == "periodic":
@@ -86,24 +87,24 @@ class Forecast:
 
     @property
     def name(self) -> str:
-        """Exchange and codec or, where everything travels, `all`."""
+        """The exchange and its codec; `all` in place of the codec if everything is sent."""
         return f"{self.exchange} {self.codec if self.select == 'rows' else 'all'}".strip()
 
 
 @dataclass(frozen=True)
 class Link:
-    """Bytes a second each way, and seconds for a message to arrive."""
+    """A link: bytes per second in each direction, and seconds until a message arrives."""
 
     rate: float
     latency_seconds: float = 2e-4
 
 
 LOOPBACK = Link(inf, 0.0)
-"""Between workers of one machine: what they send takes what their processors spend on it."""
+"""The link between workers of one machine, where sending takes CPU time only."""
 
 
 def alone(machine: Machine, memory_bytes: float, batch: int) -> Forecast:
-    """One worker."""
+    """The forecast for a single worker."""
     return Forecast(
         exchange="none",
         codec="",
@@ -127,40 +128,40 @@ def alone(machine: Machine, memory_bytes: float, batch: int) -> Forecast:
 def sync_seconds(
     machine: Machine, sent: Sent, codec: str, link: Link, delay: int = 0
 ) -> tuple[float, float]:
-    """A step, and the part of the wire's time that is hidden."""
+    """Seconds of a step, and the fraction of the time on the wire that is hidden."""
     early, late = sent.early / link.rate, sent.late / link.rate
     latency = SYNC_MESSAGES * link.latency_seconds
     spent = _exchanging(machine, sent, codec)
     step = machine.touch + machine.forward + machine.backward + _update(machine, sent) + spent
     if delay:
-        shown = max(0.0, early - machine.backward, early + late + latency - step)
+        exposed = max(0.0, early - machine.backward, early + late + latency - step)
     else:
-        shown = max(0.0, early - machine.backward) + late + latency
-    return step + shown, _hidden_share(shown, early + late)
+        exposed = max(0.0, early - machine.backward) + late + latency
+    return step + exposed, _hidden_share(exposed, early + late)
 
 
 def periodic_seconds(
     machine: Machine, sent: Sent, codec: str, link: Link, overlap_steps: int = 0
 ) -> tuple[float, float]:
-    """A step on average, and the part of the wire's time that is hidden."""
+    """Mean seconds of a step, and the fraction of the time on the wire that is hidden."""
     merging = MERGING * sent.merged * machine.update_row
     spent = _exchanging(machine, sent, codec)
     computing = machine.step + merging + spent
     wire = sent.up / link.rate
-    shown = max(0.0, wire - computing)
+    exposed = max(0.0, wire - computing)
     if overlap_steps:
-        shown = max(shown, wire - sent.turns * overlap_steps * computing)
-    return computing + shown, _hidden_share(shown, wire)
+        exposed = max(exposed, wire - sent.turns * overlap_steps * computing)
+    return computing + exposed, _hidden_share(exposed, wire)
 
 
 def async_seconds(
     machine: Machine, sent: Sent, codec: str, link: Link, workers: int, servers: int = 1
 ) -> tuple[float, float]:
-    """A step of one worker, and the part of the wire's time that is hidden."""
+    """Seconds of a step of one worker, and the fraction of the time on the wire that is hidden."""
     spent = _messages(machine, sent, codec)
     computing = machine.touch + machine.forward + machine.backward + spent
     up, awaited = sent.up / link.rate, sent.awaited / link.rate
-    # A worker speaks to all servers at once, over a link that is its own.
+    # A worker exchanges messages with all servers at once, over a link of its own.
     own_link = (up + awaited) * (1.0 - 1.0 / servers)
     stations = [up / servers, (_update(machine, sent) + spent) / servers, awaited / servers]
     step = queueing_seconds(computing + own_link + 2.0 * link.latency_seconds, stations, workers)
@@ -170,12 +171,12 @@ def async_seconds(
 
 
 def queueing_seconds(thinking: float, stations: Sequence[float], customers: int) -> float:
-    """How long a customer's round takes on average, by mean value analysis.
+    """The mean seconds of a customer's cycle in a closed queueing network.
 
     Args:
-        thinking: seconds of a round in which it waits for nobody.
-        stations: seconds that each station needs to serve it, one customer after the other.
-        customers: how many there are.
+        thinking: think time: seconds per cycle outside the stations.
+        stations: service time of each station, in seconds. A station serves one customer at a time.
+        customers: number of customers.
     """
     queues = [0.0] * len(stations)
     cycle = thinking
@@ -187,26 +188,29 @@ def queueing_seconds(thinking: float, stations: Sequence[float], customers: int)
 
 
 def _update(machine: Machine, sent: Sent) -> float:
-    """Of what all workers' rows come to (sync), or a worker's own."""
+    """Seconds to update the merged rows of all workers (sync), or the rows of one worker."""
     return machine.update + max(0.0, sent.rows - machine.rows) * machine.update_row
 
 
-def _hidden_share(shown: float, wire: float) -> float:
-    """The part of the wire's seconds that a step does not wait for."""
-    return max(0.0, 1.0 - shown / wire) if wire else 1.0
+def _hidden_share(exposed: float, wire: float) -> float:
+    """The fraction of the time on the wire for which a step does not wait."""
+    return max(0.0, 1.0 - exposed / wire) if wire else 1.0
 
 
 def _exchanging(machine: Machine, sent: Sent, codec: str) -> float:
-    """What the processor of a worker spends on exchanging with other workers."""
+    """CPU seconds that a worker spends on the exchange with other workers."""
     return machine.exchange_byte[codec] * (sent.up + sent.down) + machine.round * sent.rounds
 
 
 def _messages(machine: Machine, sent: Sent, codec: str) -> float:
-    """What that of a worker or of a server spends on their messages, of which it codes one way."""
+    """CPU seconds that a worker or a server spends on the messages of a step.
+
+    Each of them either encodes or decodes a value, so it spends half of `code_byte`.
+    """
     is_large = max(sent.up, sent.down) > LARGE_BYTES
-    carry_byte = machine.large_message_byte if is_large else machine.message_byte
-    travels = sent.up + sent.down
+    transport_byte = machine.large_message_byte if is_large else machine.message_byte
+    total_bytes = sent.up + sent.down
     coded = {**sent.other_codecs}
-    coded[codec] = travels - sum(coded.values())
+    coded[codec] = total_bytes - sum(coded.values())
     coding = sum(machine.code_byte[name] / 2 * num_bytes for name, num_bytes in coded.items())
-    return coding + carry_byte * travels
+    return coding + transport_byte * total_bytes

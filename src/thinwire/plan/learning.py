@@ -1,17 +1,18 @@
-"""How much a token teaches when several workers learn together.
+"""The learning efficiency of a token, when several workers train together.
 
-The batch of all workers together is larger than one worker's, so a run of so many tokens has fewer
-steps; workers that step alone for a while learn from copies that drift apart. Both cost tokens to
-the same perplexity. The powers below are rough: set by hand after single runs of 2.5 M tokens of
-the novels at width 256 with default rates (LOG.md), and not yet fitted;
-`benchmarks/questions/learning.py` measures beside them what tokens teach.
+The efficiency is the number of tokens that a single worker with the default batch needs for the
+same perplexity, divided by the number that these workers need. It is below 1 for two reasons. The
+batch of all workers together is larger, so the same number of tokens makes fewer steps. And the
+copies of workers that take local steps drift apart. The powers below are rough: they were set by
+hand after single runs of 2.5 M tokens of the novels at width 256 with default rates (LOG.md), and
+are not fitted; `benchmarks/questions/learning.py` compares them with measurements.
 
     sync      (64 / B) ** 0.27
     periodic  (64 / B) ** 0.15 * (4 / H) ** 0.06 * (4 / R) ** 0.02
     async     as sync
 
-B sequences in all workers' batches together; H steps between two exchanges of a block, R of a row.
-Longer runs lose less, for they have steps enough.
+B sequences in the batches of all workers together, H steps between two exchanges of a block, R
+steps between two exchanges of a row. Longer runs lose less, because they have enough steps.
 """
 
 from __future__ import annotations
@@ -25,14 +26,14 @@ LOCAL_STEPS, ROW_STEPS, FREE_STEPS = 0.06, 0.02, 4
 def learning(
     exchange: str, workers: int, batch: int, local_steps: int = 1, row_steps: int = 1
 ) -> float:
-    """What a token teaches, beside one of a single worker with the default batch.
+    """The learning efficiency of a token, relative to a single worker with the default batch.
 
     Args:
         exchange: none, sync, periodic or async.
-        workers: whose batches are in an update.
-        batch: sequences a step of a worker.
-        local_steps: between two exchanges of the same row of a block (periodic).
-        row_steps: between two exchanges of the same row of a table (periodic).
+        workers: number of workers.
+        batch: sequences per step of a worker.
+        local_steps: steps between two exchanges of the same row of a block (periodic).
+        row_steps: steps between two exchanges of the same row of a table (periodic).
     """
     share = min(1.0, DataConfig().batch / (workers * batch))
     if exchange == "periodic":

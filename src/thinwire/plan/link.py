@@ -1,5 +1,8 @@
-"""The link between the workers of a run, measured by sending: all to one another at once, as they
-do in training, so that a link which several of them share counts as what each has of it then."""
+"""Measures the link between the workers of a run.
+
+All workers send to each other at once, as in training. So if several workers share a link, the
+result is the part of it that each of them has in training.
+"""
 
 from __future__ import annotations
 
@@ -14,31 +17,34 @@ from thinwire.transport.collective import Collective
 
 NUM_SMALL = 20
 LEAST_SECONDS = 1.0
-# From each worker to each other one at a time. Larger ones, all at once, get in one another's way.
+# Bytes of a message from each worker to each other worker. Larger messages slow each other down.
 NUM_BYTES = 1 << 17
 GROWTH = 4
 
 
-def measure_link(team: Collective) -> Link:
-    """What the slowest of at least two workers finds; each of them has to call it.
+def measure_link(collective: Collective) -> Link:
+    """Measure the link of the slowest of at least two workers. All workers must call this.
 
-    Takes a few seconds, or as long as `NUM_BYTES` from each worker to each other one take.
+    It takes a few seconds, but at least the time that `NUM_BYTES` take from each worker to each
+    other worker.
     """
-    give = _giver(team, 1)
-    give()  # whatever the first message waits for
-    latency_seconds = _slowest(team, median(_seconds(give) for _ in range(NUM_SMALL)))
-    give, times = _giver(team, NUM_BYTES), 1
-    while (spent := _slowest(team, sum(_seconds(give) for _ in range(times)))) < LEAST_SECONDS:
+    send = _all_gather_of(collective, 1)
+    send()  # the first message may wait for connections
+    latency_seconds = _slowest(collective, median(_seconds(send) for _ in range(NUM_SMALL)))
+    send, times = _all_gather_of(collective, NUM_BYTES), 1
+    while (
+        spent := _slowest(collective, sum(_seconds(send) for _ in range(times)))
+    ) < LEAST_SECONDS:
         times *= GROWTH
-    # Where most of it is latency, it says little of the rate.
+    # If latency takes most of the time, the rate is not measured well; limit its correction.
     carrying = max(spent - times * latency_seconds, spent / 2)
-    return Link(times * (team.size - 1) * NUM_BYTES / carrying, latency_seconds)
+    return Link(times * (collective.size - 1) * NUM_BYTES / carrying, latency_seconds)
 
 
-def _giver(team: Collective, num_bytes: int) -> Callable[[], object]:
-    """Has every worker give so many bytes to each of the others."""
-    message, lengths = torch.zeros(num_bytes, dtype=torch.uint8), [num_bytes] * team.size
-    return lambda: team.all_gather(message, lambda: lengths).wait()
+def _all_gather_of(collective: Collective, num_bytes: int) -> Callable[[], object]:
+    """A call in which every worker sends `num_bytes` bytes to each other worker."""
+    message, lengths = torch.zeros(num_bytes, dtype=torch.uint8), [num_bytes] * collective.size
+    return lambda: collective.all_gather(message, lambda: lengths).wait()
 
 
 def _seconds(action: Callable[[], object]) -> float:
@@ -47,6 +53,6 @@ def _seconds(action: Callable[[], object]) -> float:
     return perf_counter() - began
 
 
-def _slowest(team: Collective, seconds: float) -> float:
-    """The same on all workers."""
-    return float(max(team.all_gather_json(seconds)))
+def _slowest(collective: Collective, seconds: float) -> float:
+    """The largest value of all workers."""
+    return float(max(collective.all_gather_json(seconds)))

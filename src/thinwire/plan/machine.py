@@ -1,8 +1,8 @@
-"""What this machine does in a second: a worker's arithmetic, and what sending a byte costs it.
+"""Measures this machine: the seconds of the parts of a step, and the cost of sending a byte.
 
-Measured in some seconds, with the threads that a worker would have. All times are means over much
-longer than the 100 ms in which a container's CPU quota is counted: within one such period a short
-action runs as if there were no quota. Codecs are timed on the processor. Not tried on GPUs.
+It takes a few seconds and uses the threads that a worker would have. All times are means over much
+longer than 100 ms, the period of a container's CPU quota, because within one period a short action
+runs as if there were no quota. Codecs are timed on the CPU. Not tried on GPUs.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from thinwire.wire.codecs import make_codec
 
 WARM_UP_STEPS = 3
 LEAST_STEPS = 5
-# Where a step takes seconds, so few will do once so many times the planned seconds have passed.
+# If steps take seconds, this number of steps is enough after `OVERTIME` times the planned seconds.
 LEAST_LONG_STEPS = 3
-PATIENCE = 5
+OVERTIME = 5
 PARTS = ("touch", "forward", "backward", "update")
 PROBE_ROWS, PROBE_WIDTH = 2000, 256
 MESSAGE_BYTES, LARGE_MESSAGE_BYTES = 1 << 20, 1 << 26
@@ -44,24 +44,23 @@ LARGE_BYTES = 32 << 20
 
 @dataclass(frozen=True)
 class Machine:
-    """Seconds, of one worker.
+    """Times of one worker on this machine, in seconds, and the size of its steps.
 
     Attributes:
-        touch: to read a batch, draw a sample and gather rows.
-        forward: to compute the hidden states, the loss, and the gradients of the output rows.
-        backward: to compute the other gradients.
-        update: to change what one worker's step has touched.
-        update_row: of these, for each row.
-        round: that a synchronous exchange takes, however little is sent, over the rounds of
-            messages in which it goes.
-        exchange_byte: that it takes for each byte sent or received, by codec: to choose, code,
-            carry and add up.
-        code_byte: to encode and decode what travels as one byte, by codec.
-        message_byte: that the processor spends on a byte of a message between a worker and a
-            server, which is encrypted.
-        large_message_byte: the same of messages above `LARGE_BYTES`.
-        rows: that one worker's step updates, over all tables.
-        tokens: in a step of one worker.
+        touch: seconds per step to read a batch, draw a sample and gather rows.
+        forward: seconds per step to compute hidden states, loss, and gradients of output rows.
+        backward: seconds per step to compute the other gradients.
+        update: seconds per step to update the rows and blocks that one worker's step touches.
+        update_row: seconds to update one row.
+        round: seconds per round of messages of a synchronous exchange, if almost nothing is sent.
+        exchange_byte: seconds of a synchronous exchange per byte sent or received, by codec: to
+            select, encode, send, decode and sum.
+        code_byte: seconds to encode and decode one encoded byte, by codec.
+        message_byte: seconds of the CPU per byte of an encrypted message between a worker and a
+            server.
+        large_message_byte: the same for messages larger than `LARGE_BYTES`.
+        rows: number of rows that one worker's step updates, over all tables.
+        tokens: number of tokens in a step of one worker.
     """
 
     touch: float
@@ -79,12 +78,12 @@ class Machine:
 
     @property
     def step(self) -> float:
-        """A whole step of one worker alone."""
+        """Seconds of a whole step of one worker alone."""
         return self.touch + self.forward + self.backward + self.update
 
 
 def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: float) -> Machine:
-    """Take steps for so many seconds, longer where these are few; then time what is sent."""
+    """Measure steps for about `seconds`, longer if steps are slow; then measure sending."""
     a_round, exchange_byte = exchange_seconds()
     local = _local(config, model)
     return Machine(
@@ -101,7 +100,7 @@ def measure(corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: fl
 def measure_again(
     machine: Machine, corpus: Corpus, config: RunConfig, model: LanguageModel, seconds: float
 ) -> Machine:
-    """The same machine with steps of another batch; what is sent costs what it did."""
+    """The same machine with newly measured steps, for another batch size."""
     return replace(machine, **_step(corpus, config, model, _local(config, model), seconds))
 
 
@@ -112,7 +111,7 @@ def _local(config: RunConfig, model: LanguageModel) -> Local:
 def _step(
     corpus: Corpus, config: RunConfig, model: LanguageModel, local: Local, seconds: float
 ) -> dict[str, Any]:
-    """The parts of a step, and how many rows and tokens are in it, under their names in Machine."""
+    """The seconds of the parts of a step, and its rows and tokens, by their names in `Machine`."""
     batches = Batches(
         corpus.ids("train"),
         config.data,
@@ -149,23 +148,23 @@ def _step(
 
 
 def _now(device: torch.device) -> float:
-    """Seconds, once all that the device was given is done."""
+    """The time in seconds, when the device has finished all its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return perf_counter()
 
 
 def _enough(num_taken: int, spent: float, seconds: float) -> bool:
-    """Whether so many steps in so many seconds will do."""
-    least = LEAST_STEPS if spent < PATIENCE * seconds else LEAST_LONG_STEPS
+    """Whether `num_taken` steps in `spent` seconds are enough."""
+    least = LEAST_STEPS if spent < OVERTIME * seconds else LEAST_LONG_STEPS
     return spent > seconds and num_taken >= least
 
 
 def parse_rate(text: str) -> float:
-    """Bytes a second of a rate such as 1gbit, 100mbit or 2.5gbit.
+    """Bytes per second of a rate such as 1gbit, 100mbit or 2.5gbit.
 
     Raises:
-        UserError: it is none.
+        UserError: `text` is not such a rate.
     """
     units = {"kbit": 1e3, "mbit": 1e6, "gbit": 1e9}
     for unit, factor in units.items():
@@ -181,9 +180,10 @@ def parse_rate(text: str) -> float:
 
 
 def _update_row(local: Local, table: torch.Tensor) -> float:
-    """Other rows each time, as in training, so that they are not in the processor's cache.
+    """Seconds to update one row.
 
-    The gradient is zero: the same work, and next to no change.
+    As in training, each update uses other rows, so that they are not in the CPU's cache. The
+    gradient is zero, which takes the same time and changes almost nothing.
     """
     num_rows = min(PROBE_ROWS, len(table))
     gradient = table.new_zeros(num_rows, *table.shape[1:])

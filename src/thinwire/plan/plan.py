@@ -1,8 +1,7 @@
-"""The plan: every exchange forecast for one corpus and one set of settings, and the best named.
+"""The plan: forecasts of all exchanges for one corpus and one set of settings, and the best one.
 
-What the best is depends on settings that are the exchange's own affair, too: how many sequences a
-worker takes a step, and how many steps it takes alone. Where they stand at their defaults, a few
-others are forecast besides.
+Which exchange is best also depends on the batch size and on the number of local steps. If these
+settings are at their defaults, the plan contains forecasts for a few other values.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from thinwire.plan.forecast import (
 from thinwire.plan.learning import learning
 from thinwire.plan.link import measure_link
 from thinwire.plan.machine import Machine, measure, measure_again
-from thinwire.plan.traffic import Counter
+from thinwire.plan.traffic import TrafficCounter
 from thinwire.runs.device import find_device
 from thinwire.transport.alone import Alone
 from thinwire.transport.collective import Collective
@@ -40,36 +39,36 @@ from thinwire.transport.collective import Collective
 SECONDS = 2.0
 REPLICATED = ("sync", "periodic")
 KINDS = (*REPLICATED, "async")
-# What changes the numbers least is the best, synchronous before periodic before asynchronous and
-# fp32 before int4, unless another exchange learns faster by more than this.
+# Among exchanges that learn as fast as the fastest, up to this fraction, the best is the one that
+# is closest to a single worker's results: sync before periodic before async, fp32 before int4.
 TIE = 0.05
 BATCHES = (16, 32, 64)
-# Of a periodic exchange: local_steps, fragments, row_steps, overlap_steps.
+# Variations of a periodic exchange: local_steps, fragments, row_steps, overlap_steps.
 TURNS = ((4, 4, 0, 0), (4, 1, 16, 1), (4, 1, 16, 2), (8, 1, 32, 0))
 
 
 @dataclass(frozen=True)
 class Plan:
-    """What is forecast, by number of workers, and what it rests on."""
+    """The forecasts for some numbers of workers, and the measurements on which they are based."""
 
     machine: Machine
     link: Link
     num_parameters: int
     train_tokens: int
     forecasts: Sequence[Forecast]
-    """With the settings that were given."""
+    """Forecasts with the given settings; the first is that of a single worker."""
     others: Sequence[Forecast] = ()
-    """With other batches and local steps."""
+    """Forecasts with other batch sizes and local steps."""
 
     def best(self, workers: int, kinds: Sequence[str] = KINDS) -> Forecast:
-        """The exchange to take with so many workers, of these kinds."""
-        among = [f for f in (*self.forecasts, *self.others) if f.workers == workers]
-        among = [f for f in among if f.select == "rows" and f.exchange in kinds]
-        fastest = max(f.learnt_per_second for f in among)
-        return next(f for f in among if f.learnt_per_second >= (1.0 - TIE) * fastest)
+        """The best exchange of these kinds with this number of workers."""
+        candidates = [f for f in (*self.forecasts, *self.others) if f.workers == workers]
+        candidates = [f for f in candidates if f.select == "rows" and f.exchange in kinds]
+        fastest = max(f.learnt_per_second for f in candidates)
+        return next(f for f in candidates if f.learnt_per_second >= (1.0 - TIE) * fastest)
 
     def worth(self, forecast: Forecast) -> float:
-        """How many times sooner than one worker it reaches a perplexity."""
+        """The speedup over a single worker, in time to the same perplexity."""
         return forecast.learnt_per_second / self.forecasts[0].learnt_per_second
 
 
@@ -79,49 +78,49 @@ def make_plan(
     link: Link | None,
     workers: Sequence[int],
     *,
-    team: Collective | None = None,
-    told: Callable[[str], None] | None = None,
+    collective: Collective | None = None,
+    on_progress: Callable[[str], None] | None = None,
 ) -> Plan:
     """Measure this machine, count what each exchange sends, and forecast.
 
     Args:
-        corpus: a data folder.
-        config: model, loss, data, optimiser and exchange settings; `exchange.kind` and `codec` are
-            what is varied and, where they stand at their defaults, `data.batch` and
-            `exchange.local_steps`, `fragments` and `row_steps`.
-        link: between the workers; None: that of the team is measured; without one it is loopback.
+        corpus: the data folder.
+        config: all settings. The plan varies `exchange.kind` and `codec`, and also `data.batch`,
+            `exchange.local_steps`, `fragments` and `row_steps` if they are at their defaults.
+        link: the link between the workers. None: measure that of the collective; without a
+            collective, loopback.
         workers: numbers of workers to plan for.
-        team: workers that plan together, each on its own machine: all call this at once, and the
-            slowest of them counts. None: this one alone.
-        told: hears what is being done.
+        collective: workers that plan together, each on its own machine. All must call this; the
+            slowest machine counts. None: this process alone.
+        on_progress: called with a sentence about each part of the work.
     """
-    team = team or Alone()
-    told = told or (lambda sentence: None)
+    collective = collective or Alone()
+    on_progress = on_progress or (lambda sentence: None)
     model = _model(corpus, config)
-    told("Measuring this machine")
-    machine = _slowest(team, measure(corpus, config, model, SECONDS))
-    if link is None and team.size > 1:
-        told("Measuring the link")
-        link = measure_link(team)
+    on_progress("Measuring this machine")
+    machine = _slowest(collective, measure(corpus, config, model, SECONDS))
+    if link is None and collective.size > 1:
+        on_progress("Measuring the link")
+        link = measure_link(collective)
     link = link or LOOPBACK
-    counter = Counter(corpus, config, model)
+    counter = TrafficCounter(corpus, config, model)
     memory = 4 * counter.num_parameters + _state_bytes(model, config)
     forecasts, others = [alone(machine, memory, config.data.batch)], []
     machines = {config.data.batch: machine}
     for batch in _batches(config):
-        told(f"Measuring steps of {batch} sequences")
+        on_progress(f"Measuring steps of {batch} sequences")
         varied = replace(config, data=replace(config.data, batch=batch))
         steps = measure_again(machine, corpus, varied, _model(corpus, varied), SECONDS)
-        machines[batch] = _slowest(team, steps)
+        machines[batch] = _slowest(collective, steps)
     for W in workers:
-        told(f"Counting what {W} workers would send")
+        on_progress(f"Counting what {W} workers would send")
         for select, codecs in (("rows", get_args(CodecName)), ("everything", ("fp32",))):
             for kind in KINDS:
                 for codec in codecs:
                     made = _forecast(counter, machine, link, W, kind, codec, select, memory)
                     forecasts.append(made)
         for kind, varied in _variations(config, tuple(machines)):
-            counter_b = Counter(corpus, varied, model)
+            counter_b = TrafficCounter(corpus, varied, model)
             for codec in get_args(CodecName):
                 machine_b = machines[varied.data.batch]
                 made = _forecast(counter_b, machine_b, link, W, kind, codec, "rows", memory)
@@ -137,13 +136,13 @@ def make_plan(
 
 
 def _batches(config: RunConfig) -> list[int]:
-    """Sequences a worker's step that are worth a try besides the given ones."""
+    """Batch sizes to try besides the given one."""
     is_default = config.data.batch == DataConfig().batch
     return [batch for batch in BATCHES if is_default and batch != config.data.batch]
 
 
 def _variations(config: RunConfig, batches: Sequence[int]) -> Iterator[tuple[str, RunConfig]]:
-    """Exchanges with settings that are worth a try besides the given ones."""
+    """Exchanges with settings to try besides the given ones."""
     may_vary = _turns(config.exchange) == _turns(ExchangeConfig())
     for kind in KINDS:
         for batch in batches:
@@ -165,10 +164,10 @@ def _turns(exchange: ExchangeConfig) -> tuple[int, int, int, int]:
     return exchange.local_steps, exchange.fragments, exchange.row_steps, exchange.overlap_steps
 
 
-def _slowest(team: Collective, machine: Machine) -> Machine:
-    """Of the machines of a team."""
-    machines = [Machine(**said) for said in team.all_gather_json(asdict(machine))]
-    return max(machines, key=lambda found: found.step)
+def _slowest(collective: Collective, machine: Machine) -> Machine:
+    """The slowest machine of the workers of a collective."""
+    machines = [Machine(**found) for found in collective.all_gather_json(asdict(machine))]
+    return max(machines, key=lambda machine: machine.step)
 
 
 def _model(corpus: Corpus, config: RunConfig) -> LanguageModel:
@@ -179,7 +178,7 @@ def _model(corpus: Corpus, config: RunConfig) -> LanguageModel:
 
 
 def _state_bytes(model: LanguageModel, config: RunConfig) -> int:
-    """Of the optimisers, once they have taken a step, which changes the model's blocks."""
+    """The bytes of the optimisers' state after a step. The step changes the model's blocks."""
     rows = row_optimizer(model.tables().values(), config.optim)
     dense = dense_optimizer(model.blocks().values(), config.optim)
     for block in model.blocks().values():
@@ -190,7 +189,7 @@ def _state_bytes(model: LanguageModel, config: RunConfig) -> int:
 
 
 def _forecast(
-    counter: Counter,
+    counter: TrafficCounter,
     machine: Machine,
     link: Link,
     workers: int,

@@ -1,4 +1,4 @@
-"""How long something takes that is over in a moment, by doing it again and again."""
+"""Measures the time of a short action by repeating it."""
 
 from __future__ import annotations
 
@@ -7,16 +7,17 @@ from math import sqrt
 from statistics import fmean, stdev
 from time import perf_counter
 
-# Whether a CPU quota stops the work, which it does within each 100 ms, shows in twice that time;
-# where it does, it takes many such periods to a mean.
+# A CPU quota is enforced within periods of 100 ms, so it shows within two periods. If it stops the
+# work, a precise mean needs many periods.
 LEAST_SECONDS, MOST_SECONDS = 0.2, 1.0
 PRECISION = 0.05
 
 
 def mean_seconds(action: Callable[[], object]) -> float:
-    """Seconds that an action takes, on average, once it has been done.
+    """The mean time of an action in seconds, without the first call.
 
-    Until the mean's standard error is `PRECISION` of it, within `LEAST_SECONDS` and `MOST_SECONDS`.
+    The action is repeated until the standard error of the mean is at most `PRECISION` times the
+    mean, for `LEAST_SECONDS` at least and about `MOST_SECONDS` at most.
     """
     action()
     times: list[float] = []

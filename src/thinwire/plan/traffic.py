@@ -1,8 +1,8 @@
-"""What a step touches and sends, counted from the corpus itself before anything is trained.
+"""Counts the bytes that a step sends, from the corpus, before anything is trained.
 
-Batches are read and samples drawn as a run would; sizes follow from the numbers of rows
-(`exchange/sizes.py`, `exchange/asynchronous/protocol.py`). For many workers a few of them are
-looked at, and stand for all.
+Batches are read and samples are drawn as in a run. The sizes of messages are computed from the
+numbers of rows (`exchange/sizes.py`, `parameter_server/message_sizes.py`). If there are many
+workers, a few of them represent all.
 
 W workers.
 """
@@ -22,7 +22,6 @@ from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
 from thinwire.exchange.sizes import (
     TouchedTables,
-    fragment_shapes,
     periodic_bytes,
     sync_bytes,
     total_bytes,
@@ -33,32 +32,32 @@ from thinwire.language_model import LanguageModel
 from thinwire.parameter_server.message_sizes import pull_bytes, push_bytes, rows_bytes
 from thinwire.parameter_server.parameter_codec import ParameterCodec
 from thinwire.touched import Touched
-from thinwire.training.agreement import STATEMENT_NUMBERS
+from thinwire.training.agreement import STATUS_NUMBERS
 from thinwire.wire.codecs import make_codec
 
 STEPS = 6
-WORKERS_LOOKED_AT = 3
-# In how many rounds of messages something is summed, gathered, or gathered of unknown length
+SAMPLED_WORKERS = 3
+# Number of rounds of messages of a sum, of a gather, and of a gather of unknown lengths
 # (`transport/c10d.py`).
 SUM_ROUNDS, GATHER_ROUNDS, UNKNOWN_ROUNDS = 2, 1, 2
 
 
 @dataclass(frozen=True)
 class Sent:
-    """Bytes that a worker sends and receives in a step, on average.
+    """Mean traffic of a worker per step, in bytes unless another unit is given.
 
     Attributes:
-        early: of them, those that go while the rest is computed.
-        late: those that go when all is computed.
-        down: what a worker receives (async: its pulls' answers).
-        dense: bytes sent (async: and received), had all parameters gone in fp32.
-        rows: rows that are updated in a step, over all tables.
-        merged: rows of several workers that are merged apart from the update (periodic).
-        both_ways: whether `dense` counts what is received, too.
-        awaited: of `down`, what a step cannot begin without (async).
-        other_codecs: of `down`, what travels in other codecs than gradients do (async).
-        rounds: in which all workers send each other something (sync, periodic).
-        turns: in which they are (periodic).
+        early: bytes that are sent while other gradients are computed.
+        late: bytes that are sent when all gradients are computed.
+        down: bytes received (async: the replies to pulls).
+        dense: bytes sent (async: sent and received) if all parameters were exchanged in fp32.
+        rows: number of rows that are updated, over all tables.
+        both_ways: whether `dense` includes received bytes.
+        awaited: the part of `down` without which a step cannot begin (async).
+        merged: number of rows that the outer step merges (periodic).
+        other_codecs: the part of `down` in codecs other than that of gradients, by codec (async).
+        rounds: number of rounds of messages between all workers (sync, periodic).
+        turns: number of turns (periodic).
     """
 
     early: float
@@ -75,22 +74,22 @@ class Sent:
 
     @property
     def up(self) -> float:
-        """All that is sent."""
+        """Bytes sent."""
         return self.early + self.late
 
     @property
     def dense_share(self) -> float:
-        """What it is of the dense bytes."""
+        """The fraction of the dense bytes that is sent (async: and received)."""
         return (self.up + (self.down if self.both_ways else 0.0)) / self.dense
 
 
-class Counter:
-    """Counts for one corpus, model and loss.
+class TrafficCounter:
+    """Counts the traffic of exchanges for one corpus, model and loss.
 
     Args:
         corpus: the data folder.
         config: model, loss, data and exchange settings.
-        model: of these settings; its parameters are not read.
+        model: a model with these settings. Its parameters are not read.
     """
 
     def __init__(self, corpus: Corpus, config: RunConfig, model: LanguageModel) -> None:
@@ -98,10 +97,10 @@ class Counter:
         self.tables, self.blocks = model.tables(), model.blocks()
         self.num_parameters = sum(p.numel() for p in (*self.tables.values(), *self.blocks.values()))
         self.block_shapes = [tuple(block.shape) for block in self.blocks.values()]
-        self._looked_at: dict[tuple[int, int, int, bool], list[list[Touched]]] = {}
+        self._touched_by_steps: dict[tuple[int, int, int, bool], list[list[Touched]]] = {}
 
     def sync(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
-        """A step of the synchronous exchange."""
+        """The mean traffic of a step of the synchronous exchange."""
         exchange = self.config.exchange
         early, late, rows, rounds = [], [], [], []
         for touched_by in self._steps(num_workers):
@@ -120,9 +119,9 @@ class Counter:
             only_early = [*compress(tables, are_early)]
             only_late = [table for table in tables if table not in only_early]
             early.append(sync_bytes(num_workers, codec, only_early, [], everything=everything))
-            late.append(both - early[-1] + total_bytes(num_workers, STATEMENT_NUMBERS))
+            late.append(both - early[-1] + total_bytes(num_workers, STATUS_NUMBERS))
             rows.append(self._merged_rows(touched_by, num_workers))
-            gathers = [not everything and _has_own(part) for part in (only_early, only_late)]
+            gathers = [not everything and _has_unshared(part) for part in (only_early, only_late)]
             # The blocks are among the late sums.
             rounds.append(sync_rounds(bool(only_early) + 1, sum(gathers)))
         dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters
@@ -130,9 +129,9 @@ class Counter:
         return Sent(mean(early), mean(late), up, dense, mean(rows), rounds=mean(rounds))
 
     def periodic(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
-        """A step of the periodic exchange: its turns, spread over their interval."""
+        """The mean traffic of a step of the periodic exchange, over all turns of an interval."""
         exchange = self.config.exchange
-        turns, F = Turns.of(exchange), exchange.fragments
+        turns = Turns.of(exchange)
         H = turns.row_steps
         steps = self._steps(num_workers, num_steps=H, draws_differ=True)
         changed_by = [self._changed(of_worker) for of_worker in zip(*steps, strict=True)]
@@ -150,7 +149,7 @@ class Counter:
                 num_workers,
                 codec,
                 tables,
-                fragment_shapes(self.block_shapes, turn.blocks.first, F),
+                turn.blocks.shapes(self.block_shapes),
                 everything=everything,
                 accumulators=self.config.optim.rows == "adagrad",
             )
@@ -162,14 +161,14 @@ class Counter:
             num_workers,
         )
         rows = mean(_num_rows(by_worker[0], self.tables) for by_worker in steps)
-        up = (sent + len(taken) * total_bytes(num_workers, STATEMENT_NUMBERS)) / H
+        up = (sent + len(taken) * total_bytes(num_workers, STATUS_NUMBERS)) / H
         dense = 2 * (num_workers - 1) / num_workers * 4 * self.num_parameters / exchange.local_steps
         rounds = len(taken) * (UNKNOWN_ROUNDS + SUM_ROUNDS + GATHER_ROUNDS) / H
         num_turns = len(taken) / H
         return Sent(up, 0.0, up, dense, rows, merged=merged / H, rounds=rounds, turns=num_turns)
 
     def _changed(self, of_worker: Sequence[Touched]) -> dict[str, Tensor]:
-        """For each table, whether a worker's steps have changed a row, `[V]`."""
+        """For each table, whether a worker's steps change a row, `[V]`."""
         changed = {n: torch.zeros(len(t), dtype=torch.bool) for n, t in self.tables.items()}
         for touched in of_worker:
             for name, ids in touched.rows.items():
@@ -177,14 +176,14 @@ class Counter:
         return changed
 
     def asynchronous(self, num_workers: int, codec: str, *, everything: bool = False) -> Sent:
-        """A step of one worker of the asynchronous exchange."""
+        """The mean traffic of a step of one worker of the asynchronous exchange."""
         gradients = make_codec(codec)
         parameters = ParameterCodec(codec)
         block_codec = parameters.of_blocks(whole=False)
         names = [*self.tables, *self.blocks]
         block_bytes = sum(block_codec.num_bytes(shape) for shape in self.block_shapes)
         up, down, awaited, rows = [], [], [], []
-        steps = [touched_by[0] for touched_by in self._steps(num_workers, num_looked_at=1)]
+        steps = [touched_by[0] for touched_by in self._steps(num_workers, num_sampled_workers=1)]
         for number, touched in enumerate(steps):
             groups: list[tuple[int, int] | None] = []
             masked: list[int | None] = []
@@ -196,9 +195,9 @@ class Counter:
                     table = self.tables[name]
                     num_rows = len(table) if ids is None or everything else len(ids)
                     shapes.append((num_rows, *table.shape[1:]))
-            # The tables' rows are asked for ahead, which brings those that the step before has not
-            # pulled, and once more with the blocks when the step begins, which brings those that
-            # one push of each worker has changed meanwhile.
+            # The rows of tables are requested twice. Ahead of the step, the reply contains the rows
+            # that the previous step has not pulled. When the step begins, together with the blocks,
+            # the reply contains the rows that one push of each worker has changed meanwhile.
             asked, ahead, changed = 0, 0.0, 1.0
             if not everything:
                 asked = pull_bytes(len(names), groups)
@@ -231,21 +230,21 @@ class Counter:
         )
 
     def local_rows(self) -> float:
-        """Rows that a step of one worker updates, over all tables."""
+        """Mean number of rows that a step of one worker updates, over all tables."""
         return mean(_num_rows(t[0], self.tables) for t in self._steps(1))
 
     def _steps(
         self,
         num_workers: int,
         num_steps: int = STEPS,
-        num_looked_at: int = WORKERS_LOOKED_AT,
+        num_sampled_workers: int = SAMPLED_WORKERS,
         *,
         draws_differ: bool = False,
     ) -> list[list[Touched]]:
-        """For each of some steps, what a few of the workers touch; read once."""
-        asked = num_workers, num_steps, num_looked_at, draws_differ
-        if asked in self._looked_at:
-            return self._looked_at[asked]
+        """For each of some steps, what a few of the workers touch. The result is cached."""
+        asked = num_workers, num_steps, num_sampled_workers, draws_differ
+        if asked in self._touched_by_steps:
+            return self._touched_by_steps[asked]
         config = self.config
         readers = [
             Batches(
@@ -257,10 +256,10 @@ class Counter:
                 num_workers=num_workers,
                 num_before=self.model.num_before,
             )
-            for worker in range(min(num_workers, num_looked_at))
+            for worker in range(min(num_workers, num_sampled_workers))
         ]
         device = next(iter(self.tables.values())).device
-        self._looked_at[asked] = [
+        self._touched_by_steps[asked] = [
             [
                 self.model.touch(
                     next(reader).to(device), step * num_workers + worker if draws_differ else step
@@ -269,10 +268,10 @@ class Counter:
             ]
             for step in range(num_steps)
         ]
-        return self._looked_at[asked]
+        return self._touched_by_steps[asked]
 
     def touched_tables(self, touched: Touched) -> list[TouchedTables]:
-        """What one worker touches of the tables, those that it touches alike put together."""
+        """The rows of tables that one worker touches; tables with the same ids form a group."""
         own = {names.names: names for names in unshared_rows(touched)}
         tables = []
         for group, ids in touched.groups():
@@ -288,7 +287,7 @@ class Counter:
         return tables
 
     def _merged_rows(self, touched_by: Sequence[Touched], num_workers: int) -> float:
-        """Rows that all workers together touch, judged by the few that were looked at."""
+        """The number of rows that all workers together touch, estimated from a few workers."""
         total = 0.0
         for name, table in self.tables.items():
             ids = [touched.rows[name] for touched in touched_by]
@@ -299,7 +298,7 @@ class Counter:
             shared = touched_by[0].num_shared.get(name, 0)
             own = [i[shared:] for i in known]
             union = len(torch.cat(own).unique())
-            # What each further worker adds, as the last one did.
+            # Every further worker is assumed to add as many rows as the last one.
             before = len(torch.cat(own[:-1]).unique()) if len(own) > 1 else 0
             further = max(0, num_workers - len(own)) * (union - before)
             total += shared + min(len(table), union + further)
@@ -307,23 +306,23 @@ class Counter:
 
 
 def sync_rounds(num_sums: int, num_gathers: int) -> int:
-    """Of a step of the synchronous exchange.
+    """The number of rounds of messages of a step of the synchronous exchange.
 
     Args:
-        num_sums: how many times values are summed: the early ones, the late ones.
-        num_gathers: how many times rows of the workers' own are gathered.
+        num_sums: number of sums of values: of the early ones, and of the late ones.
+        num_gathers: number of gathers of unshared rows.
     """
-    ids, account = UNKNOWN_ROUNDS, GATHER_ROUNDS
-    return ids + SUM_ROUNDS * num_sums + GATHER_ROUNDS * num_gathers + account
+    ids, status = UNKNOWN_ROUNDS, GATHER_ROUNDS
+    return ids + SUM_ROUNDS * num_sums + GATHER_ROUNDS * num_gathers + status
 
 
-def _has_own(tables: Sequence[TouchedTables]) -> bool:
-    """Whether a worker has rows of its own among these tables'."""
+def _has_unshared(tables: Sequence[TouchedTables]) -> bool:
+    """Whether a worker touches unshared rows of these tables."""
     return any(t.num_own is not None for t in tables)
 
 
 def _common(touched: Touched, others: Sequence[Touched]) -> float:
-    """The part of a step's rows that these others touch, too."""
+    """The fraction of a step's rows that these other steps touch too."""
     found = total = 0
     for name, ids in touched.rows.items():
         theirs = [other.rows[name] for other in others]

@@ -117,8 +117,8 @@ def _curve(values: list[float]) -> str:
         parts = [values[int(i * size) : int((i + 1) * size)] for i in range(CURVE_WIDTH)]
         values = [sum(part) / len(part) for part in parts]
     low, high = min(values), max(values)
-    scale = (len(BARS) - 1) / (high - low) if high > low else 0.0
-    return "".join(BARS[round((value - low) * scale)] for value in values)
+    spread = high - low or 1.0
+    return "".join(BARS[round((value - low) / spread * (len(BARS) - 1))] for value in values)
 
 
 def _clock(seconds: float) -> str:

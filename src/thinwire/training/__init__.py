@@ -1,1 +1,1 @@
-"""Training: the loop, its clock, evaluation, checkpoints and metrics."""
+"""Training by workers that hold the whole model: the loop, and how the workers agree."""

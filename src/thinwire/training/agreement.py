@@ -1,4 +1,8 @@
-"""What workers that hold the same model say after a step, and what all of them then know."""
+"""What the workers of a run agree on after a step.
+
+Each worker reports a `Status`. The numbers of all workers are summed, so all workers derive the
+same `Agreement` from them. Only the first worker decides when to evaluate and to save.
+"""
 
 from __future__ import annotations
 
@@ -9,38 +13,52 @@ from typing import NamedTuple
 from thinwire.exchange.contract import Traffic
 
 
-class Statement(NamedTuple):
-    """One worker's; the numbers of all workers are added up. What the first one decides is 0 in
-    the others' statements."""
+class Status(NamedTuple):
+    """The report of one worker, or the sum of all workers' reports.
+
+    In the reports of all but the first worker, what the first worker decides is 0.
+    """
 
     loss: float
-    """The losses of its steps since it last spoke, added up, in nats a token."""
+    """This worker's part of the losses of the steps since its last report, summed, in nats per
+    token."""
     stop: float
-    """1 if it was asked to stop."""
+    """1 if this worker was asked to stop."""
     progress: float
-    """The part of the budget that is spent."""
+    """The fraction of the budget that is spent. The first worker decides it."""
     evaluate: float
+    """1 if an evaluation is due. The first worker decides it."""
     save: float
+    """1 if a checkpoint is due. The first worker decides it."""
     traffic: Traffic
 
-    def numbers(self) -> list[float]:
-        """As numbers to be added up."""
+    def to_numbers(self) -> list[float]:
+        """A flat list, to be summed over the workers."""
         return [self.loss, self.stop, self.progress, self.evaluate, self.save, *self.traffic]
 
     @classmethod
-    def read(cls, numbers: Sequence[float]) -> Statement:
-        """The statement of such numbers."""
+    def from_numbers(cls, numbers: Sequence[float]) -> Status:
+        """The inverse of `to_numbers`."""
         loss, stop, progress, evaluate, save, *traffic = numbers
         return cls(loss, stop, progress, evaluate, save, Traffic(*traffic))
 
 
-STATEMENT_NUMBERS = len(Statement._fields) - 1 + len(Traffic._fields)
+STATUS_NUMBERS = len(Status._fields) - 1 + len(Traffic._fields)
 
 
 @dataclass(frozen=True)
-class Agreed:
-    """What all workers know after a step: the mean loss of the latest steps (so many as they had
-    not spoken of before), and what the first worker has decided."""
+class Agreement:
+    """What all workers know after a step.
+
+    Attributes:
+        loss: the mean loss of the last `num_steps` steps, in nats per token.
+        num_steps: the number of steps since the previous reports; 0: no reports were exchanged
+            after this step.
+        stop: whether the run stops.
+        progress: the fraction of the budget that is spent.
+        evaluate: whether an evaluation is due.
+        save: whether a checkpoint is due.
+    """
 
     loss: float = 0.0
     num_steps: int = 0

@@ -1,7 +1,8 @@
-"""All workers stand still while the first one does something long, such as evaluating.
+"""A barrier at which all workers wait while the first one does something long, such as evaluating.
 
-The others must not take its silence for its end. So it gives a sign of life now and then: sums over
-all workers in which it says 1 for "wait on", and 0 together with its result when it is done.
+The other workers would take a long silence for the end of the first worker. So it sends keep-alive
+messages: sums over all workers of the pair (1, 0) while it works, and of (0, result) when it is
+done.
 """
 
 from __future__ import annotations
@@ -17,37 +18,47 @@ from thinwire.exchange.contract import Exchange
 
 @dataclass
 class Result:
-    """A number that the first worker finds and the others learn."""
+    """A number that the first worker computes and sends to the others."""
 
     number: float = 0.0
 
 
 @contextmanager
 def keep_alive_barrier(
-    exchange: Exchange, leads: bool, patience_seconds: float
+    exchange: Exchange, is_first: bool, interval_seconds: float
 ) -> Iterator[Result]:
-    """The first worker's body counts; the others' `Result` holds its number afterwards."""
+    """All workers leave the block together, with the number that the first one has computed.
+
+    Args:
+        exchange: sums the keep-alive messages over all workers.
+        is_first: whether this is the first worker. Only its result is used.
+        interval_seconds: time between two keep-alive messages.
+
+    Yields:
+        A `Result`. The first worker sets its number in the block; on the other workers it has the
+        same number after the block.
+    """
     result = Result()
-    if not leads:
+    if not is_first:
         yield result
-        waiting = 1.0
-        while waiting:
-            waiting, result.number = exchange.total([0.0, 0.0]).wait()
+        is_busy = 1.0
+        while is_busy:
+            is_busy, result.number = exchange.total([0.0, 0.0]).wait()
         return
     done = Event()
 
-    def live() -> None:
+    def keep_alive() -> None:
         try:
-            while not done.wait(patience_seconds):
+            while not done.wait(interval_seconds):
                 exchange.total([1.0, 0.0]).wait()
-        except UserError:  # a worker has gone: the last sum will say so too
+        except UserError:  # a worker has gone: the last sum will raise the same error
             return
 
-    living = Thread(target=live, name="keep_alive_barrier", daemon=True)
-    living.start()
+    thread = Thread(target=keep_alive, name="keep_alive_barrier", daemon=True)
+    thread.start()
     try:
         yield result
     finally:
         done.set()
-        living.join()
+        thread.join()
     exchange.total([0.0, result.number]).wait()

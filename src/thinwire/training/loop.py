@@ -1,17 +1,17 @@
-"""Training: the loop of one worker, alone or among several that hold the same model.
+"""The training loop of one worker, which is alone or holds the same model as the other workers.
 
-A step is six calls, the same for one worker and for many; the next batch's `touch` comes before
-`update`, while gradients travel:
+A step has six calls, the same for one worker and for many. The next batch is touched before
+`update`, while gradients are being sent:
 
-    touch      which rows the batch and the step's sample need
-    fetch      the exchange makes those rows current
-    loss       hidden states, then the loss over the touched words
-    backward   gradients of what was touched
-    push       they leave for the other workers
-    update     the merged gradients arrive, and the row-wise update is applied
+    touch      find the rows that the batch and the step's sample need
+    fetch      the exchange brings those rows up to date
+    loss       compute hidden states, then the loss over the touched words
+    backward   compute the gradients of the touched rows and of the blocks
+    push       start to send the gradients to the other workers
+    update     wait for the merged gradients, and apply the row-wise update
 
-The first worker keeps the record: it decides when to stop, to evaluate and to save, and the others
-follow what it said after the last step.
+The first worker writes the run folder. It decides when to evaluate and to save, and when the budget
+is spent; all workers follow the agreement of the last step (`agreement.py`).
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from thinwire.exchange.contract import Traffic
 from thinwire.language_model import Task
 from thinwire.locks import one_writer
 from thinwire.models.contract import State
-from thinwire.models.noise import Noise
+from thinwire.models.dropout import DropoutMasks
 from thinwire.runs.device import set_up_device
 from thinwire.runs.folder import RunFolder, resumed_folder
 from thinwire.runs.metrics import OnEvent
 from thinwire.runs.precision import with_precision, with_precision_of_first
 from thinwire.runs.run import Run
 from thinwire.runs.signals import stop_on_signals
-from thinwire.training.agreement import Agreed, Statement
+from thinwire.training.agreement import Agreement, Status
 from thinwire.training.barrier import Result, keep_alive_barrier
 from thinwire.training.replicas import (
+    broadcast_state,
     check_replicas,
     gathered_state,
-    hand_out,
-    introduce,
+    require_same_run,
     scattered_state,
 )
 from thinwire.transport.alone import Alone
@@ -63,19 +63,27 @@ def train(
     collective: Collective | None = None,
     on_event: OnEvent | None = None,
 ) -> None:
-    """Train a language model on the data folder `data` and leave it in the run folder `out`.
+    """Train a language model on the data folder `data` and save it in the run folder `out`.
 
-    Ctrl+C saves and raises KeyboardInterrupt. With `resume` a run goes on from its newest whole
-    step, or from the beginning if it was stopped before it saved one; its budgets may have grown.
-    Every worker of `collective` calls this; only the first one uses `out`. `on_event` hears of each
-    line of metrics.jsonl, as a dict, and ends the run as a spent budget does by returning False.
+    Ctrl+C saves a checkpoint and raises KeyboardInterrupt. Every worker of `collective` must call
+    this function; only the first one writes to `out`.
+
+    Args:
+        data: the data folder.
+        out: the run folder.
+        config: all settings.
+        resume: continue the run in `out` from its newest complete checkpoint, or from the start if
+            it has none. The budgets may be larger than before.
+        collective: the workers of the run; None: this worker is the only one.
+        on_event: called with each line of metrics.jsonl, as a dict. If it returns False, the run
+            ends as if its budget were spent.
 
     Raises:
-        UserError: what the user can mend, among it a run whose loss is no longer finite, and a run
-            folder that another process writes.
+        UserError: the user can correct the cause; for example, the loss is no longer finite, or
+            another process writes to the run folder.
     """
-    leads = collective is None or collective.rank == 0
-    with one_writer(out) if leads else nullcontext():
+    is_first = collective is None or collective.rank == 0
+    with one_writer(out) if is_first else nullcontext():
         _train(data, out, config, resume, collective, on_event)
 
 
@@ -100,9 +108,9 @@ def _train(
     first = config if folder is None else folder.config
     config = with_precision_of_first(config, first, collective or Alone())
     trainer = Trainer(folder, config, corpus, device, collective, on_event)
-    introduce(trainer.collective, config, corpus)
+    require_same_run(trainer.collective, config, corpus)
     trainer.restore(resume=resume)
-    # Only now, so that settings which do not fit the data leave no run behind.
+    # Written only now, so that no run folder is left if the settings do not fit the data.
     if folder is not None:
         if resume:
             folder.write_config()
@@ -116,7 +124,7 @@ def _train(
 
 
 class Trainer:
-    """One worker that holds the whole model: its part of the data, and the loop over it."""
+    """The training loop of one worker that holds the whole model, over its part of the data."""
 
     def __init__(
         self,
@@ -144,17 +152,17 @@ class Trainer:
             num_before=self.model.num_before,
         )
         self.position = self.batches.state_dict()
-        """Where reading stands, the batch in `task` not counted."""
+        """The state of `batches` before the batch of `task` was read."""
         self.task: Task | None = None
         self.state: State | None = None
-        self._shares: list[float] = []
-        """This worker's shares of the losses that the others have not heard of."""
-        self._agreed = Agreed()
-        self._wire_before: Mapping[str, float] = {}
-        """The account of the wire when the run was saved that this one goes on with."""
+        self._unreported_losses: list[float] = []
+        """This worker's part of the loss of each step since its last report."""
+        self._agreement = Agreement()
+        self._earlier_traffic: Mapping[str, float] = {}
+        """The traffic up to the checkpoint from which this run was resumed."""
 
     def train(self, *, resumed: bool = False) -> None:
-        """Train until the budget is spent; then evaluate, save and record the end."""
+        """Train until the budget is spent; then evaluate, save and record the end of the run."""
         with stop_on_signals(self.run), self.run.recording(resumed=resumed):
             self._loop()
         if self.run.stop_asked:
@@ -162,13 +170,13 @@ class Trainer:
 
     def _loop(self) -> None:
         run = self.run
-        agreed = self._hear(self._tell())
+        agreed = self._take_agreement(self._post_status())
         while not (agreed.stop or agreed.progress >= 1.0 or run.out_of_patience):
             run.set_rates(agreed.progress)
             agreed = self.train_step()
             for _ in range(agreed.num_steps):
                 run.observe(agreed.loss)
-            # Only where the workers have spoken is the account of the wire that of this step.
+            # The traffic is up to date only after a step in which the workers reported.
             if agreed.num_steps and run.report_due:
                 run.report()
             if agreed.evaluate:
@@ -176,20 +184,20 @@ class Trainer:
             if agreed.save:
                 self.save()
         self.exchange.flush()
-        self._hear(self._tell())
+        self._take_agreement(self._post_status())
         with run.clock.paused():
             run.report()
         if not run.evaluated and not agreed.stop:
             self._evaluate()
         self.save()
-        # All leave together: whoever restarts them can do so only while none has ended well.
+        # All workers leave together, because torchrun restarts them only while none has succeeded.
         with self._barrier():
             if run.checkpoints is not None:
                 run.checkpoints.wait()
         run.stop_asked = agreed.stop
         run.end()
 
-    def train_step(self) -> Agreed:
+    def train_step(self) -> Agreement:
         """One step: touch, fetch, loss, backward, push, update."""
         if self.task is None:
             self._touch()
@@ -197,20 +205,20 @@ class Trainer:
         assert task is not None
         num_targets = task.batch.num_targets
         rows = self.exchange.fetch(task.touched)
-        total, self.state = self.model.loss(task, rows, self.state, self._noise())
+        total, self.state = self.model.loss(task, rows, self.state, self._dropout_masks())
         share = total / num_targets
         run.advance(num_targets, self.batches.epoch)
-        self._shares.append(float(share.detach()))
-        told = None
-        if self.exchange.meets() or run.spent_for_certain:
-            told = self._tell()
-        # What an exchange does not add up over all workers stands for all of them.
-        (share * (self.collective.size / self.exchange.num_added)).backward()
+        self._unreported_losses.append(float(share.detach()))
+        status = None
+        if self.exchange.communicates() or run.spent_for_certain:
+            status = self._post_status()
+        # An exchange that does not sum over the workers applies the gradient as if it were the sum.
+        (share * (self.collective.size / self.exchange.num_summed)).backward()
         self.exchange.push(task.touched, rows, run.blocks)
         self._touch()  # the next batch, while gradients travel
         norm = self.exchange.update()
-        agreed = self._hear(told)
-        self._agreed = replace(agreed, num_steps=0, evaluate=False, save=False)
+        agreed = self._take_agreement(status)
+        self._agreement = replace(agreed, num_steps=0, evaluate=False, save=False)
         if not (isfinite(agreed.loss) and isfinite(norm)):
             loss_or_norm = f"the gradient's norm is {norm}"
             if not isfinite(agreed.loss):
@@ -220,52 +228,51 @@ class Trainer:
         return agreed
 
     def _touch(self) -> None:
-        """Look at the next batch, draw its sample, and let the exchange know what it needs."""
+        """Read the next batch, draw its sample, and announce the touched rows to the exchange."""
         self.position = self.batches.state_dict()
         batch = next(self.batches).to(self.run.device)
         worker, workers = self.collective.rank, self.collective.size
-        draw = self.config.exchange.draw(self.run.step, worker, workers)
-        self.task = self.model.touch(batch, draw)
+        sample_number = self.config.exchange.sample_number(self.run.step, worker, workers)
+        self.task = self.model.touch(batch, sample_number)
         self.exchange.announce(self.task.touched)
 
-    def _noise(self) -> Noise | None:
+    def _dropout_masks(self) -> DropoutMasks | None:
         if self.config.model.dropout == 0.0:
             return None
         seed, B = self.config.run.seed, self.config.data.batch
         first_stream = self.collective.rank * B
-        return Noise(self.config.model.dropout, seed, self.run.step, first_stream, B)
+        return DropoutMasks(self.config.model.dropout, seed, self.run.step, first_stream, B)
 
-    def _tell(self) -> Pending[list[float]]:
-        """Post this worker's share of the loss, its account of the wire and, if it is the first
-        worker, what it decides: added up over all workers, everybody will know."""
+    def _post_status(self) -> Pending[list[float]]:
+        """Report this worker's status; returns the pending sum over all workers."""
         run, first = self.run, self.collective.rank == 0
-        said = Statement(
-            loss=sum(self._shares),
+        status = Status(
+            loss=sum(self._unreported_losses),
             stop=run.stop_asked,
             progress=run.progress() if first else 0.0,
             evaluate=run.evaluation_due() if first else False,
             save=run.save_due() if first else False,
             traffic=self.exchange.traffic() or Traffic(),
         )
-        return self.exchange.total(said.numbers())
+        return self.exchange.total(status.to_numbers())
 
-    def _hear(self, told: Pending[list[float]] | None) -> Agreed:
-        """What was told; where nothing was, what has been known."""
-        if told is None:
-            return self._agreed
-        said, W = Statement.read(told.wait()), self.collective.size
+    def _take_agreement(self, status: Pending[list[float]] | None) -> Agreement:
+        """Wait for the sum of all workers' statuses; None: the last agreement still holds."""
+        if status is None:
+            return self._agreement
+        total, W = Status.from_numbers(status.wait()), self.collective.size
         if self.exchange.traffic() is not None:
-            traffic = said.traffic.of_all(W).items()
-            self.run.wire = {name: self._wire_before.get(name, 0) + n for name, n in traffic}
-        # Several workers stop together, after what they said; one alone need not wait so long.
-        stops = said.stop > 0 or (W == 1 and self.run.stop_asked)
-        num_steps = len(self._shares)
-        self._shares.clear()
-        loss = said.loss / max(1, num_steps)
-        return Agreed(loss, num_steps, stops, said.progress, said.evaluate > 0, said.save > 0)
+            traffic = total.traffic.over_workers(W).items()
+            self.run.wire = {name: self._earlier_traffic.get(name, 0) + n for name, n in traffic}
+        # Several workers stop together, as agreed; a single worker stops as soon as it is asked.
+        stops = total.stop > 0 or (W == 1 and self.run.stop_asked)
+        num_steps = len(self._unreported_losses)
+        self._unreported_losses.clear()
+        loss = total.loss / max(1, num_steps)
+        return Agreement(loss, num_steps, stops, total.progress, total.evaluate > 0, total.save > 0)
 
     def _evaluate(self) -> None:
-        """The first worker measures, and all take note."""
+        """The first worker evaluates the model, and all workers receive its perplexity."""
         run = self.run
         self.exchange.flush()
         with run.clock.paused():
@@ -279,7 +286,7 @@ class Trainer:
             self.save(best=True)
 
     def save(self, *, best: bool = False) -> None:
-        """Save this step, if it is not saved yet; the first worker writes."""
+        """Save this step, unless it is saved already. Only the first worker writes."""
         self.exchange.flush()
         with self.run.clock.paused():
             self.exchange.merge_optimizers()
@@ -288,9 +295,9 @@ class Trainer:
                 self.run.save(carry, self.position, best=best)
 
     def restore(self, *, resume: bool) -> None:
-        """Go on from the newest whole step, if there is one; the first worker hands it out.
+        """Continue from the newest complete checkpoint, if any; the first worker broadcasts it.
 
-        Only what the first worker says of `resume` counts.
+        Only the first worker's `resume` has an effect.
         """
         run = self.run
         carry: Mapping[str, Tensor] = {}
@@ -298,13 +305,13 @@ class Trainer:
         if resume and run.checkpoints is not None and run.checkpoints.newest is not None:
             saved = run.load()
             carry, state = saved.open("carry"), saved.state | {"step": saved.step}
-        state, carry = hand_out(self.collective, run, state, carry)
+        state, carry = broadcast_state(self.collective, run, state, carry)
         if state is None:
             return
         same_streams = self.batches.load_state_dict(state["batches"])
         self.position = self.batches.state_dict()
         run.epochs = self.batches.epoch
-        self._wire_before = {name: state.get(name, 0) for name in Traffic._fields}
+        self._earlier_traffic = {name: state.get(name, 0) for name in Traffic._fields}
         streams, exchange = scattered_state(self.collective, carry, self.exchange.state())
         self.exchange.load_state(run.step, exchange)
         if same_streams and streams:
@@ -313,5 +320,5 @@ class Trainer:
     def _barrier(self) -> AbstractContextManager[Result]:
         if self.collective.size == 1:
             return nullcontext(Result())
-        patience_seconds = self.config.exchange.timeout_seconds / 4
-        return keep_alive_barrier(self.exchange, self.collective.rank == 0, patience_seconds)
+        interval_seconds = self.config.exchange.timeout_seconds / 4
+        return keep_alive_barrier(self.exchange, self.collective.rank == 0, interval_seconds)

@@ -1,4 +1,4 @@
-"""Workers that hold the same model: handing a saved state out, and proving all to be the same."""
+"""Workers that hold the same model: check that they are equal, and distribute saved states."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def check_replicas(collective: Collective, parameters: Mapping[str, Tensor]) -> 
     """Compare a hash of every worker's parameters.
 
     Raises:
-        UserError: a worker's differ from the first one's.
+        UserError: the parameters of a worker differ from those of the first one.
     """
     digest = blake2b(digest_size=16)
     for name in sorted(parameters):
@@ -39,11 +39,11 @@ def check_replicas(collective: Collective, parameters: Mapping[str, Tensor]) -> 
             )
 
 
-def introduce(collective: Collective, config: RunConfig, corpus: Corpus) -> None:
+def require_same_run(collective: Collective, config: RunConfig, corpus: Corpus) -> None:
     """Make sure that all workers run the same version, settings and data as the first one.
 
     Raises:
-        UserError: one does not; the sentence names both.
+        UserError: a worker differs; the message gives its value and that of the first worker.
     """
     if collective.size == 1:
         return
@@ -66,10 +66,12 @@ def introduce(collective: Collective, config: RunConfig, corpus: Corpus) -> None
 def gathered_state(
     collective: Collective, streams: Sequence[Tensor], exchange: ExchangeState
 ) -> dict[str, Tensor]:
-    """What only the workers know, each for itself, for one checkpoint.
+    """Gather the tensors of all workers, for one checkpoint.
 
-    `state.I` are the streams' states, those of the first worker first; `own.NAME` the exchange's
-    tensors of each worker, `[W, ...]`; `shared.NAME` those that are the same on all.
+    Returns:
+        `state.I`: the states of the streams, concatenated in the order of the ranks. `own.NAME`:
+        the tensors of the exchange that differ between workers, `[W, ...]`. `shared.NAME`: those
+        that are equal on all workers.
     """
     return {
         **{f"state.{i}": _stacked(collective, s) for i, s in enumerate(streams)},
@@ -81,10 +83,10 @@ def gathered_state(
 def scattered_state(
     collective: Collective, saved: Mapping[str, Tensor], like: ExchangeState
 ) -> tuple[list[Tensor], ExchangeState]:
-    """This worker's part of what `gathered_state` returned, in memory of its own.
+    """This worker's part of the result of `gathered_state`, in new memory.
 
-    Where there were more or fewer workers, the streams' states are left to the caller, and the
-    first worker takes the sum of all that the exchange had on its way.
+    If the number of workers has changed, the caller must not use the streams' states, and the first
+    worker receives the sum of the exchange's tensors of all workers.
     """
     rank, W = collective.rank, collective.size
     streams = []
@@ -105,7 +107,7 @@ def scattered_state(
 
 
 def _stacked(collective: Collective, tensor: Tensor) -> Tensor:
-    """The workers' tensors one after the other, fp32."""
+    """Concatenate the tensors of all workers, in fp32."""
     own = tensor.detach().float().cpu().contiguous()
     parts = collective.all_gather(own.view(-1).view(torch.uint8)).wait()
     return torch.cat([p.clone().view(torch.float32).view(-1, *own.shape[1:]) for p in parts])
@@ -115,33 +117,33 @@ def _part(tensors: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
-def hand_out(
+def broadcast_state(
     collective: Collective, run: Run, state: dict[str, Any] | None, carry: Mapping[str, Tensor]
 ) -> tuple[dict[str, Any] | None, Mapping[str, Tensor]]:
-    """Give every worker what the first one has loaded: parameters, optimiser state, counts.
+    """Send parameters, optimiser state and counts from the first worker to the others.
 
     Args:
         collective: all workers.
-        run: this worker's; the first one's is loaded already.
-        state: the first worker's saved state; None: it has none, and all start afresh.
-        carry: the first worker's saved stream states.
+        run: the run of this worker. That of the first worker is loaded already.
+        state: the saved state of the first worker; None: there is none, and the run starts afresh.
+        carry: the saved stream states of the first worker.
 
     Returns:
-        State and carry, the same on every worker.
+        State and carry, equal on all workers.
     """
     if collective.size == 1:
         return state, carry
-    leads = collective.rank == 0
-    optimizer = run.optimizer_state() if leads and state is not None else {}
+    is_first = collective.rank == 0
+    optimizer = run.optimizer_state() if is_first and state is not None else {}
     own = {"state": state, "optimizer": _shapes(optimizer), "carry": _shapes(carry)}
-    found = collective.all_gather_json(own if leads else {})[0]
+    found = collective.all_gather_json(own if is_first else {})[0]
     if found["state"] is None:
         return None, {}
     for parameter in (*run.tables.values(), *run.blocks.values()):
         collective.broadcast(parameter.data)
     optimizer = _received(collective, optimizer, found["optimizer"])
     carry = _received(collective, carry, found["carry"])
-    if not leads:
+    if not is_first:
         run.load_optimizer_state(optimizer)
         run.load_state(found["state"])
     return found["state"], carry

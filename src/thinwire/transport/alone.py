@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from thinwire.transport.collective import Collective, Done, Lengths, Merge, Pending
+from thinwire.transport.collective import Collective, Done, Lengths, Pending, Reduce
 
 
 class Alone(Collective):
-    """One worker: what it gives is what it gets."""
+    """The collective of a single worker: it receives what it sends."""
 
     def __init__(self) -> None:
         super().__init__(rank=0, size=1)
@@ -19,11 +19,11 @@ class Alone(Collective):
         """The message itself."""
         return Done([message])
 
-    def merge(
-        self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]
+    def all_reduce(
+        self, parts: Sequence[Tensor], reduce: Reduce, sizes: Sequence[int]
     ) -> Pending[list[Tensor]]:
-        """What this worker makes of its own part."""
-        return Done([merge(parts)])
+        """The result of `reduce` for this worker's own part."""
+        return Done([reduce(parts)])
 
     def broadcast(self, tensor: Tensor) -> None:
         """Nothing to do."""

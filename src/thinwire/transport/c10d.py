@@ -1,13 +1,13 @@
 """Collectives of `torch.distributed`: Gloo between CPUs, NCCL between GPUs.
 
-A call has up to two rounds: first what must be there before the rest, the lengths of messages or
-the parts to merge, then messages. Each round has a thread and a group of its own, and goes through
-the calls in the order in which they were made, so that two workers can never wait for each other
-crosswise. A message waits only for those before it in its own round, and the thread that computes
-for none. On GPUs, where two groups must not work at a time, both rounds have the same thread.
+A call has up to two rounds. The first sends what the second needs: the lengths of messages, or the
+parts to reduce. The second sends messages. Each round has its own thread and process group, and
+performs the calls in the order in which they were made, so two workers cannot deadlock. A message
+waits only for earlier messages of the same round, and the thread that computes waits for none. On
+GPUs, where two groups must not run at the same time, both rounds share one thread.
 
-When a call fails, or takes too long, the workers hold a roll-call through the store: whoever does
-not answer is named. Not tried on GPUs.
+When a call fails or takes too long, the workers hold a roll-call through the store, and the error
+names the workers that do not answer. Not tried on GPUs.
 
 W workers.
 """
@@ -30,9 +30,9 @@ from torch import Tensor
 from torch._C._distributed_c10d import HashStore, PrefixStore, Store
 
 from thinwire.errors import UserError
-from thinwire.transport.collective import Collective, Lengths, Merge, Pending
+from thinwire.transport.collective import Collective, Lengths, Pending, Reduce
 from thinwire.transport.descriptors import require_descriptors
-from thinwire.transport.timeouts import MEETING_SECONDS, ROLL_CALL_SECONDS
+from thinwire.transport.timeouts import RENDEZVOUS_SECONDS, ROLL_CALL_SECONDS
 
 T = TypeVar("T")
 
@@ -41,16 +41,17 @@ class C10d(Collective):
     """One worker of a process group.
 
     Args:
-        store: what the workers find each other through; of this attempt of the run alone.
-        rank: this worker, from 0.
-        size: all workers.
-        timeout_seconds: the longest wait for the others.
-        device: where the model lives; on a GPU the group is NCCL's, else Gloo's.
-        loopback: let nothing outside this machine connect (Gloo).
-        meeting_seconds: the least time that the others have to come.
+        store: the store through which the workers find each other. It must belong to this attempt
+            of the run alone.
+        rank: rank of this worker, from 0.
+        size: number of workers.
+        timeout_seconds: longest wait for the other workers.
+        device: device of the model. On a GPU the process group is NCCL's, otherwise Gloo's.
+        loopback: accept connections from this machine only (Gloo).
+        rendezvous_seconds: shortest time to wait for the other workers at the start.
 
     Raises:
-        UserError: a worker did not come.
+        UserError: a worker did not appear in time.
     """
 
     def __init__(
@@ -62,12 +63,12 @@ class C10d(Collective):
         device: torch.device,
         *,
         loopback: bool,
-        meeting_seconds: float = MEETING_SECONDS,
+        rendezvous_seconds: float = RENDEZVOUS_SECONDS,
     ) -> None:
         super().__init__(rank, size)
         self._store = store
         self._timeout_seconds = timeout_seconds
-        # What a group needs lies here: NCCL wants the GPU's memory, Gloo the host's.
+        # The memory that the group reads and writes: NCCL needs the GPU's, Gloo the host's.
         self.device = device if device.type == "cuda" else torch.device("cpu")
         if self.device.type == "cpu":
             require_descriptors(_num_descriptors(size))
@@ -75,16 +76,16 @@ class C10d(Collective):
         self._first, self._second = first, first if device.type == "cuda" else _Round()
         self._busy_time = _BusyTime(self)
         self._failure: RuntimeError | None = None
-        """Of the first call that failed; none is made after it."""
-        self._verdict: UserError | None = None
+        """The error of the first call that failed. No call is made after it."""
+        self._diagnosis: UserError | None = None
         self._abandoned = False
         timeout = timedelta(seconds=timeout_seconds)
         store.set_timeout(timeout)
-        self._names = self._meet(max(timeout_seconds, meeting_seconds))
-        for number, turn in enumerate(dict.fromkeys((self._first, self._second))):
+        self._names = self._rendezvous(max(timeout_seconds, rendezvous_seconds))
+        for number, round_ in enumerate(dict.fromkeys((self._first, self._second))):
             part = PrefixStore(f"round/{number}", store)
-            made = turn.thread.submit(self._make_group, part, timeout, loopback)
-            turn.group = _Queued(self, made).wait()
+            made = round_.thread.submit(self._make_group, part, timeout, loopback)
+            round_.group = _Queued(self, made).wait()
 
     def all_gather(self, message: Tensor, lengths: Lengths | None = None) -> Pending[list[Tensor]]:
         """See `Collective`."""
@@ -93,25 +94,26 @@ class C10d(Collective):
         to_each = [message] * self.size
         if lengths is None:
             own, ones = [torch.tensor([len(message)])] * self.size, [1] * self.size
-            turn = self._first
-            first = self._queue(turn, lambda: torch.cat(self._swap(turn, own, ones)).tolist())
+            first = self._queue(
+                self._first, lambda: torch.cat(self._all_to_all(self._first, own, ones)).tolist()
+            )
             lengths = first.result
-        found = lengths
-        second = self._queue(self._second, lambda: self._swap(self._second, to_each, found()))
+        known = lengths
+        second = self._queue(self._second, lambda: self._all_to_all(self._second, to_each, known()))
         return _Gathered(_Queued(self, second), count)
 
-    def merge(
-        self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]
+    def all_reduce(
+        self, parts: Sequence[Tensor], reduce: Reduce, sizes: Sequence[int]
     ) -> Pending[list[Tensor]]:
-        """See `Collective`; merges in a thread that owns communication."""
-        self._count_merge(parts, sizes)
+        """See `Collective`; `reduce` runs in a thread that owns communication."""
+        self._count_all_reduce(parts, sizes)
         own = [len(parts[self.rank])] * self.size
-        first = self._queue(self._first, lambda: merge(self._swap(self._first, parts, own)))
+        first = self._queue(self._first, lambda: reduce(self._all_to_all(self._first, parts, own)))
 
-        def give_merged() -> list[Tensor]:
-            return self._swap(self._second, [first.result()] * self.size, sizes)
+        def send_result() -> list[Tensor]:
+            return self._all_to_all(self._second, [first.result()] * self.size, sizes)
 
-        return _Queued(self, self._queue(self._second, give_merged))
+        return _Queued(self, self._queue(self._second, send_result))
 
     def broadcast(self, tensor: Tensor) -> None:
         """See `Collective`."""
@@ -129,30 +131,30 @@ class C10d(Collective):
         return f"worker {rank} of {self.size} ({self._names[rank]})"
 
     def close(self) -> None:
-        """Leave the group: once all calls have been made or, where it is broken, at once."""
+        """Leave the group: at once if it is broken, otherwise when all calls are done."""
         broken = self._abandoned or self._failure is not None
-        for turn in (self._first, self._second):
-            turn.thread.shutdown(wait=not broken, cancel_futures=broken)
-            turn.group = None
+        for round_ in (self._first, self._second):
+            round_.thread.shutdown(wait=not broken, cancel_futures=broken)
+            round_.group = None
 
     def post_failure(self, sentence: str) -> None:
-        """Let the others know why this worker ends before its time."""
+        """Tell the other workers why this one ends before the run does."""
         self._abandoned = True
         try:
             self._store.set(f"word/{self.rank}", sentence)
         except RuntimeError:  # they will at least see that it has gone
             return
 
-    # Meeting
+    # Rendezvous
 
-    def _meet(self, patience_seconds: float) -> list[str]:
-        """Every worker's host and process, by rank."""
+    def _rendezvous(self, timeout_seconds: float) -> list[str]:
+        """Wait for all workers; returns the host and process of each, by rank."""
         self._store.set(f"name/{self.rank}", f"{socket.gethostname()}, process {os.getpid()}")
         names = []
         for rank in range(self.size):
-            if not self._appears(f"name/{rank}", patience_seconds):
+            if not self._wait_for_key(f"name/{rank}", timeout_seconds):
                 raise UserError(
-                    f"worker {rank} of {self.size} has not come within {patience_seconds:g} "
+                    f"worker {rank} of {self.size} has not come within {timeout_seconds:g} "
                     f"seconds, so worker {self.rank} gives up"
                 )
             names.append(self._store.get(f"name/{rank}").decode())
@@ -161,8 +163,8 @@ class C10d(Collective):
     def _make_group(self, store: Store, timeout: timedelta, loopback: bool) -> Any:
         if self.device.type == "cuda":
             torch.cuda.set_device(self.device)
-            # Otherwise NCCL's watchdog ends the process when a worker has gone; so the call that
-            # waits raises, and the roll-call can name that worker.
+            # Otherwise NCCL's watchdog ends the process when a worker has gone. With this, the call
+            # that waits raises an error, and the roll-call can name that worker.
             os.environ["TORCH_NCCL_BLOCKING_WAIT"] = "1"
             nccl: Any = dist.ProcessGroupNCCL.Options()
             nccl._timeout = timeout
@@ -175,12 +177,17 @@ class C10d(Collective):
 
     # Calling
 
-    def _swap(
-        self, turn: _Round, to_each: Sequence[Tensor], of_each: Sequence[int]
+    def _all_to_all(
+        self, round_: _Round, to_each: Sequence[Tensor], of_each: Sequence[int]
     ) -> list[Tensor]:
-        """What every worker has for this one, of these lengths, for what this one has for each.
+        """Send one message to each worker; returns the message of each worker for this one.
 
-        Where nobody has anything, which all of them can tell, no call is made.
+        Args:
+            round_: the round whose process group is used.
+            to_each: the message for each worker, by rank.
+            of_each: the length of the message from each worker, by rank.
+
+        If all messages are empty, which every worker knows, no call is made.
         """
         own = to_each[self.rank]
         if any(of_each) or any(map(len, to_each)):
@@ -189,14 +196,14 @@ class C10d(Collective):
             others = [p.to(self.device) for r, p in enumerate(to_each) if r != self.rank]
             sent = others[0] if len(others) == 1 else torch.cat(others)
             received = sent.new_empty(sum(taken))
-            turn.group.alltoall_base(received, sent, taken, given).wait()
+            round_.group.alltoall_base(received, sent, taken, given).wait()
             pieces = list(received.to(own.device).split(taken))
         else:
             pieces = [own[:0]] * self.size
         pieces[self.rank] = own
         return pieces
 
-    def _queue(self, turn: _Round, call: Callable[[], T]) -> Future[T]:
+    def _queue(self, round_: _Round, call: Callable[[], T]) -> Future[T]:
         ready = None
         if self.device.type == "cuda":
             ready = torch.cuda.current_stream(self.device).record_event()
@@ -209,24 +216,24 @@ class C10d(Collective):
                     torch.cuda.current_stream(self.device).wait_event(ready)
                 with self._busy_time:
                     found = call()
-                if ready is not None:  # what NCCL finds out late, it finds out here
+                if ready is not None:  # errors that NCCL reports late are raised here
                     torch.cuda.current_stream(self.device).synchronize()
             except RuntimeError as error:
                 self._failure = error
                 raise
             return found
 
-        return turn.thread.submit(run)
+        return round_.thread.submit(run)
 
     # Roll-call
 
-    def who_is_missing(self, error: RuntimeError) -> UserError:
-        """A sentence that names the workers which do not answer."""
-        if self._verdict is None:
-            self._verdict = UserError(self._find_out(error))
-        return self._verdict
+    def diagnose(self, error: RuntimeError) -> UserError:
+        """The error to raise after a failed call: it names the workers that do not answer."""
+        if self._diagnosis is None:
+            self._diagnosis = UserError(self._describe_failure(error))
+        return self._diagnosis
 
-    def _find_out(self, error: RuntimeError) -> str:
+    def _describe_failure(self, error: RuntimeError) -> str:
         try:
             found = self._roll_call()
         except RuntimeError as silence:
@@ -243,7 +250,7 @@ class C10d(Collective):
         )
 
     def _roll_call(self) -> list[int] | str:
-        """Who is missing in the end or, as soon as it is known, why one of them has gone."""
+        """The ranks that do not answer; or, if a missing worker has posted why it ended, that."""
         self._store.set(f"here/{self.rank}", "1")
         end = monotonic() + min(ROLL_CALL_SECONDS, self._timeout_seconds)
         missing = [rank for rank in range(self.size) if rank != self.rank]
@@ -251,13 +258,13 @@ class C10d(Collective):
             missing = [rank for rank in missing if not self._store.check([f"here/{rank}"])]
             for rank in missing:
                 if self._store.check([f"word/{rank}"]):
-                    word = self._store.get(f"word/{rank}").decode()
-                    return f"{self.name_of(rank)} has ended: {word}"
+                    message = self._store.get(f"word/{rank}").decode()
+                    return f"{self.name_of(rank)} has ended: {message}"
             if not missing or monotonic() > end:
                 return missing
             sleep(0.05)
 
-    def _appears(self, key: str, seconds: float) -> bool:
+    def _wait_for_key(self, key: str, seconds: float) -> bool:
         end = monotonic() + seconds
         while not self._store.check([key]):
             if monotonic() > end:
@@ -267,25 +274,28 @@ class C10d(Collective):
 
 
 def loopback_group(size: int, timeout_seconds: float = 30.0) -> list[C10d]:
-    """The members of a group within this process, each with threads of its own, over loopback."""
+    """The workers of a group within this process, over loopback, each with its own threads."""
     require_descriptors(size * _num_descriptors(size))
     store = HashStore()
 
-    def member(rank: int) -> C10d:
+    def worker(rank: int) -> C10d:
         return C10d(store, rank, size, timeout_seconds, torch.device("cpu"), loopback=True)
 
-    with ThreadPoolExecutor(size) as together:  # for they wait for each other
-        return list(together.map(member, range(size)))
+    with ThreadPoolExecutor(size) as pool:  # all at once, because they wait for each other
+        return list(pool.map(worker, range(size)))
 
 
 def _num_descriptors(size: int) -> int:
-    """Those that Gloo opens for a worker: in each of two groups one a worker and 3 (measured), and
-    one while it takes a connection."""
+    """The descriptors that Gloo opens for one worker.
+
+    In each of the two groups it opens one per worker and 3 more (measured), and another one while
+    it accepts a connection.
+    """
     return 2 * (size + 4)
 
 
 class _Round:
-    """A process group, and the thread that alone uses it."""
+    """A process group, and the only thread that uses it."""
 
     def __init__(self) -> None:
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="collective")
@@ -293,7 +303,7 @@ class _Round:
 
 
 class _BusyTime:
-    """Counts the time in which any round is under way."""
+    """Counts the seconds in which any round is running."""
 
     def __init__(self, collective: Collective) -> None:
         self._collective, self._lock = collective, Lock()
@@ -322,11 +332,11 @@ class _Queued(Pending[T]):
         except CancelledError:
             raise UserError(f"worker {self._collective.rank} has left the others") from None
         except RuntimeError as error:
-            raise self._collective.who_is_missing(error) from error
+            raise self._collective.diagnose(error) from error
 
 
 class _Gathered(Pending[list[Tensor]]):
-    """Messages that count as received once they are waited for."""
+    """Messages that are counted as received when they have been waited for."""
 
     def __init__(
         self, queued: Pending[list[Tensor]], count: Callable[[list[Tensor]], None]
@@ -336,7 +346,7 @@ class _Gathered(Pending[list[Tensor]]):
         self._lock = Lock()
 
     def wait(self) -> list[Tensor]:
-        with self._lock:  # a thread of the group may wait, too, for the lengths of others
+        with self._lock:  # a thread of the group may wait too, for the lengths of other messages
             if self._found is None:
                 self._found = self._queued.wait()
                 self._count(self._found)
@@ -344,7 +354,7 @@ class _Gathered(Pending[list[Tensor]]):
 
 
 def _device(gloo: Any) -> Any:
-    """Gloo's device for other machines: of GLOO_SOCKET_IFNAME, or of this host's name."""
+    """Gloo's network device: that of GLOO_SOCKET_IFNAME, or else that of this host's name."""
     interface = os.environ.get("GLOO_SOCKET_IFNAME", "").split(",")[0]
     return gloo.create_device(interface=interface) if interface else gloo.create_default_device()
 

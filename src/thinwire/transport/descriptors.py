@@ -1,4 +1,4 @@
-"""Are there descriptors enough? Gloo and ZeroMQ end the whole process where there are not."""
+"""Checks that enough file descriptors are free: without, Gloo and ZeroMQ abort the process."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from thinwire.errors import UserError
 
 
 def require_descriptors(count: int) -> None:
-    """Refuse to begin where connections could not be opened.
+    """Make sure that this process can open `count` more files.
 
     Raises:
-        UserError: this process may not open that many more files.
+        UserError: it cannot.
     """
     opened: list[int] = []
     try:

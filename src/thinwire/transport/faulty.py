@@ -1,4 +1,4 @@
-"""A collective that fails when it is told to, so that recovery can be tested without a crash."""
+"""A collective that fails at a chosen call, so that recovery can be tested without a crash."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from thinwire.errors import UserError
-from thinwire.transport.collective import Collective, Lengths, Merge, Pending
+from thinwire.transport.collective import Collective, Lengths, Pending, Reduce
 
 
 class Faulty(Collective):
-    """Passes every call on but the k-th, which fails as a broken link does.
+    """Forwards every call to another collective, except one that fails like a broken link.
 
     Args:
-        inner: what the calls are passed on to.
-        failing_call: the number, from 0, of the call that fails.
+        inner: the collective that performs the other calls.
+        failing_call: the index, from 0, of the call that fails.
     """
 
     def __init__(self, inner: Collective, failing_call: int) -> None:
@@ -29,12 +29,12 @@ class Faulty(Collective):
         self._fail_if_due()
         return self._inner.all_gather(message, lengths)
 
-    def merge(
-        self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]
+    def all_reduce(
+        self, parts: Sequence[Tensor], reduce: Reduce, sizes: Sequence[int]
     ) -> Pending[list[Tensor]]:
         """See `Collective`."""
         self._fail_if_due()
-        return self._inner.merge(parts, merge, sizes)
+        return self._inner.all_reduce(parts, reduce, sizes)
 
     def broadcast(self, tensor: Tensor) -> None:
         """See `Collective`."""

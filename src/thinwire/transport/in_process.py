@@ -1,4 +1,4 @@
-"""Workers that are threads of one process: for tests, and to try many workers on one machine."""
+"""A collective of threads of one process, for tests and to try many workers on one machine."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from thinwire.errors import UserError
-from thinwire.transport.collective import Collective, Lengths, Merge, Pending
+from thinwire.transport.collective import Collective, Lengths, Pending, Reduce
 
 T = TypeVar("T")
 
 
-class _Room:
-    """Where the members of a group lay down what they have for each call, by its number."""
+class _Group:
+    """The messages of all workers of a group, by the number of the call."""
 
     def __init__(self, size: int, timeout_seconds: float) -> None:
         self.size, self.timeout_seconds = size, timeout_seconds
@@ -35,7 +35,7 @@ class _Room:
             self._changed.notify_all()
 
     def take(self, call: int) -> list[Any]:
-        """What all have given, by rank; forgotten once all have taken it."""
+        """Wait for what all workers give, by rank. It is forgotten once all have taken it."""
         with self._changed:
             given = self._given[call]
             everyone = set(range(self.size))
@@ -62,11 +62,11 @@ class _Room:
 
 
 class InProcess(Collective):
-    """One member of a group of threads."""
+    """One worker of a group of threads."""
 
-    def __init__(self, rank: int, room: _Room) -> None:
-        super().__init__(rank, room.size)
-        self._room = room
+    def __init__(self, rank: int, group: _Group) -> None:
+        super().__init__(rank, group.size)
+        self._group = group
         self._num_calls = 0
 
     def all_gather(self, message: Tensor, lengths: Lengths | None = None) -> Pending[list[Tensor]]:
@@ -81,19 +81,19 @@ class InProcess(Collective):
 
         return self._call(message.clone(), found)
 
-    def merge(
-        self, parts: Sequence[Tensor], merge: Merge, sizes: Sequence[int]
+    def all_reduce(
+        self, parts: Sequence[Tensor], reduce: Reduce, sizes: Sequence[int]
     ) -> Pending[list[Tensor]]:
-        """See `Collective`; every member merges for all, so that none waits for another twice."""
-        self._count_merge(parts, sizes)
+        """See `Collective`. Every worker computes all results, so that none waits twice."""
+        self._count_all_reduce(parts, sizes)
 
-        def found(all_given: list[tuple[list[Tensor], Merge]]) -> list[Tensor]:
+        def found(all_given: list[tuple[list[Tensor], Reduce]]) -> list[Tensor]:
             return [
-                merge_there([parts_of[rank] for parts_of, _ in all_given])
-                for rank, (_, merge_there) in enumerate(all_given)
+                its_reduce([parts_of[rank] for parts_of, _ in all_given])
+                for rank, (_, its_reduce) in enumerate(all_given)
             ]
 
-        return self._call(([part.clone() for part in parts], merge), found)
+        return self._call(([part.clone() for part in parts], reduce), found)
 
     def broadcast(self, tensor: Tensor) -> None:
         """See `Collective`."""
@@ -105,28 +105,28 @@ class InProcess(Collective):
         return f"worker {rank} of {self.size}"
 
     def close(self) -> None:
-        """Leave: calls that this member has not made fail at once."""
-        self._room.leave(self.rank)
+        """Leave the group: calls that need this worker fail at once from now on."""
+        self._group.leave(self.rank)
 
     def _call(self, given: Any, finish: Callable[[list[Any]], T]) -> Pending[T]:
-        """Give a copy: a quick member may change what it gave before a slow one has read it."""
+        """Give a copy, because this worker may change its tensor before another has read it."""
         call, self._num_calls = self._num_calls, self._num_calls + 1
-        self._room.give(call, self.rank, given)
-        return _Taken(self._room, call, finish)
+        self._group.give(call, self.rank, given)
+        return _Taken(self._group, call, finish)
 
 
 class _Taken(Pending[T]):
-    def __init__(self, room: _Room, call: int, finish: Callable[[list[Any]], T]) -> None:
-        self._room, self._call, self._finish = room, call, finish
+    def __init__(self, group: _Group, call: int, finish: Callable[[list[Any]], T]) -> None:
+        self._group, self._call, self._finish = group, call, finish
         self._found: list[T] = []
 
     def wait(self) -> T:
         if not self._found:
-            self._found.append(self._finish(self._room.take(self._call)))
+            self._found.append(self._finish(self._group.take(self._call)))
         return self._found[0]
 
 
 def in_process_group(size: int, timeout_seconds: float = 30.0) -> list[InProcess]:
-    """The members of a group of `size` threads."""
-    room = _Room(size, timeout_seconds)
-    return [InProcess(rank, room) for rank in range(size)]
+    """The workers of a group of `size` threads."""
+    group = _Group(size, timeout_seconds)
+    return [InProcess(rank, group) for rank in range(size)]

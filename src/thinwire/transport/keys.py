@@ -1,7 +1,7 @@
-"""The key of a run: who has this file may speak with its servers, and nobody else.
+"""The key of a run: only processes that have this file can talk to the servers of the run.
 
-A file of mode 0600 with one pair of CURVE keys, in the text form of ZeroMQ (Z85). A server proves
-that it has the secret key, and so does every worker; the wire is encrypted.
+The file has mode 0600 and contains one pair of CURVE keys in ZeroMQ's text form (Z85). Server and
+worker prove to each other that they have the secret key, and all traffic is encrypted.
 """
 
 from __future__ import annotations
@@ -22,22 +22,22 @@ Z85_LENGTH = 40
 
 @dataclass(frozen=True)
 class Key:
-    """A run's pair of keys, Z85."""
+    """The pair of keys of a run, Z85."""
 
     public: bytes
     secret: bytes
 
     @classmethod
     def new(cls) -> Key:
-        """A pair that nobody else has."""
+        """A new random pair."""
         return cls(*zmq.curve_keypair())
 
 
 def read_key(file: Path) -> Key:
-    """The key in a file.
+    """Read the key in a file.
 
     Raises:
-        UserError: there is none, others may read it, or it is no key.
+        UserError: the file does not exist, other users may read it, or it contains no key.
     """
     try:
         mode = stat.S_IMODE(file.stat().st_mode)
@@ -61,7 +61,7 @@ def read_key(file: Path) -> Key:
 
 
 def read_or_make_key(file: Path) -> tuple[Key, bool]:
-    """The key in a file, made and written if there is none; and whether it was made.
+    """Read the key in a file, or make one if there is no file; returns it and whether it is new.
 
     Raises:
         UserError: as `read_key`.
@@ -75,7 +75,7 @@ def read_or_make_key(file: Path) -> tuple[Key, bool]:
         with os.fdopen(descriptor, "w", encoding="utf-8") as stream:
             json.dump({"public": key.public.decode(), "secret": key.secret.decode()}, stream)
             stream.write("\n")
-    except BaseException:  # half a key would stand in the way of a whole one
+    except BaseException:  # half a file would be refused the next time
         file.unlink(missing_ok=True)
         raise
     return key, True

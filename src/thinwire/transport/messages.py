@@ -1,9 +1,8 @@
-"""Messages: a server at its listener, and the connections that lead to it.
+"""Messages between a server, which has a listener, and its clients, which have connections to it.
 
-A message is one string of bytes. Nobody promises that it arrives: it may be lost, late, or come
-twice, and who is at the other end may be another process than a moment ago. Whoever sends has to
-live with that. Every message is counted at the listener and at the connection, both ways, as it
-is sent and received.
+A message is a string of bytes. Delivery is not guaranteed: a message may be lost, delayed or
+delivered twice, and the process at the other end may have been replaced. Senders must handle this.
+Listeners and connections count the bytes of every message that they send and receive.
 """
 
 from __future__ import annotations
@@ -19,33 +18,33 @@ from torch import Tensor
 
 from thinwire.wire.meter import Meter
 
-Fate = Literal["lost", "twice", "late", "spoilt"]
+Fault = Literal["lost", "twice", "late", "spoilt"]
 
 
 class Listener(ABC):
-    """Where a server receives the messages of all its clients and answers each of them."""
+    """A server's end: receives the messages of all clients and answers each of them."""
 
     def __init__(self) -> None:
         self.meter = Meter()
 
     @abstractmethod
     def receive(self, timeout_seconds: float) -> tuple[bytes, Tensor] | None:
-        """The next message, uint8, and the return address of who sent it; None: none came."""
+        """The next message, uint8, and the return address of its sender; None: the time is over."""
 
     @abstractmethod
     def send(self, client: bytes, message: Tensor) -> None:
-        """Send to a return address; never waits. What is sent must not change any more."""
+        """Send to a return address; never waits. The message must not be changed afterwards."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let what was sent get out, for a moment, and shut."""
+        """Wait briefly until sent messages have left, and close."""
 
 
 class Connection(ABC):
     """A client's connection to one server.
 
     Args:
-        server: what to call the server in a sentence.
+        server: the name of the server, as messages to the user give it.
     """
 
     def __init__(self, server: str) -> None:
@@ -54,22 +53,22 @@ class Connection(ABC):
 
     @abstractmethod
     def send(self, message: Tensor) -> None:
-        """Send to the server; never waits. What is sent must not change any more."""
+        """Send to the server; never waits. The message must not be changed afterwards."""
 
     @abstractmethod
     def receive(self, timeout_seconds: float) -> Tensor | None:
-        """The next message, uint8; None: none came."""
+        """The next message, uint8; None: the time is over."""
 
     @abstractmethod
     def close(self) -> None:
-        """Let what was sent get out, for a moment, and hang up."""
+        """Wait briefly until sent messages have left, and close."""
 
 
 class InProcessListener(Listener):
-    """A listener for clients in the same process: threads, or one thread that takes turns.
+    """A listener for clients in the same process: in other threads, or in the same thread.
 
-    In one thread a connection that has nothing to receive lets `serve` work, which says whether
-    it found anything to do; so a test decides who does what when.
+    In the same thread, a connection that has nothing to receive calls `serve`, which returns
+    whether it found anything to do. So a test decides the order of events.
     """
 
     def __init__(self) -> None:
@@ -114,28 +113,28 @@ class InProcessConnection(Connection):
 
     def __init__(self, listener: InProcessListener, client: bytes) -> None:
         super().__init__("the server in this process")
-        self._door, self._client = listener, client
+        self._listener, self._client = listener, client
         self._arrived: deque[Tensor] = deque()
 
     def put(self, message: Tensor) -> None:
         """Take a message from the listener."""
-        with self._door.changed:
+        with self._listener.changed:
             self._arrived.append(message)
-            self._door.changed.notify_all()
+            self._listener.changed.notify_all()
 
     def send(self, message: Tensor) -> None:
         """See `Connection`."""
         self.meter.count(sent=len(message))
-        self._door.put(self._client, message)
+        self._listener.put(self._client, message)
 
     def receive(self, timeout_seconds: float) -> Tensor | None:
         """See `Connection`."""
-        if self._door.serve is not None:
+        if self._listener.serve is not None:
             timeout_seconds = 0.0
-            while not self._arrived and self._door.serve():
+            while not self._arrived and self._listener.serve():
                 pass
-        with self._door.changed:
-            if not self._door.changed.wait_for(lambda: bool(self._arrived), timeout_seconds):
+        with self._listener.changed:
+            if not self._listener.changed.wait_for(lambda: bool(self._arrived), timeout_seconds):
                 return None
             message = self._arrived.popleft()
         self.meter.count(received=len(message))
@@ -146,22 +145,22 @@ class InProcessConnection(Connection):
 
 
 class UnreliableConnection(Connection):
-    """Passes messages on, but for those that a fate awaits: for tests.
+    """Forwards messages to another connection, some of them with a fault: for tests.
 
-    lost: it is not passed on; twice: it is, twice; late: only after the one that follows it;
-    spoilt: with a byte changed in its head.
+    lost: the message is dropped; twice: it is delivered twice; late: it is delivered after the next
+    message; spoilt: its first byte is changed.
 
     Args:
-        inner: what messages are passed on to.
-        sending: the fate of the n-th message sent, from 0.
-        receiving: the fate of the n-th message received.
+        inner: the connection that delivers the messages.
+        sending: the fault of the n-th message sent, from 0.
+        receiving: the fault of the n-th message received.
     """
 
     def __init__(
         self,
         inner: Connection,
-        sending: Mapping[int, Fate] | None = None,
-        receiving: Mapping[int, Fate] | None = None,
+        sending: Mapping[int, Fault] | None = None,
+        receiving: Mapping[int, Fault] | None = None,
     ) -> None:
         super().__init__(inner.server)
         self.meter = inner.meter
@@ -174,12 +173,12 @@ class UnreliableConnection(Connection):
 
     def send(self, message: Tensor) -> None:
         """See `Connection`."""
-        fate = self._sending.get(self._num_sent)
+        fault = self._sending.get(self._num_sent)
         self._num_sent += 1
-        if fate == "late":
+        if fault == "late":
             self._held_back.append(message)
             return
-        for copy in _after(fate, message):
+        for copy in _faulty(fault, message):
             self._inner.send(copy)
         while self._held_back:
             self._inner.send(self._held_back.pop(0))
@@ -191,12 +190,12 @@ class UnreliableConnection(Connection):
         message = self._inner.receive(timeout_seconds)
         if message is None:
             return None
-        fate = self._receiving.get(self._num_received)
+        fault = self._receiving.get(self._num_received)
         self._num_received += 1
-        if fate == "late":
+        if fault == "late":
             self._late.append(message)
             return None
-        self._arrived.extend([*_after(fate, message), *self._late])
+        self._arrived.extend([*_faulty(fault, message), *self._late])
         self._late.clear()
         return self._arrived.popleft() if self._arrived else None
 
@@ -205,12 +204,12 @@ class UnreliableConnection(Connection):
         self._inner.close()
 
 
-def _after(fate: Fate | None, message: Tensor) -> list[Tensor]:
-    if fate == "lost":
+def _faulty(fault: Fault | None, message: Tensor) -> list[Tensor]:
+    if fault == "lost":
         return []
-    if fate == "twice":
+    if fault == "twice":
         return [message, message]
-    if fate == "spoilt":
+    if fault == "spoilt":
         spoilt = message.clone()
         spoilt[0] ^= torch.tensor(1, dtype=torch.uint8)
         return [spoilt]

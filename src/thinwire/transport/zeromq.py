@@ -1,10 +1,10 @@
 """Messages over ZeroMQ: a ROUTER socket at the listener, a DEALER socket for a connection.
 
-ZeroMQ's own threads send and receive, so that neither call waits for the wire, and reconnect by
-themselves. With a key both sides prove that they have it, and the wire is encrypted (CURVE); who
-has none, or another, does not get past the handshake. A message goes in parts of a megabyte: each
-that arrives shows that the connection lives, however long the whole takes. What is counted is the
-messages: ZeroMQ adds 9 bytes to a part (25 with a key), and TCP its own headers.
+ZeroMQ's own threads send, receive and reconnect, so that neither call waits for the network. With a
+key, both sides prove that they have it, and the traffic is encrypted (CURVE); the handshake fails
+without the key. A message is sent in parts of one megabyte: each part that arrives shows that the
+connection is alive, however long the whole message takes. The meter counts the bytes of messages;
+ZeroMQ adds 9 bytes per part (25 with a key), and TCP adds its own headers.
 """
 
 from __future__ import annotations
@@ -27,18 +27,19 @@ from thinwire.transport.descriptors import require_descriptors
 from thinwire.transport.keys import Key
 from thinwire.transport.messages import Connection, Listener
 
-# How long a socket that is closed goes on sending what it was given.
+# How long a socket continues to send its messages after it was closed.
 LINGER_MILLISECONDS = 2_000
-# A connection that is cut, not closed, is noticed by the system after about 20 seconds, and made
-# anew: it asks a silent peer three times, and waits that long for what was sent to be confirmed.
-# ZeroMQ's own heartbeats are not used: 4.3.5 aborts a process that owes a heartbeat, or the answer
-# to one, to a peer which has gone and has left more messages than the queue holds.
+# The operating system detects a connection that was cut without being closed, after 20 seconds, and
+# ZeroMQ opens it again: the system probes a silent peer three times, and limits the time in which
+# the peer must confirm data. ZeroMQ's own heartbeats are not used: ZeroMQ 4.3.5 aborts a process
+# that owes a heartbeat, or the answer to one, to a peer that has gone and has left more messages
+# than the queue holds.
 KEEPALIVE_SECONDS = 5
 UNCONFIRMED_MILLISECONDS = 20_000
 PART_BYTES = 1 << 20
 # A context with a socket and its first connection opens fewer.
 CONTEXT_DESCRIPTORS = 24
-# Messages of the protocol besides rows and gradients; they are text of this size at most.
+# Largest size of the messages that carry no rows or gradients; they are text.
 SMALL_MESSAGE_BYTES = 1 << 20
 
 
@@ -46,12 +47,13 @@ class ZeroMQListener(Listener):
     """A server's socket.
 
     Args:
-        listen: HOST:PORT; port 0 takes a free one.
-        key: the run's; None on loopback only.
-        max_bytes: no message is larger; a client that sends one is cut off, or not understood.
+        listen: HOST:PORT; port 0 takes a free port.
+        key: key of the run; None is allowed on loopback only.
+        max_bytes: largest size of a message. A client that sends a larger one is disconnected, or
+            its message is received as an empty one.
 
     Raises:
-        UserError: it cannot listen there, or may not without a key.
+        UserError: it cannot listen at this address, or needs a key for it.
     """
 
     def __init__(self, listen: str, key: Key | None, max_bytes: int = -1) -> None:
@@ -64,7 +66,7 @@ class ZeroMQListener(Listener):
             )
         _allow_many_connections()
         self._context = _context()
-        self._gate = _Gate(self._context, key) if key is not None else None
+        self._authenticator = _Authenticator(self._context, key) if key is not None else None
         self._socket = _socket(self._context, zmq.ROUTER, host)
         self._limit = max_bytes + SMALL_MESSAGE_BYTES if max_bytes >= 0 else None
         if self._limit is not None:
@@ -80,26 +82,26 @@ class ZeroMQListener(Listener):
             raise UserError(f"cannot listen on {listen}: {error.strerror}") from None
         endpoint = self._socket.getsockopt_string(zmq.LAST_ENDPOINT)
         self.address = f"{host}:{endpoint.rpartition(':')[2]}"
-        """HOST:PORT, the port as it was found."""
+        """HOST:PORT, with the port that was taken."""
         self._poller = zmq.Poller()
         self._poller.register(self._socket, zmq.POLLIN)
-        if self._gate is not None:
-            self._poller.register(self._gate.socket, zmq.POLLIN)
+        if self._authenticator is not None:
+            self._poller.register(self._authenticator.socket, zmq.POLLIN)
 
     def receive(self, timeout_seconds: float) -> tuple[bytes, Tensor] | None:
-        """See `Listener`; those who knock meanwhile are let in or not."""
+        """See `Listener`; also accepts or refuses new clients."""
         deadline = monotonic() + timeout_seconds
         while True:
             left = max(0.0, deadline - monotonic())
             ready = dict(self._poller.poll(round(1000 * left)))
-            if self._gate is not None and self._gate.socket in ready:
-                self._gate.answer()
+            if self._authenticator is not None and self._authenticator.socket in ready:
+                self._authenticator.answer()
             if self._socket in ready:
                 client, *parts = self._socket.recv_multipart(copy=False)
                 size = sum(map(len, parts))
                 self.meter.count(received=size)
                 if self._limit is not None and size > self._limit:
-                    parts = []  # it cannot be read, and who reads says so
+                    parts = []  # an empty message cannot be decoded, and the reader reports that
                 return client.bytes, _joined(parts)
             if not left:
                 return None
@@ -120,10 +122,10 @@ class ZeroMQConnection(Connection):
 
     Args:
         server: HOST:PORT.
-        key: the run's; None: the server has none.
+        key: key of the run; None: the server has none.
 
     Raises:
-        UserError: that is no address, or one on another machine and there is no key.
+        UserError: `server` is not an address, or is on another machine and there is no key.
     """
 
     def __init__(self, server: str, key: Key | None) -> None:
@@ -161,8 +163,8 @@ class ZeroMQConnection(Connection):
         self._context.destroy(linger=LINGER_MILLISECONDS)
 
 
-class _Gate:
-    """Says who may come in (ZAP, ZeroMQ RFC 27): those who have proved to have the run's key."""
+class _Authenticator:
+    """Accepts clients that have proved to have the run's key (ZAP, ZeroMQ RFC 27)."""
 
     def __init__(self, context: zmq.Context[zmq.Socket[bytes]], key: Key) -> None:
         self.socket = context.socket(zmq.REP)
@@ -185,11 +187,11 @@ def _context() -> zmq.Context[zmq.Socket[bytes]]:
 
 
 def _allow_many_connections() -> None:
-    """Raise the limit of open files to what the system allows.
+    """Raise the limit of open files to the largest that the system allows.
 
-    Whoever connects takes a descriptor before it has shown a key, and those that stay silent keep
-    it for half a minute (ZeroMQ's handshake); the usual limit of 1024 is soon reached, and then
-    checkpoints cannot be opened either.
+    Every client takes a descriptor before it has proved to have the key, and a silent client keeps
+    it for half a minute (ZeroMQ's handshake). With the usual limit of 1024, silent clients could
+    use up all descriptors, and checkpoints could not be opened.
     """
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     with suppress(ValueError, OSError):  # macOS allows less than it says
@@ -197,10 +199,10 @@ def _allow_many_connections() -> None:
 
 
 def split_address(address: str) -> tuple[str, int]:
-    """HOST:PORT in two.
+    """Split HOST:PORT.
 
     Raises:
-        UserError: it is none.
+        UserError: `address` does not have this form.
     """
     host, colon, port = address.rpartition(":")
     if not (colon and host and port.isascii() and port.isdigit() and int(port) < 1 << 16):
@@ -209,12 +211,12 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 def is_loopback(host: str) -> bool:
-    """Whether a host's name or number stands for this machine alone."""
+    """Whether a host name or IP address is a loopback address of this machine."""
     return ip_address(_numeric(host).strip("[]")).is_loopback
 
 
 def _numeric(host: str) -> str:
-    """A host's number, which is what ZeroMQ binds to; all interfaces are 0.0.0.0."""
+    """The IP address of a host, which ZeroMQ needs to bind; * becomes 0.0.0.0."""
     if host == "*":
         return "0.0.0.0"
     try:
@@ -222,7 +224,7 @@ def _numeric(host: str) -> str:
     except gaierror as error:
         raise UserError(f"the host {host} is not known: {error.strerror}") from None
     numbers = [str(address[0]) for *_, address in found]
-    # IPv4 first: it is what most networks that a name leads to have.
+    # IPv4 first, because most networks support it.
     number = next((n for n in numbers if ":" not in n), numbers[0])
     return f"[{number}]" if ":" in number else number
 
@@ -245,13 +247,13 @@ def _socket(
 
 
 def _parts(message: Tensor) -> list[memoryview]:
-    """A message's own memory, which stays until ZeroMQ has sent it; at least one part."""
+    """The parts of a message, at least one. ZeroMQ keeps their memory until it has sent them."""
     memory = message.numpy().data if len(message) else memoryview(b"")
     return [memory[at : at + PART_BYTES] for at in range(0, max(1, len(memory)), PART_BYTES)]
 
 
 def _joined(parts: Sequence[zmq.Frame]) -> Tensor:
-    """A received message: the memory of its only part, where PyTorch may have it, or a copy."""
+    """The message of these parts. A single part is not copied if PyTorch may write to it."""
     arrays = [np.frombuffer(memoryview(part), dtype=np.uint8) for part in parts if len(part)]  # type: ignore[arg-type]
     if len(arrays) == 1 and arrays[0].flags.writeable:
         return torch.from_numpy(arrays[0])

@@ -1,10 +1,9 @@
-"""Numbers as bytes: 4 for each, 2, 1 or half of one, the latter with a scale for each row.
+"""Codecs encode values as bytes: 4, 2, 1 or 0.5 bytes per value; int8 and int4 add row scales.
 
-A codec is given values of any shape and gives back bytes of a size that follows from the shape
-alone, so that no length travels. Bytes are in the machine's order, which is little-endian on all
-machines that PyTorch supports.
+The size of the bytes depends only on the shape of the values, so no length has to be sent. Bytes
+are in the machine's order, which is little-endian on all machines that PyTorch supports.
 
-R rows, D numbers a row; a vector or a single number counts as one row.
+R rows, D numbers per row; a vector or a single number counts as one row.
 """
 
 from __future__ import annotations
@@ -20,16 +19,19 @@ from torch import Tensor
 from thinwire.seeds import torch_generator
 
 SCALE_BYTES = 4
-# Rounding takes several passes, over so many numbers at a time that they stay in the cache.
+# Rounding takes several passes over this many numbers at a time, which stay in the cache.
 PIECE_NUMBERS = 1 << 15
-# Of the chances with which a number goes up. So few that the largest never reaches a step more.
+# Number of distinct probabilities of rounding up. It is small enough that the largest number is
+# never rounded up by one step more.
 NOISE_LEVELS = 1 << 12
 
 
 class Codec(ABC):
-    """Turns fp32 values into bytes and back."""
+    """Encodes fp32 values as bytes and decodes them."""
 
     name: ClassVar[str]
+    per_row: ClassVar[bool]
+    """Whether each row is encoded with a scale of its own, so that no row may be divided."""
 
     @abstractmethod
     def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
@@ -37,15 +39,25 @@ class Codec(ABC):
 
         Args:
             values: fp32, of any shape.
-            seed: of stochastic rounding; None: to the nearest.
+            seed: the seed of stochastic rounding; None: round to the nearest.
+        """
+
+    @abstractmethod
+    def encode_pieces(
+        self, values: Tensor, num_pieces: int, seed: int | None = None
+    ) -> list[Tensor]:
+        """The bytes of each piece of `values`, which `Tensor.tensor_split` divides by rows.
+
+        A vector is divided by numbers, and its pieces share one scale. For the arguments see
+        `encode`.
         """
 
     @abstractmethod
     def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
-        """The fp32 values of this shape whose bytes are `data`, in memory of their own.
+        """The fp32 values of this shape that were encoded as `data`, in new memory.
 
         Raises:
-            ValueError: there are not as many bytes.
+            ValueError: `data` has another size than values of this shape.
         """
 
     @abstractmethod
@@ -54,13 +66,20 @@ class Codec(ABC):
 
 
 class Fp32(Codec):
-    """Four bytes a number; nothing is lost."""
+    """Four bytes per value, without loss."""
 
     name = "fp32"
+    per_row = False
 
     def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
         """See `Codec`."""
         return _as_bytes(values.float())
+
+    def encode_pieces(
+        self, values: Tensor, num_pieces: int, seed: int | None = None
+    ) -> list[Tensor]:
+        """See `Codec`."""
+        return [self.encode(piece) for piece in _pieces(values, num_pieces)]
 
     def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Codec`."""
@@ -73,12 +92,13 @@ class Fp32(Codec):
 
 
 class Bf16(Codec):
-    """Two bytes a number: the range of fp32, 8 bits of precision, rounded to the nearest.
+    """Two bytes per value: the range of fp32, 8 bits of precision, rounded to the nearest.
 
-    The largest numbers of fp32 would round to infinity; they arrive as the largest of bf16.
+    The largest fp32 numbers would round to infinity; they are decoded as the largest bf16 number.
     """
 
     name = "bf16"
+    per_row = False
 
     def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
         """See `Codec`."""
@@ -89,6 +109,12 @@ class Bf16(Codec):
             largest = torch.finfo(torch.bfloat16).max
             encoded = torch.where(too_large, encoded.clamp(-largest, largest), encoded)
         return _as_bytes(encoded)
+
+    def encode_pieces(
+        self, values: Tensor, num_pieces: int, seed: int | None = None
+    ) -> list[Tensor]:
+        """See `Codec`."""
+        return [self.encode(piece) for piece in _pieces(values, num_pieces)]
 
     def decode(self, data: Tensor, shape: Sequence[int]) -> Tensor:
         """See `Codec`."""
@@ -101,26 +127,28 @@ class Bf16(Codec):
 
 
 class Scaled(Codec):
-    """Small whole numbers and one fp32 scale a row: all scales first, then all numbers.
+    """Small integers and one fp32 scale per row: all scales first, then all integers.
 
-    A row's scale is its largest magnitude over `largest`. With a seed a number between two steps
-     goes up with the probability of its distance from the lower one, so that the mean is kept.
-    A row with a number that is not finite arrives as NaN.
+    The scale of a row is its largest magnitude divided by `largest`. With a seed, rounding is
+    stochastic: a number between two steps is rounded up with a probability equal to its distance
+    from the lower step, so the mean is unbiased. A row that contains NaN or infinity is decoded as
+    NaN.
     """
 
+    per_row = True
     largest: ClassVar[int]
 
     @abstractmethod
     def _pack(self, steps: Tensor) -> Tensor:
-        """Whole numbers from -largest to largest, int8, as bytes."""
+        """Pack integers from -largest to largest, int8, into bytes."""
 
     @abstractmethod
     def _unpack(self, data: Tensor, count: int) -> Tensor:
-        """So many numbers, int8 `[count]`."""
+        """The `count` integers that `data` holds, int8 `[count]`."""
 
     @abstractmethod
     def _packed_bytes(self, count: int) -> int:
-        """The bytes of so many numbers."""
+        """The size of `count` packed integers."""
 
     def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
         """See `Codec`."""
@@ -131,10 +159,7 @@ class Scaled(Codec):
     def encode_pieces(
         self, values: Tensor, num_pieces: int, seed: int | None = None
     ) -> list[Tensor]:
-        """The bytes of each piece of `values`, which `Tensor.tensor_split` cuts by rows.
-
-        Of a vector it cuts numbers; they share one scale. For the rest see `Codec.encode`.
-        """
+        """See `Codec`."""
         if not values.numel():
             return [_nothing(values)] * num_pieces
         scale_R, steps_RD = self._quantised(values, seed)
@@ -149,28 +174,28 @@ class Scaled(Codec):
         ]
 
     def _quantised(self, values: Tensor, seed: int | None) -> tuple[Tensor, Tensor]:
-        """The scale of each row, `[R]`, and how many times that every number is, int8 `[R, D]`."""
+        """The scale of each row, `[R]`, and every number as a multiple of it, int8 `[R, D]`."""
         rows_RD = _as_rows(values.detach().float())
         pieces = rows_RD.split(max(1, PIECE_NUMBERS // rows_RD.shape[1]))
         largest = [piece_PD.abs().amax(1) for piece_PD in pieces]
         scale_R = (torch.cat(largest) if len(largest) > 1 else largest[0]).div_(self.largest)
-        # Of the largest numbers of fp32 the scale, rounded up, would give infinity when decoded.
+        # For the largest fp32 numbers, a scale that was rounded up would be decoded as infinity.
         scale_R = torch.where(scale_R.isinf(), scale_R, scale_R.clamp(max=self._largest_scale()))
-        # A row of zeros has scale 0, and a tiny one nearly: in steps of infinity both are zeros.
+        # The scale of a row of zeros is 0, and that of a tiny row is nearly 0: both become zeros.
         inverse_R1 = scale_R.reciprocal().nan_to_num_(0.0, posinf=0.0)[:, None]
         noise_PD = _noise(pieces[0].shape, seed, values.device)
         found_PD = torch.empty_like(pieces[0])
         steps_RD = torch.empty(rows_RD.shape, dtype=torch.int8, device=values.device)
         start = 0
         for piece_PD in pieces:
-            here = slice(start, start := start + len(piece_PD))
+            rows = slice(start, start := start + len(piece_PD))
             found, noise = found_PD[: len(piece_PD)], noise_PD[: len(piece_PD)]
-            torch.addcmul(noise, piece_PD, inverse_R1[here], out=found)
-            steps_RD[here] = found.floor_().nan_to_num_(0.0)
+            torch.addcmul(noise, piece_PD, inverse_R1[rows], out=found)
+            steps_RD[rows] = found.floor_().nan_to_num_(0.0)
         return scale_R.nan_to_num_(torch.nan, posinf=torch.nan), steps_RD
 
     def _largest_scale(self) -> float:
-        """The largest fp32 number that times `largest` is one too."""
+        """The largest fp32 number whose product with `largest` is still finite."""
         scale = torch.tensor(torch.finfo(torch.float32).max) / self.largest
         if bool((scale * self.largest).isinf()):
             scale = scale.nextafter(torch.zeros(()))
@@ -195,7 +220,7 @@ class Scaled(Codec):
 
 
 class Int8(Scaled):
-    """One byte a number: 255 steps."""
+    """One byte per value: 255 steps."""
 
     name = "int8"
     largest = 127
@@ -211,10 +236,11 @@ class Int8(Scaled):
 
 
 class Int4(Scaled):
-    """Half a byte a number: 15 steps; vectors and single numbers go as int8.
+    """Half a byte per value: 15 steps; vectors and single numbers are encoded as int8.
 
-    A byte holds a number of the first half of them all and, in its upper half, one of the second,
-    each with 8 added to it. Of an odd number of them the last byte's upper half is empty.
+    The lower half of each byte holds a number of the first half of all numbers, and the upper half
+    holds one of the second half, each with 8 added to it. If the number of values is odd, the upper
+    half of the last byte is 0.
     """
 
     name = "int4"
@@ -222,7 +248,7 @@ class Int4(Scaled):
 
     def encode(self, values: Tensor, seed: int | None = None) -> Tensor:
         """See `Codec`."""
-        # All biases share one scale, which is too coarse for most of them in 15 steps.
+        # All biases share one scale, and 15 steps of it are too coarse for most of them.
         if values.dim() < 2:
             return Int8().encode(values, seed)
         return super().encode(values, seed)
@@ -230,7 +256,7 @@ class Int4(Scaled):
     def encode_pieces(
         self, values: Tensor, num_pieces: int, seed: int | None = None
     ) -> list[Tensor]:
-        """See `Scaled`."""
+        """See `Codec`."""
         if values.dim() < 2:
             return Int8().encode_pieces(values, num_pieces, seed)
         return super().encode_pieces(values, num_pieces, seed)
@@ -263,7 +289,7 @@ def make_codec(name: str) -> Codec:
 
 
 def _noise(shape: Sequence[int], seed: int | None, device: torch.device) -> Tensor:
-    """What is added to numbers of this shape before they are rounded down."""
+    """The numbers to add to values of this shape before they are rounded down."""
     if seed is None:
         return torch.full(tuple(shape), 0.5, device=device)
     start, count = seed % PIECE_NUMBERS, _product(shape)
@@ -275,13 +301,18 @@ def _noise(shape: Sequence[int], seed: int | None, device: torch.device) -> Tens
 
 @cache
 def _two_rounds_of_noise(device: torch.device) -> Tensor:
-    """Every level equally often, in an order drawn once: drawing takes longer than all else.
+    """Every noise level equally often, in a random order.
 
-    Numbers that meet the same noise are still as likely to go up as they should be.
+    The order is drawn once, because drawing it takes longer than the rest of encoding. Values that
+    are added to the same noise are still rounded up with the right probability.
     """
     order = torch.randperm(PIECE_NUMBERS, generator=torch_generator(0, "rounding", "noise"))
     levels = (order % NOISE_LEVELS + 0.5) / NOISE_LEVELS
     return levels.repeat(2).to(device)
+
+
+def _pieces(values: Tensor, num_pieces: int) -> Sequence[Tensor]:
+    return (values if values.dim() > 1 else values.reshape(-1)).tensor_split(num_pieces)
 
 
 def _nothing(values: Tensor) -> Tensor:
@@ -314,8 +345,8 @@ def _as_bytes(values: Tensor) -> Tensor:
 
 
 def _from_bytes(data: Tensor, dtype: torch.dtype) -> Tensor:
-    """The numbers that these bytes are, in the same memory if it can be read as such."""
-    # A message's parts stand at any place, and numbers want places of their own size.
+    """View the bytes as numbers of this type; copy them if their memory is not aligned."""
+    # A part of a message may start at any byte, and a view needs a multiple of the number's size.
     if data.storage_offset() % dtype.itemsize or data.data_ptr() % dtype.itemsize:
         data = data.clone()
     return data.view(dtype)

@@ -1,12 +1,12 @@
-"""A frame: what one message says, in one piece of known size.
+"""A frame is the content of one message, encoded as one string of bytes of known size.
 
 bytes        what
 4            the letters TWF1
 4            int32: kind
-4, 4         int32: how many numbers (n), how many parts (p)
+4, 4         int32: the number of numbers (n), the number of parts (p)
 8 n          float64: the numbers
 8 p          int64: the size of each part in bytes
-the rest     the parts, one after the other
+the rest     the parts, concatenated
 """
 
 from __future__ import annotations
@@ -23,16 +23,16 @@ HEADER_BYTES = 16
 
 @dataclass(frozen=True)
 class Frame:
-    """A kind of message, a few numbers, and byte strings."""
+    """The kind of a message, a few numbers, and byte strings."""
 
     kind: int
     numbers: tuple[float, ...] = ()
     parts: tuple[Tensor, ...] = ()
-    """uint8, one dimension each."""
+    """Byte strings: tensors of uint8 with one dimension."""
 
 
 def pack(frame: Frame) -> Tensor:
-    """The frame as bytes, uint8."""
+    """Encode a frame as bytes, uint8."""
     counts = [MAGIC, frame.kind, len(frame.numbers), len(frame.parts)]
     return torch.cat(
         [
@@ -45,10 +45,10 @@ def pack(frame: Frame) -> Tensor:
 
 
 def unpack(data: Tensor) -> Frame:
-    """The frame that these bytes are.
+    """Decode a frame.
 
     Raises:
-        ValueError: they are none, or not a whole one.
+        ValueError: the bytes are not one complete frame.
     """
     if len(data) < HEADER_BYTES:
         raise ValueError(f"a frame has {HEADER_BYTES} bytes or more, not {len(data)}")
@@ -69,5 +69,5 @@ def unpack(data: Tensor) -> Frame:
 
 
 def frame_bytes(num_numbers: int, part_bytes: Sequence[int]) -> int:
-    """The size of a frame with so many numbers and parts of these sizes."""
+    """The size of a frame with `num_numbers` numbers and parts of these sizes."""
     return HEADER_BYTES + 8 * num_numbers + 8 * len(part_bytes) + sum(part_bytes)

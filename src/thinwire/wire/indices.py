@@ -1,9 +1,9 @@
-"""Sorted row ids as bytes: the first id, then the gaps between neighbours, as narrow as they fit.
+"""Encodes sorted row ids as bytes: the first id, then the gaps between neighbours.
 
-A block of ids is 8 bytes of header (uint32 how many, uint8 bytes a gap, 3 bytes of nothing), the
-first id (int64), and a gap of 1, 2, 4 or 8 bytes for each of the others; no ids are the header
-alone. Ids by falling frequency lie close together where most of them lie, so one byte a gap serves
-most steps.
+A block of ids has a header of 8 bytes (uint32: number of ids; uint8: bytes per gap; 3 unused
+bytes), the first id (int64), and a gap of 1, 2, 4 or 8 bytes for each of the other ids. If there
+are no ids, the block is only the header. Ids are numbered by falling frequency, so most touched ids
+are close together, and in most steps one byte per gap is enough.
 
 R ids.
 """
@@ -15,15 +15,15 @@ from torch import Tensor
 
 HEADER_BYTES = 8
 FIRST_BYTES = 8
-# PyTorch computes with no unsigned type but uint8, so wider gaps are signed.
+# uint8 is the only unsigned type with which PyTorch computes, so wider gaps are signed.
 _TYPES = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def encode_ids(ids_R: Tensor) -> Tensor:
-    """Ids as bytes, uint8.
+    """Encode ids as bytes, uint8.
 
     Args:
-        ids_R: int64, distinct, not negative, rising.
+        ids_R: int64, 0 or more, distinct and in rising order.
     """
     ids_R = ids_R.cpu()
     gaps = ids_R.diff()
@@ -36,10 +36,10 @@ def encode_ids(ids_R: Tensor) -> Tensor:
 
 
 def decode_ids(data: Tensor) -> Tensor:
-    """The ids, int64, that `encode_ids` made these bytes of.
+    """Decode the result of `encode_ids`; returns int64.
 
     Raises:
-        ValueError: these bytes are no ids.
+        ValueError: the bytes are not a valid block of ids.
     """
     num_ids, width = _header(data)
     if not num_ids:
@@ -54,16 +54,16 @@ def decode_ids(data: Tensor) -> Tensor:
 
 
 def ids_bytes(message: Tensor) -> int:
-    """The size of the block of ids with which `message` begins.
+    """The size of the block of ids at the beginning of `message`.
 
     Raises:
-        ValueError: it begins with none.
+        ValueError: there is no valid block.
     """
     return _size(*_header(message))
 
 
 def encoded_bytes(num_ids: int, largest_gap: int) -> int:
-    """The size of a block of so many ids, none further than `largest_gap` from the one before."""
+    """The size of a block of `num_ids` ids with gaps of at most `largest_gap`."""
     return _size(num_ids, _width(largest_gap))
 
 

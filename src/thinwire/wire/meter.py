@@ -1,4 +1,4 @@
-"""Counts the bytes that pass the listener."""
+"""A counter of the bytes that one end of a connection, or a collective, sends and receives."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from threading import Lock
 
 
 class Meter:
-    """Bytes sent and received, after encoding, headers included. Threads may share one."""
+    """Numbers of bytes sent and received, as encoded, with thinwire's own headers. Thread-safe."""
 
     def __init__(self) -> None:
         self.sent = 0

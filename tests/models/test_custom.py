@@ -34,7 +34,7 @@ class Average(Body):
         nn.init.normal_(self.mix.weight, 0.0, 0.3, generator=generator)
         nn.init.zeros_(self.mix.bias)
 
-    def forward(self, x_BTE, state, noise):
+    def forward(self, x_BTE, state, dropout):
         (sum_BE,) = state or (torch.zeros_like(x_BTE[:, 0]),)
         sums = []
         for x_BE in x_BTE.unbind(1):
@@ -52,14 +52,14 @@ class Silent(Average):
 
 
 class Ahead(Average):
-    def forward(self, x_BTE, state, noise):
-        hidden_BTD, after = super().forward(x_BTE, state, noise)
+    def forward(self, x_BTE, state, dropout):
+        hidden_BTD, after = super().forward(x_BTE, state, dropout)
         return hidden_BTD + hidden_BTD.mean(1, keepdim=True), after
 
 
 class Narrow(Average):
-    def forward(self, x_BTE, state, noise):
-        hidden_BTD, after = super().forward(x_BTE, state, noise)
+    def forward(self, x_BTE, state, dropout):
+        hidden_BTD, after = super().forward(x_BTE, state, dropout)
         return hidden_BTD[:, :, 1:], after
 
 
@@ -80,7 +80,7 @@ class Window(Body):
         nn.init.normal_(self.mix.weight, 0.0, 0.3, generator=generator)
         nn.init.zeros_(self.mix.bias)
 
-    def forward(self, x_BTE, state, noise):
+    def forward(self, x_BTE, state, dropout):
         return self.mix(x_BTE.cumsum(1)).tanh(), ()
 
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from thinwire.models.noise import Noise
+from thinwire.models.dropout import DropoutMasks
 
 
 def masks(first_stream: int, B: int, *, step: int = 3, seed: int = 1, D: int = 64) -> list[Tensor]:
     """Two masks in a row, of different widths, as 0 and 2."""
-    noise = Noise(0.5, seed, step, first_stream, B)
-    return [noise.drop(torch.ones(B, 2, width)) for width in (D, D // 2)]
+    dropout = DropoutMasks(0.5, seed, step, first_stream, B)
+    return [dropout.drop(torch.ones(B, 2, width)) for width in (D, D // 2)]
 
 
 def test_workers_drop_what_one_worker_drops() -> None:
@@ -38,11 +38,11 @@ def test_a_mask_holds_for_the_whole_window() -> None:
 
 def test_rate_0_is_the_identity() -> None:
     x_BTD = torch.randn(2, 3, 4)
-    assert Noise(0.0, 0, 0, 0, 2).drop(x_BTD) is x_BTD
+    assert DropoutMasks(0.0, 0, 0, 0, 2).drop(x_BTD) is x_BTD
 
 
 def test_share_and_mean() -> None:
-    dropped = Noise(0.3, 0, 0, 0, 8).drop(torch.ones(8, 1, 5000))
+    dropped = DropoutMasks(0.3, 0, 0, 0, 8).drop(torch.ones(8, 1, 5000))
     assert abs(float((dropped == 0).float().mean()) - 0.3) < 0.01
     assert abs(float(dropped.mean()) - 1.0) < 0.01
 

@@ -1,7 +1,7 @@
-"""A body of the user's own: `model.kind = "package.module:Class"`.
+"""Loads and checks a body that the user has written: `model.kind = "package.module:Class"`.
 
-The class is a `thinwire.Body` whose constructor takes the `thinwire.ModelConfig`. It is imported
-from wherever Python finds it, and nothing else of it is kept with a run than this name.
+The class is a subclass of `thinwire.Body` whose constructor takes a `thinwire.ModelConfig`. Python
+must be able to import it. A run saves only its name, and not its code.
 
 B streams, T tokens, D width.
 """
@@ -14,20 +14,20 @@ from typing import Any
 import torch
 
 from thinwire.errors import UserError
-from thinwire.models.config import OWN, ModelConfig
+from thinwire.models.config import CLASS_SEPARATOR, ModelConfig
 from thinwire.models.contract import Body
 from thinwire.seeds import torch_generator
 
 B, T = 2, 3
 
 
-def own_body(config: ModelConfig) -> Body:
-    """The body that `model.kind` names, made with these settings.
+def load_custom_body(config: ModelConfig) -> Body:
+    """Create the body that `model.kind` names, with these settings.
 
     Raises:
-        UserError: there is no such class, or it is no `Body`.
+        UserError: there is no such class, or it is not a usable `Body`.
     """
-    module, _, name = config.kind.partition(OWN)
+    module, _, name = config.kind.partition(CLASS_SEPARATOR)
     if module == "__main__":
         raise UserError(
             f"model.kind is {config.kind}, and commands that load the run later do not find what "
@@ -55,10 +55,10 @@ def own_body(config: ModelConfig) -> Body:
 
 @torch.no_grad()
 def check_body(body: Body, config: ModelConfig) -> None:
-    """Try a body on random rows: what it returns has the right shapes, and sees no later token.
+    """Run a body on random rows, and check the shapes of its results and that it is causal.
 
     Raises:
-        UserError: it does not keep to the contract of `Body`.
+        UserError: the body breaks the contract of `Body`.
     """
     generator = torch_generator(0, "check body")
     rows_RE = torch.randn(2 * T, config.input_width, generator=generator)

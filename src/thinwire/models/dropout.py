@@ -1,8 +1,8 @@
-"""Dropout whose masks belong to the stream, not to the worker that computes it.
+"""Dropout masks that depend on the stream, and not on the worker that computes it.
 
 A mask drops the same units at all tokens of a stream's window (Gal & Ghahramani 2016, arXiv
-1512.05287), and is drawn from (seed, step, stream), so that N workers with b streams each drop what
-one worker with N b streams drops.
+1512.05287). It is drawn from (seed, step, stream), so N workers with b streams each drop the same
+units as one worker with N b streams.
 
 B streams, T tokens, D width.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 from thinwire.seeds import torch_generator
 
 
-class Noise:
+class DropoutMasks:
     """The dropout masks of one step for streams `first_stream` to `first_stream + B - 1`."""
 
     def __init__(self, rate: float, seed: int, step: int, first_stream: int, B: int) -> None:
