@@ -1,4 +1,4 @@
-"""What an adaptation has changed: perplexity of held-out new and old text, before and after."""
+"""The effect of an adaptation: perplexity of held-out new and old text, before and after."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from thinwire.data.tokenizers import Tokenizer
 from thinwire.language_model import LanguageModel
 from thinwire.runs.evaluation import Ids, evaluate
 
-OLD_TOKENS = 50_000  # of the held-out old text, spread over it
+OLD_TOKENS = 50_000  # the number of tokens of held-out old text to score, spread over the text
 
 
 @dataclass(frozen=True)
 class Measured:
-    """An exact evaluation, as JSON shows it.
+    """An exact evaluation, in the form of adapt.json.
 
     Attributes:
-        ppl: perplexity of all tokens.
-        ppl_known: perplexity of known words.
-        tokens_unknown: tokens outside the vocabulary.
-        tokens_scored: all tokens.
+        ppl: perplexity of all tokens; None: infinite.
+        ppl_known: perplexity of known words; None: infinite, or there are none.
+        tokens_unknown: number of tokens outside the vocabulary.
+        tokens_scored: number of all tokens.
     """
 
     ppl: float | None
@@ -36,32 +36,32 @@ class Measured:
 
 @dataclass(frozen=True)
 class Change:
-    """The same text, measured before and after."""
+    """The perplexity of the same text before and after."""
 
     before: Measured
     after: Measured
 
     def to_json(self) -> dict[str, Any]:
-        """As nested dicts."""
+        """The same as nested dicts."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Account:
-    """The change on new text, and on old text if there is any to measure on."""
+    """The change on new text, and on old text; None: there is no held-out old text."""
 
     new: Change
     old: Change | None
 
     def to_json(self) -> dict[str, Any]:
-        """As nested dicts."""
+        """The same as nested dicts."""
         return {
             "new": self.new.to_json(),
             "old": None if self.old is None else self.old.to_json(),
         }
 
     def table(self) -> Table:
-        """For people."""
+        """The same as a table to print."""
         table = Table(box=None, title="Held-out text", title_justify="left")
         table.add_column("")
         for column in ("before", "after", "change"):
@@ -104,7 +104,7 @@ def measure(
 
 
 def measured_from(content: Mapping[str, Any] | None) -> Measured | None:
-    """What `asdict` has made of it."""
+    """The inverse of `asdict`."""
     return None if content is None else Measured(**content)
 
 

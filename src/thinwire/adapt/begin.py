@@ -1,7 +1,7 @@
-"""The run that an adaptation goes on with: settings, data, and a step 0 that is the old model.
+"""Writes the run that an adaptation trains: settings, data, and a step 0 that is the old model.
 
-Training then resumes from that step, so the ordinary loop, every exchange and every way to stop and
-go on serve adaptation too. The folder appears under its name when it is complete.
+Training then resumes from that step. So the ordinary loop, every exchange, and stopping and
+resuming work for adaptation too. The folder appears under its name when it is complete.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from thinwire.runs.run import Run
 ABOUT_FILE = "adapt.json"
 DATA_FOLDER = "data"
 STREAMS = 16
-STREAM_TOKENS = 8  # so many steps at least are in a pass over a short text
+STREAM_TOKENS = 8  # a pass over a short text has at least this many steps
 EVALUATIONS = 12
 PASSES = {"continue": 4.0, "layers": 6.0}
 LR = {"continue": 5e-4, "layers": 2e-3}
@@ -41,13 +41,13 @@ ROW_LR = {"continue": 0.05, "layers": 0.1}
 def settings(
     base: RunConfig, options: AdaptOptions, num_tokens: int, pass_tokens: float
 ) -> RunConfig:
-    """The run's settings: those of the base but for what adaptation sets itself.
+    """The settings of the new run: those of the base, except what adaptation sets itself.
 
     Args:
-        base: settings of the run that is adapted.
-        options: of the adaptation.
-        num_tokens: tokens of the mixture.
-        pass_tokens: of which so many go with each pass over the new text.
+        base: the settings of the run that is adapted.
+        options: the settings of the adaptation.
+        num_tokens: number of tokens of the mixture.
+        pass_tokens: number of tokens of the mixture for each pass over the new text.
     """
     W, length = options.workers, base.data.length
     streams = options.batch or max(W, min(STREAMS, num_tokens // (length * STREAM_TOKENS)))
@@ -88,10 +88,10 @@ def settings(
 
 @contextmanager
 def new_run(out: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes the run `out` when all has gone well.
+    """Yield a folder to fill, which is renamed to `out` if no error occurs inside.
 
     Raises:
-        UserError: there is something at `out` already.
+        UserError: `out` exists already.
     """
     refuse_existing(out)
     out = out.absolute()
@@ -111,7 +111,7 @@ def new_run(out: Path) -> Iterator[Path]:
 
 
 def refuse_existing(out: Path) -> None:
-    """UserError where `out` is neither free nor an empty folder, or its name cannot serve."""
+    """Raises UserError: `out` exists and is not an empty folder, or its name is not UTF-8."""
     require_utf8(out)
     if (out / CONFIG_FILE).exists():
         raise UserError(f"{out} already holds a run: go on with --resume, or name another --out")
@@ -130,15 +130,15 @@ def write_run(
     """Fill `folder`, which has its data already, with the run that will be `out`.
 
     Args:
-        folder: where to write.
-        out: what it will be called.
+        folder: the folder to write to.
+        out: the name that the folder will get.
         config: all settings.
-        parameters: what training starts from, by name.
-        optimizer: the optimisers' state by name; what is missing starts afresh.
-        about: for adapt.json.
+        parameters: the initial parameters, by name.
+        optimizer: the initial state of the optimisers, by name; entries may be missing.
+        about: the content of adapt.json.
 
     Returns:
-        The run as it stands, step 0 saved as its best.
+        The run, with step 0 saved as its best.
     """
     corpus = Corpus.open(folder / DATA_FOLDER)
     here = config
@@ -164,7 +164,7 @@ def write_run(
     )
     run.take_evaluation(run.measure().ppl, None)
     assert run.checkpoints is not None
-    run.checkpoints.in_background = False  # where Ctrl+C comes, the folder is removed at once
+    run.checkpoints.in_background = False  # on Ctrl+C the folder is removed at once
     run.save({}, batches.state_dict(), best=True)
     (folder / ABOUT_FILE).write_text(json.dumps(dict(about), indent=1) + "\n", encoding="utf-8")
     final = replace(planned, config=config, data=out.absolute() / DATA_FOLDER)
@@ -173,7 +173,7 @@ def write_run(
 
 
 def link_or_copy(source: Path, target: Path) -> None:
-    """The same file under another name, or a copy where the disk is another."""
+    """Make a hard link to a file, or a copy if the target is on another disk."""
     with suppress(OSError):
         os.link(source, target)
         return

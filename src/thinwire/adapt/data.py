@@ -1,4 +1,4 @@
-"""The data folder of an adaptation: train is the mixture, valid new text, test old text."""
+"""The data folder of an adaptation: train has the mixture, valid new text, and test old text."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from thinwire.runs.evaluation import Ids
 
 @dataclass(frozen=True)
 class Split:
-    """Ids, and what is known of the raw text that they come from.
+    """The ids of a split, and the size of the raw text that they come from.
 
     Attributes:
-        ids: tokens, ends of lines included.
-        words: what white space separates; 0: not known, as for a mixture.
-        characters: of the raw text, one line end a line included; 0: not known.
+        ids: the token ids, ends of lines included.
+        words: number of words between white space; 0: not known, as for a mixture.
+        characters: number of characters of the raw text, line ends included; 0: not known.
     """
 
     ids: Ids
@@ -38,14 +38,14 @@ class Split:
 
     @classmethod
     def of_lines(cls, ids: Ids, lines: Iterable[str]) -> Split:
-        """Of lines that have these ids."""
+        """The split of lines that have these ids."""
         counted = [(len(line.split()), len(line) + 1) for line in lines]
         words, characters = map(sum, zip(*counted, strict=True))
         return cls(ids, words, characters)
 
     @classmethod
     def of_corpus(cls, corpus: Corpus, split: str) -> Split:
-        """A split of a data folder."""
+        """The split of a data folder."""
         about = corpus.meta.splits[split]
         return cls(corpus.ids(split), about.words, about.characters)
 
@@ -63,11 +63,11 @@ def write_data(
     """Write a data folder.
 
     Args:
-        folder: to be made.
-        tokenizer_json: the tokenizer's file.
-        tokenizer: what it holds.
-        splits: by name; those left out are empty.
-        counts: occurrences of each token, `[V]`; None: those in the training split.
+        folder: the folder to create.
+        tokenizer_json: the content of `tokenizer.json`.
+        tokenizer: the same tokenizer, loaded.
+        splits: the splits by name; a missing split is empty.
+        counts: how often each token occurs, `[V]`; None: as often as in the training split.
     """
     folder.mkdir()
     file = folder / TOKENIZER_FILE

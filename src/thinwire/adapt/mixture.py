@@ -1,8 +1,8 @@
-"""The mixture: pieces of new text, each followed by a piece of old text drawn anew.
+"""The mixture: pieces of new text, each followed by a random piece of old text.
 
-Continued training on resampled data (Ter-Sarkisov et al. 2014): what the model knew is rehearsed
-while it learns. Pieces are cut at line ends and small, so that every step sees both. Each pass over
-the new text meets other old text.
+This is continued training on resampled data (Ter-Sarkisov et al. 2014): old text is rehearsed while
+the model learns new text. Pieces are small, so that every step sees both, and are cut at line ends.
+Each pass over the new text has different old text.
 
 N tokens.
 """
@@ -22,7 +22,7 @@ MOST_PASSES = 10
 
 
 def num_passes(new: Ids, old: Ids, ratio: float) -> int:
-    """How often the mixture goes through the new text: as often as there is other old text."""
+    """The number of passes over the new text: as many as there is different old text for."""
     if ratio == 0 or not len(old):
         return 1
     return int(min(MOST_PASSES, max(1, len(old) // (ratio * len(new)))))
@@ -46,7 +46,7 @@ def mix(new: Ids, old: Ids, ratio: float, *, eos_id: int, seed: int) -> Ids:
 
 
 def _pieces(ids: Ids, eos_id: int) -> Iterator[Ids]:
-    """About `PIECE_TOKENS` each, cut at line ends."""
+    """Yield pieces of about `PIECE_TOKENS` tokens each, cut at line ends."""
     ends = np.flatnonzero(ids == eos_id) + 1
     wanted = np.arange(PIECE_TOKENS, len(ids), PIECE_TOKENS)
     found = np.searchsorted(ends, wanted)

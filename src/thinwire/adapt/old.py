@@ -1,4 +1,4 @@
-"""Old text: what the model was trained on, to rehearse it and to see what it forgets."""
+"""Old text: the text that the model was trained on, to rehearse it and to measure forgetting."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VALID_FRACTION = 0.02
 
 @dataclass(frozen=True)
 class Old:
-    """Ids to draw from, held-out text, and where both come from (None: there is none)."""
+    """Ids to draw from, held-out text, and the source of both (None: there is no old text)."""
 
     train: Ids
     valid: Split
@@ -28,15 +28,15 @@ class Old:
 
 
 def find_old(run: RunFolder, mix: str | Path | None, tokenizer: Tokenizer) -> Old:
-    """What `--mix` names, or the run's own data folder if it is still there, or nothing.
+    """Open the old text: `--mix`, or else the data folder of the run, if it is still there.
 
     Args:
         run: the run that is adapted.
-        mix: a data folder with the run's tokenizer, or text: a file, folder or glob.
-        tokenizer: the run's.
+        mix: a data folder with the tokenizer of the run, or text: a file, folder or glob.
+        tokenizer: the tokenizer of the run.
 
     Raises:
-        UserError: what was named is neither.
+        UserError: `mix` is neither.
     """
     digest = file_digest(run.tokenizer_file)
     if mix is None:

@@ -1,4 +1,4 @@
-"""What the user may say about an adaptation, and the defaults that were measured to work."""
+"""The settings of an adaptation; their defaults are those that measured best."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""New text as lines: some to train on, some held out."""
+"""New text as lines: lines to train on, and held-out lines."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from thinwire.errors import UserError
 from thinwire.inference.text import read_lines
 from thinwire.runs.evaluation import Ids
 
-VALID_FRACTION = 0.1  # of a little text; 1%, as for training from scratch, would be a page
+VALID_FRACTION = 0.1  # new text is short: 1%, as in training from scratch, would be a page
 
 
 @dataclass(frozen=True)
 class Text:
-    """Lines to train on, and lines held out."""
+    """Lines to train on, and held-out lines."""
 
     train: list[str]
     valid: list[str]

@@ -1,10 +1,12 @@
-"""New words: more ids after the old ones, and rows to start from.
+"""New words: they get ids after the old ones, and initial rows.
 
-The words share out what the model gives to the unknown word, in proportion to their counts: each
-starts from that word's rows, with the logarithm of its share added to the output bias. So at first
-every old word has the probability that it had, and the new words together that of the unknown one.
+The new words share the probability of the unknown word in proportion to their counts: each starts
+with a copy of the unknown word's rows, and the logarithm of its share is added to the output bias.
+So at first every old word keeps its probability, and the new words and the unknown word together
+have the probability that the unknown word had.
 
-Under Adagrad a new row starts without an accumulator and so learns faster than the old ones.
+Under Adagrad the accumulator of a new row starts at its initial value, so new rows learn faster
+than old ones.
 
 V old words, K new words.
 """
@@ -24,13 +26,13 @@ from thinwire.data.tokenizers import Tokenizer, WordTokenizer
 from thinwire.errors import UserError
 from thinwire.language_model import EMBEDDING, OUTPUT_BIAS
 
-LEAST_COUNT = 2  # a word seen once cannot be told from a slip, as in `prepare`
-LAST_STEP = "last_step"  # a row optimiser's note of when a row was updated last
+LEAST_COUNT = 2  # a word that occurs once may be a spelling mistake; see `prepare`
+LAST_STEP = "last_step"  # in a row optimiser's state: the step that updated a row last
 
 
 @dataclass(frozen=True)
 class NewWords:
-    """Words to add, in the order of their ids, and their shares of what is unknown now."""
+    """Words to add, in the order of their ids, and their shares of all unknown words."""
 
     words: Sequence[str]
     shares_K: Sequence[float]
@@ -40,7 +42,7 @@ class NewWords:
         """The most frequent unknown words that occur twice or more, at most `most` of them."""
         ordered = sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))
         chosen = [(word, count) for word, count in ordered[:most] if count >= LEAST_COUNT]
-        total = counts.total() + 1  # something stays for words that were never seen
+        total = counts.total() + 1  # leaves a share for words that were never seen
         return cls([word for word, _ in chosen], [count / total for _, count in chosen])
 
     def __len__(self) -> int:
@@ -67,7 +69,7 @@ class NewWords:
     def extend_optimizer(
         self, tensors: Mapping[str, Tensor], vocab_size: int, initial_accumulator: float
     ) -> dict[str, Tensor]:
-        """A row optimiser's state, saved by name, with that of rows which have not been seen."""
+        """A row optimiser's state by name, extended by that of rows which were never updated."""
         extended = dict(tensors)
         for name, tensor in tensors.items():
             parameter, _, entry = name.rpartition("/")
@@ -86,7 +88,7 @@ def require_words(tokenizer: Tokenizer) -> WordTokenizer:
     """The tokenizer, if words can be added to it.
 
     Raises:
-        UserError: it is none of kind `word` or `space`.
+        UserError: its kind is not `word` or `space`.
     """
     if not isinstance(tokenizer, WordTokenizer):
         raise UserError(

@@ -1,8 +1,9 @@
-"""The command `thinwire`: a table of verbs, and what their errors look like from outside.
+"""The command `thinwire`: the table of verbs, and how their errors are shown.
 
-Only the verb in use is imported, and the verbs import torch inside their functions: `--help`
-answers at once. Exit status: 0; 2 for what the user can mend, with one sentence on standard error;
-130 after Ctrl+C. Any other exception is a defect of thinwire and keeps its traceback.
+Only the verb in use is imported, and the verbs import torch inside their functions, so `--help`
+answers at once. The exit status is 0 on success; 2 after an error that the user can correct, with
+one sentence on standard error; 130 after Ctrl+C. Any other exception is a bug in thinwire, and its
+traceback is shown.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ if TYPE_CHECKING:
 
 
 class Verb(NamedTuple):
-    """Where a verb's function lives, and its line in `thinwire --help`."""
+    """The function of a verb, and its line in `thinwire --help`."""
 
     function: str
     summary: str
@@ -68,7 +69,7 @@ NO_MEMORY = (
     "there is not enough memory: a smaller model.width, data.batch or vocabulary, or fewer "
     "--workers take less"
 )
-# What PyTorch says in a RuntimeError, on the CPU and on GPUs.
+# The messages of PyTorch's RuntimeError on the CPU and on GPUs if memory is short.
 TORCH_NO_MEMORY = ("can't allocate memory", "out of memory", "size calculation overflowed")
 TAKE_SETTINGS = ("train", "serve", "plan")
 OWN_FLAGS = ("--help", "-h", "--version")
@@ -81,7 +82,7 @@ FIRST_STEPS = (
 
 
 def build(tokens: Sequence[str] = ()) -> App:
-    """The app with every verb; the one about to run is described by its own docstring."""
+    """The app with all verbs; the verb in `tokens` gets its own docstring as its help."""
     verb = tokens[0] if tokens and tokens[0] in VERBS else None
     app = App(
         name="thinwire",
@@ -106,15 +107,15 @@ def build(tokens: Sequence[str] = ()) -> App:
 
 
 def arguments_of(app: App, verb: str) -> ArgumentCollection:
-    """What a verb takes."""
+    """The arguments of a verb."""
     return app[verb].assemble_argument_collection(parse_docstring=False)
 
 
 def run(tokens: Sequence[str]) -> object:
-    """Run one command line, whichever way its flags are spelt.
+    """Run one command line; its flags may be spelt in any of the ways of `spelling`.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the command line or the verb has an error that the user can correct.
     """
     verb = tokens[0] if tokens else ""
     if verb and verb not in (*VERBS, *OWN_FLAGS):
@@ -149,7 +150,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def guarded(action: Callable[[], object]) -> int:
-    """Do something, say what the user can mend in a sentence, and return the exit status."""
+    """Run an action, print an error that the user can correct, and return the exit status."""
     try:
         action()
         sys.stdout.flush()
@@ -159,10 +160,10 @@ def guarded(action: Callable[[], object]) -> int:
     except KeyboardInterrupt:
         _refuse("interrupted")
         return 130
-    except BrokenPipeError:  # the reader of our output has seen enough, as `head` does
+    except BrokenPipeError:  # the reader of the output has closed it, as `head` does
         _release_stdout()
         return 0
-    except SystemExit as end:  # how rich, which prints help, ends the process then
+    except SystemExit as end:  # rich, which prints help, raises this for a closed output
         if isinstance(end.__context__, BrokenPipeError):
             return 0
         raise
@@ -171,7 +172,7 @@ def guarded(action: Callable[[], object]) -> int:
         return _refuse(reason_of(error))
     except MemoryError:
         return _refuse(NO_MEMORY)
-    except RuntimeError as error:  # PyTorch's, whatever the system said to it
+    except RuntimeError as error:  # PyTorch raises this for any error of the system
         if any(words in str(error) for words in TORCH_NO_MEMORY):
             return _refuse(NO_MEMORY)
         if os.strerror(errno.EMFILE) in str(error):
@@ -180,16 +181,16 @@ def guarded(action: Callable[[], object]) -> int:
 
 
 def _print_in_any_encoding() -> None:
-    """Where standard output cannot hold a character, print its escape, as standard error does."""
+    """Print the escape of a character that standard output cannot encode, as on standard error."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def _wait_politely() -> None:
-    """Let threads that wait for one another spin for less than a millisecond, not for several.
+    """Let waiting threads of OpenMP spin for less than a millisecond, instead of several.
 
-    Where other programs want the cores too, spinning threads keep each other from what they wait
-    for. Has to be said before torch is imported, which brings the library that reads it.
+    If other programs use the cores too, spinning threads take the cores from the threads that they
+    wait for. The variable must be set before torch is imported, which loads OpenMP.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", SPIN_COUNT)
@@ -202,25 +203,25 @@ def _refuse(sentence: str) -> int:
         from thinwire.console import console, printable
 
         sentence = printable(sentence.strip())
-        # A Text, for it may hold file names with square brackets, which rich would interpret.
+        # A Text, because rich would interpret square brackets in a file name as markup.
         console.print(Text.assemble(("thinwire: ", "bold red"), sentence), soft_wrap=True)
         _tell_torchrun(sentence)
     return 2
 
 
 def _tell_torchrun(sentence: str) -> None:
-    """Leave the sentence where torchrun, if it started this, looks for what its report says last.
+    """Write the sentence to the file that torchrun prints at the end, if torchrun started this.
 
-    Otherwise a traceback of its own and "To enable traceback see ..." would bury it.
+    Otherwise the sentence would be hidden among torchrun's own traceback and hints.
     """
     if file := os.environ.get("TORCHELASTIC_ERROR_FILE"):
         report = {"message": sentence, "timestamp": int(time())}
-        with suppress(OSError):  # interrupted, torchrun has taken its folder away
+        with suppress(OSError):  # an interrupted torchrun has removed its folder
             Path(file).write_text(json.dumps(report), encoding="utf-8")
 
 
 def _release_stdout() -> None:
-    """Write out what still can be; otherwise Python's own flush at exit would fail once more."""
+    """Flush what can be written, so that Python's own flush at exit does not fail again."""
     try:
         sys.stdout.flush()
     except OSError:

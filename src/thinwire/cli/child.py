@@ -1,4 +1,4 @@
-"""`python -m thinwire.cli.child FILE LIFELINE`: what a process that `Children` starts does."""
+"""`python -m thinwire.cli.child FILE LIFELINE`: the command of processes that `Children` starts."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from typing import Any
 
 
 def main() -> int:
-    """Run it; the exit status is that of the command line."""
-    # Whoever wants to end well has a handler of its own; before and after, the parent says it.
+    """Run the role in FILE; the exit status is that of the command line."""
+    # A role that can be interrupted sets its own handler; otherwise the parent prints the message.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from thinwire.cli.app import guarded
     from thinwire.launch.lifeline import end_with_parent

@@ -1,6 +1,6 @@
-"""`thinwire demo`: the other verbs in a row, each shown as one would type it.
+"""`thinwire demo`: runs other verbs one after the other, and shows the command of each.
 
-What is shown is what runs: every step goes through the command line's own parser.
+The shown command is what runs: every step goes through the parser of the command line.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 SECONDS = 120.0
 PROMPT = "My lord,"
 EVALUATIONS = 8
-EVAL_SECONDS = 4.0  # not more often, as an evaluation takes a while
+EVAL_SECONDS = 4.0  # at least, because an evaluation takes some time
 # For a corpus of a million tokens and two minutes on two cores: dropout, as the text is seen
 # several times.
 SETTINGS = {"model.dropout": "0.3"}
@@ -57,7 +57,7 @@ def demo(
     from thinwire.config import RunSettings
     from thinwire.report.runs import read_runs
 
-    RunSettings(seconds=seconds)  # refuses what is no budget before anything is fetched
+    RunSettings(seconds=seconds)  # refuses an invalid budget before anything is fetched
     text, data, run = out / "text" / "shakespeare.txt", out / "data", out / "run"
     resumed = (run / "config.toml").exists()
 
@@ -89,13 +89,13 @@ def demo(
 
 
 def _training(seconds: float | None, resumed: bool) -> list[str]:
-    """The flags of `train`; a run that is there keeps its settings."""
+    """The flags of `train`; a run that exists keeps its settings."""
     if resumed:
         return ["--resume", *([] if seconds is None else ["--seconds", f"{seconds:.10g}"])]
     seconds = SECONDS if seconds is None else seconds
     every = max(seconds / EVALUATIONS, EVAL_SECONDS)
     settings = SETTINGS | {"eval.every_seconds": f"{every:.10g}"}
-    flags = [word for key, value in settings.items() for word in (f"--{key}", value)]
+    flags = [part for key, value in settings.items() for part in (f"--{key}", value)]
     return ["--seconds", f"{seconds:.10g}", *flags]
 
 
@@ -105,7 +105,7 @@ def _explain(step: str, sentence: str) -> None:
 
 
 def _do(command: Sequence[str], made: Path | None = None) -> str:
-    """Show a command and run it, unless what it makes is there; returns what it printed."""
+    """Show a command and run it, unless its result exists; returns what it printed."""
     from thinwire.cli.app import run
 
     print_line(f"$ thinwire {shlex.join(command)}", "bold")
@@ -115,12 +115,12 @@ def _do(command: Sequence[str], made: Path | None = None) -> str:
     echo = _Echo()
     with redirect_stdout(echo):
         run(command)
-    echo.flush()  # what follows goes to standard error, and may not overtake it
+    echo.flush()  # standard error follows, and must not appear before it
     return echo.getvalue()
 
 
 class _Echo(StringIO):
-    """Standard output that is kept as well."""
+    """Standard output that also keeps what is written."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""`thinwire fetch`: argv -> one call."""
+"""`thinwire fetch`."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What `--help` shows: how a verb is called, its flags by section, and examples.
+"""Formats `--help`: how a verb is called, its flags by section, and examples.
 
-The parser lists all settings in one panel, under all their names. Here each section of a settings
-file has a panel of its own, a flag is shown by its shortest name, and a verb that shares the
-settings of `train` shows only those that change what it does.
+By default the parser lists all settings in one panel, with all their names. Here each section of a
+settings file has a panel of its own, a flag has its shortest name, and a verb that accepts the
+settings of `train` shows only those that affect it.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
     from cyclopts.help import HelpEntry
     from rich.console import Console, ConsoleOptions
 
-# Panels of the parser, in their order; the last one is divided here.
+# The panels of the parser, in their order; the last one is split into sections here.
 VERBS, ARGUMENTS, FLAGS = "Commands", "Arguments", "Parameters"
 EXAMPLES = "Examples\n--------\n"
-# The sections of a settings file: the title of their panel, and what it begins with.
+# The sections of a settings file: the title and the introduction of their panel.
 SECTIONS = {
     "": ("This command", ""),
     "run": ("Run", "In a settings file: [run]. Each is also --run.NAME."),
@@ -44,7 +44,7 @@ SECTIONS = {
     "checkpoint": ("Checkpoints", ""),
     "metrics": ("Metrics", ""),
 }
-# Settings of `train` that change nothing for a verb that takes them too.
+# Settings of `train` that another verb accepts, but that do not affect it.
 WITHOUT_EFFECT = {
     "plan": (
         *("run.seconds", "eval.*", "checkpoint.*", "metrics.*"),
@@ -64,7 +64,7 @@ WITHOUT_EFFECT = {
 
 
 def help_of(verb: str, app: App) -> Help:
-    """How the help of a verb looks; the app is the verb's own."""
+    """The formatter for the help of a verb; `app` is the app of that verb."""
     function = app.default_command
     assert function is not None
     kinds = {each.kind for each in signature(function).parameters.values()}
@@ -73,7 +73,7 @@ def help_of(verb: str, app: App) -> Help:
 
 
 def usage(verb: str, app: App) -> str:
-    """How a verb is called: what it needs, in the order of the documentation."""
+    """The usage line of a verb: its arguments, then its required flags."""
     arguments = app.assemble_argument_collection(parse_docstring=False)
     positional = [each for each in arguments if each.index is not None]
     words = ["thinwire", verb]
@@ -91,7 +91,7 @@ def usage(verb: str, app: App) -> str:
 
 
 def examples(function: object) -> list[str]:
-    """The command lines under "Examples" in a verb's docstring."""
+    """The command lines in the section "Examples" of a verb's docstring."""
     _, _, section = cleandoc(function.__doc__ or "").partition(EXAMPLES)
     return section.partition("\n\n")[0].splitlines()
 
@@ -105,12 +105,12 @@ def section_of(names: Iterable[str]) -> str:
 
 @dataclass(frozen=True)
 class Help:
-    """How the help of one verb looks, or of thinwire itself.
+    """Formats the help of one verb, or of thinwire itself.
 
     Attributes:
-        usage: makes the line that says how it is called.
+        usage: returns the usage line.
         examples: command lines to show at the end.
-        last: the title of the panel after which the end comes.
+        last: the title of the last panel, after which the examples come.
         verb: the verb; "" for thinwire itself.
     """
 
@@ -120,7 +120,7 @@ class Help:
     verb: str = ""
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
-        """Print one panel of the parser's, divided into sections if it holds the flags."""
+        """Print a panel of the parser; the panel of flags is split into sections."""
         if panel.title != FLAGS:
             DefaultFormatter()(console, options, panel)
         else:
@@ -131,7 +131,7 @@ class Help:
             console.print(Text(f"\nExamples:\n{lines}"), soft_wrap=True)
 
     def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:
-        """Print how it is called; the parser's own line knows of no lists."""
+        """Print the usage line; that of the parser does not show lists."""
         console.print(Text(f"Usage: {self.usage()}\n", "bold"))
 
     def _sections(self, panel: HelpPanel) -> Iterable[HelpPanel]:
@@ -151,7 +151,7 @@ class Help:
 
 
 def _tidy(entry: HelpEntry) -> HelpEntry:
-    """One name for each flag, and one for its negation; truth values as in a settings file."""
+    """Keep one name of a flag and one of its negation; write booleans as in a settings file."""
     first = entry.positive_names[0]
     is_truth = entry.type is bool
     in_section = bool(section_of(entry.names))

@@ -16,7 +16,7 @@ from thinwire.errors import UserError
 if TYPE_CHECKING:
     from thinwire.inference.candidates import Candidate
 
-# So many prompts of a file are read before they are answered.
+# The number of prompts of a file that are read and answered at a time.
 PROMPTS_AT_A_TIME = 1024
 
 

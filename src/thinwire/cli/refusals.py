@@ -1,4 +1,4 @@
-"""What the parser does not understand, in one sentence each."""
+"""Turns errors of the command-line parser into one sentence each."""
 
 from __future__ import annotations
 
@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from cyclopts.argument import Argument
 
 LONG = {long: short for short, long in SHORT.items()}
-# Flags that take a text, as people often give it without a flag.
+# Flags for a text, which users often give without a flag.
 TAKE_TEXT = ("--prompt", "--text")
 
 
 def refuse_odd_values(app: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-    """Refuse values that cyclopts would accept: it makes "." of an empty path, 16 of 16.5.
+    """Refuse values that cyclopts would accept: it turns an empty path into ".", and 16.5 into 16.
 
     Raises:
-        UserError: an empty value where empty is not the default, a fraction of a whole number, or
-            a number that no computer counts to.
+        UserError: a value is empty although the default is not, is a fraction instead of a whole
+            number, or is larger than `LARGEST_WHOLE`.
     """
     for argument in arguments:
         if argument.hint is bool:
@@ -52,12 +52,12 @@ def refuse_odd_values(app: App, commands: tuple[str, ...], arguments: ArgumentCo
 
 
 def sentence_of(error: CycloptsError, verb: str, arguments: ArgumentCollection | None) -> str:
-    """One sentence about what the parser refuses.
+    """One sentence about an error of the parser.
 
     Args:
-        error: what it raised.
+        error: the exception of the parser.
         verb: the verb of the command line.
-        arguments: what that verb takes, if it is known.
+        arguments: the arguments of the verb; None: the verb is not known.
     """
     argument = error.argument
     match error:
@@ -81,7 +81,7 @@ def sentence_of(error: CycloptsError, verb: str, arguments: ArgumentCollection |
 
 
 def unknown_verb(verb: str, known: Iterable[str]) -> str:
-    """About a verb that does not exist, or a flag without one, with the nearest that does."""
+    """The sentence about an unknown verb, or a flag without a verb; suggests a similar one."""
     near = get_close_matches(verb, list(known), n=1)
     hint = f"did you mean {near[0]}?" if near else "thinwire --help lists the verbs"
     if verb.startswith("-"):
@@ -90,7 +90,7 @@ def unknown_verb(verb: str, known: Iterable[str]) -> str:
 
 
 def unknown_flag(flag: str, verb: str, arguments: ArgumentCollection) -> str:
-    """About a flag that does not exist, with the nearest one that does."""
+    """The sentence about an unknown flag; suggests a similar one."""
     known = flags(arguments)
     names = [LONG.get(name, name) for name in known]
     names += [negative(name) for name, is_truth in known.items() if is_truth and "." in name]
@@ -116,7 +116,7 @@ def _left_over(
 
 
 def _name(argument: Argument, keyword: str | None = None) -> str:
-    """As people write it: `--out`, or DATA for what has no flag."""
+    """The name of an argument as users write it: `--out`, or DATA for a positional one."""
     if keyword and keyword.startswith("-"):
         return _flag(keyword)
     return argument.name if argument.index is None else argument.name.lstrip("-").upper()

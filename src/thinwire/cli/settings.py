@@ -1,4 +1,4 @@
-"""Where `thinwire train` finds settings besides its flags: a TOML file, or the run it resumes."""
+"""Reads settings for `thinwire train` from a TOML file, or from the run that is resumed."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from thinwire.launch.start import under_torchrun
 
 
 def settings_from_files(tokens: Sequence[str]) -> tuple[Dict, ...]:
-    """The settings that flags are laid over: those of --config or, resuming, of the run itself."""
+    """The settings that flags override: those of --config or, with --resume, of the run."""
     parser = ArgumentParser(add_help=False, exit_on_error=False, allow_abbrev=False)
-    # "?": that a value is missing is for the real parser to say.
+    # nargs="?": the real parser reports a missing value.
     parser.add_argument("--config", nargs="?")
     parser.add_argument("--out", nargs="?")
     parser.add_argument("--resume", nargs="?", const="true", default="false")
@@ -30,12 +30,12 @@ def settings_from_files(tokens: Sequence[str]) -> tuple[Dict, ...]:
     if file is None:
         return ()
     sections = read_toml(file)
-    sections.pop("corpus", None)  # a run's own file also says which data folder it was used on
+    sections.pop("corpus", None)  # the file of a run also has the data folder
     typed = typed_sections(sections, str(file))
-    if seen.exchange and resumes:  # what only the exchange of before had went with it
-        of_before = [name for name, kinds in KINDS_OF.items() if seen.exchange not in kinds]
-        for name in of_before:
+    if seen.exchange and resumes:  # drop settings that only the previous exchange had
+        dropped = [name for name, kinds in KINDS_OF.items() if seen.exchange not in kinds]
+        for name in dropped:
             typed.get("exchange", {}).pop(name, None)
-    if under_torchrun():  # how many workers there are is its business, whatever the file says
+    if under_torchrun():  # torchrun decides the number of workers, not the file
         typed.get("run", {}).pop("workers", None)
     return (Dict(typed, use_commands_as_keys=False, source=str(file)),)

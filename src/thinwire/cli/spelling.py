@@ -1,11 +1,11 @@
-"""What people may write for a flag besides the one form that the parser reads.
+"""Converts the ways in which a flag may be written to the one form that the parser reads.
 
 1. Some flags have a short name: `--exchange sync` is `--exchange.kind sync`.
-2. A flag that is true or false may stand alone, take a value (`--model.tied false`), or be negated
-   in front (`--no-model.tied`).
-3. A value may begin like a number below zero (`--link -5mbit`): it is still that flag's value.
+2. A boolean flag may have no value, a value (`--model.tied false`), or a negation in front
+   (`--no-model.tied`).
+3. A value may begin like a negative number (`--link -5mbit`), and is still the value of the flag.
 
-Every form becomes `--flag=value`. What remains wrong is refused by the parser, or by the verb.
+Every form becomes `--flag=value`. The parser or the verb refuses anything that is wrong after that.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from thinwire.errors import UserError
 if TYPE_CHECKING:
     from cyclopts import ArgumentCollection
 
-# cyclopts reads `--exchange` as the prefix of a section's flags only.
+# cyclopts accepts `--exchange` only as the prefix of the flags of a section.
 SHORT = {"--exchange": "--exchange.kind"}
 NO = "--no-"
 TRUTH = ("true", "false")
@@ -27,7 +27,7 @@ BELOW_ZERO = re.compile(r"-[\d.]")
 
 
 def flags(arguments: ArgumentCollection) -> dict[str, bool]:
-    """The names of a verb's flags; true: the flag is a truth value."""
+    """The names of a verb's flags, and whether each is boolean."""
     return {
         name: argument.hint is bool
         for argument in arguments
@@ -38,7 +38,7 @@ def flags(arguments: ArgumentCollection) -> dict[str, bool]:
 
 
 def negative(name: str) -> str:
-    """The flag that says no."""
+    """The name of the negated flag."""
     return NO + name.removeprefix("--")
 
 
@@ -46,17 +46,17 @@ def spelled(tokens: Sequence[str], known: Mapping[str, bool]) -> list[str]:
     """The tokens of a command line in the form that the parser reads.
 
     Args:
-        tokens: what was typed.
+        tokens: the command line.
         known: the verb's flags, as `flags` gives them.
 
     Raises:
-        UserError: a value for a flag that says no.
+        UserError: a negated flag has a value.
     """
     read: list[str] = []
     left = list(tokens)
     while left:
         token = left.pop(0)
-        if token == "--":  # what follows is no flag
+        if token == "--":  # no flags follow
             return [*read, token, *left]
         name, equals, value = token.partition("=")
         name = SHORT.get(name, name)

@@ -9,7 +9,7 @@ from cyclopts import Parameter
 
 from thinwire.config import RunConfig
 
-# Flags are spelt as the keys of a settings file are, with underscores.
+# Flags are spelt like the keys of a settings file, with underscores.
 Settings = Annotated[
     RunConfig,
     Parameter(name="*", name_transform=str, negative_bool=(), json_dict=False, json_list=False),

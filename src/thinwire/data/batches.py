@@ -1,20 +1,20 @@
-"""Batches out of a token stream, without end, resumable to the bit.
+"""Endless batches from a token stream; reading can be resumed bit for bit.
 
-Everything follows from (seed, number of the epoch, number of the step in it), so that pair is the
-whole state. N workers of b sequences read the same N * b streams as one worker of N * b does:
-stream j belongs to worker j // b.
+Everything follows from the seed, the number of the epoch and the number of the step in the epoch,
+so these two numbers are the whole state. N workers with b sequences each read the same N * b
+streams as one worker with N * b sequences: stream j belongs to worker j // b.
 
-Context `text`: the split is cut into N * b equal streams that are read side by side, `length`
-tokens a step. Each epoch starts at another place of the text, so that the cuts, and the few tokens
-that fill no whole step, fall elsewhere.
+Context `text`: the split is cut into N * b equal streams that are read in parallel, `length` tokens
+per step. Each epoch starts at another position of the text, so the cuts are elsewhere, and so are
+the few tokens that do not fill a step.
 
-Context `line`: every line starts afresh. The lines are shuffled; pools of them are sorted by length
-and cut into groups of N * b lines, so that neighbours are of like length; the groups of a pool are
-shuffled. A stream whose line has ended takes the next line of that order; a line longer than
-`length` tokens takes several steps, with the state carried.
+Context `line`: the state is reset at every line. The lines are shuffled; pools of them are sorted
+by length and cut into groups of N * b lines, so that neighbours have similar lengths; the groups of
+a pool are shuffled. When the line of a stream has ended, the stream takes the next line in that
+order. A line longer than `length` tokens takes several steps, with the state carried over.
 
-Shapes: B sequences of this worker, T tokens a sequence, P tokens before them, S = N * b streams; L
-lines, W windows (what one stream reads in one step), G steps of the epoch.
+Shapes: B sequences of this worker, T tokens per sequence, P tokens before them, S = N * b streams;
+L lines, W windows (the tokens that one stream reads in one step), G steps of the epoch.
 """
 
 from __future__ import annotations
@@ -45,19 +45,19 @@ class Batch:
     """One step of one worker."""
 
     inputs_BT: torch.Tensor
-    """int64; the token before each target, end-of-line where a sequence starts afresh."""
+    """int64; the token before each target; end-of-line where the state of a sequence is reset."""
 
     targets_BT: torch.Tensor
-    """int64; `NO_TARGET` where there is none."""
+    """int64; the tokens to predict; `NO_TARGET` is padding."""
 
     fresh_B: torch.Tensor | None
-    """bool; where True the state starts afresh. None: all carry on."""
+    """bool; True: reset the state of this sequence. None: all states are carried over."""
 
     num_targets: int
-    """Targets of this step over all workers."""
+    """Number of targets of this step, over all workers."""
 
     before_BP: torch.Tensor | None = None
-    """int64; the tokens before the inputs; `NO_TOKEN` where the sequence starts later. None: they
+    """int64; the tokens before the inputs; `NO_TOKEN` before the start of a sequence. None: they
     were not asked for."""
 
     def to(self, device: torch.device) -> Batch:
@@ -74,13 +74,13 @@ class Batches:
     """Endless iterator over the batches of one worker.
 
     Args:
-        ids: the training split.
-        config: how it is cut.
-        seed: of where epochs start, or of the lines' order.
+        ids: the token ids of the training split.
+        config: batch, length and context.
+        seed: determines where epochs start, or the order of the lines.
         eos_id: the end-of-line token.
-        worker: the number of this worker.
-        num_workers: how many read the text together.
-        num_before: how many tokens before its inputs a batch tells.
+        worker: the number of this worker, from 0.
+        num_workers: number of workers that read the text together.
+        num_before: number of tokens before its inputs that a batch has as `before_BP`.
     """
 
     def __init__(
@@ -115,27 +115,28 @@ class Batches:
 
     @property
     def epoch(self) -> float:
-        """Epochs read so far, a fraction."""
+        """Number of epochs read so far, with a fraction."""
         return self._state["epoch"] + self._state["step"] / self._cut.num_steps
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of the current epoch; they differ from epoch to epoch in context `line` only."""
+        """Number of steps of the current epoch; it varies in context `line` only."""
         return self._cut.num_steps
 
     def state_dict(self) -> dict[str, int]:
-        """Where the iterator stands; a few numbers, the same for all workers."""
+        """The position of the iterator: a few numbers, the same for all workers."""
         return dict(self._state)
 
     def load_state_dict(self, state: dict[str, int]) -> bool:
-        """Go on where `state_dict()` was taken, of the same split, seed and length.
+        """Continue from a `state_dict()` of the same split, seed and length.
 
-        With as many streams it is the same place to the token. With another number, as another
-        number of workers has, it is the same part of the epoch: the streams are cut elsewhere, so
-        some text is read twice in that epoch and some not at all.
+        With the same number of streams, it continues with the next token. With another number of
+        streams, for instance after a change of the number of workers, it continues at the same
+        fraction of the epoch. The streams are then cut elsewhere, so in this epoch some text is
+        read twice and some not at all.
 
         Returns:
-            Whether the streams are the same.
+            Whether the number of streams is the same.
         """
         if state["length"] != self._state["length"]:
             raise UserError(
@@ -158,7 +159,7 @@ class _Cut(ABC):
 
     @abstractmethod
     def start(self, epoch: int) -> None:
-        """Lay out this epoch and set `num_steps`."""
+        """Compute the steps of this epoch, and set `num_steps`."""
 
     @abstractmethod
     def batch(self, step: int, rows: slice) -> Batch:
@@ -220,8 +221,8 @@ class _Lines(_Cut):
         self._lengths_L = np.diff(ends_L, prepend=0)
         self._windows_L = -(-self._lengths_L // length)
         self._first_window_L = np.cumsum(self._windows_L) - self._windows_L
-        # Windows follow one another in the text, so their starts give their lengths too. One more,
-        # an empty one, stands where a stream has nothing left to read.
+        # Windows are adjacent in the text, so their starts give their lengths too. An empty window
+        # at the end is for streams that have nothing left to read.
         num_windows = int(self._windows_L.sum())
         line_of_W = np.repeat(np.arange(len(ends_L)), self._windows_L)
         in_line_W = np.arange(num_windows) - self._first_window_L[line_of_W]
@@ -269,17 +270,17 @@ class _Lines(_Cut):
 
     def _before(self, start_B: Positions) -> Positions:
         """The tokens of the same line before the one before each start, [B, P]."""
-        place_BQ = start_B[:, None] + np.arange(-1 - self._num_before, 0)
-        tokens_BQ = self._ids[place_BQ.clip(min=0, max=len(self._ids) - 1)].astype(np.int64)
-        tokens_BQ[place_BQ < 0] = self._eos_id
+        position_BQ = start_B[:, None] + np.arange(-1 - self._num_before, 0)
+        tokens_BQ = self._ids[position_BQ.clip(min=0, max=len(self._ids) - 1)].astype(np.int64)
+        tokens_BQ[position_BQ < 0] = self._eos_id
         is_end_BQ = tokens_BQ == self._eos_id
-        # What an end-of-line comes after is another line.
+        # Tokens before an end-of-line belong to another line.
         num_ends_BQ = is_end_BQ[:, ::-1].cumsum(axis=1)[:, ::-1] - is_end_BQ
         before_BP: Positions = np.where(num_ends_BQ > 0, NO_TOKEN, tokens_BQ)[:, :-1]
         return before_BP
 
     def _shuffled(self, generator: np.random.Generator) -> Positions:
-        """The lines in the order of the epoch, neighbours of like length, [L]."""
+        """The lines in the order of the epoch, [L]; neighbours have similar lengths."""
         order_L = generator.permutation(len(self._lengths_L))
         pool = GROUPS_A_POOL * self._num_streams
         for first in range(0, len(order_L), pool):
@@ -292,7 +293,7 @@ class _Lines(_Cut):
 
 
 def _line_ends(ids: Ids, eos_id: int, piece: int = 1 << 22) -> Positions:
-    """Position after each line's end, [L]; what follows the last end-of-line is a line too."""
+    """The position after each line's end, [L]; tokens after the last end-of-line are a line too."""
     ends = [
         np.flatnonzero(ids[first : first + piece] == eos_id) + first + 1
         for first in range(0, len(ids), piece)

@@ -6,8 +6,9 @@
     test.bin
     meta.json        `Meta`
 
-Ids run by falling frequency in the training split. The fingerprint stands for the content of all
-five files: two folders with the same fingerprint hold the same ids for the same words.
+Ids are in order of decreasing frequency in the training split. The fingerprint identifies the
+content of all five files: two folders with the same fingerprint have the same ids for the same
+words.
 """
 
 from __future__ import annotations
@@ -32,11 +33,12 @@ FORMAT = 1
 PIECE_TOKENS = 1 << 22
 
 
-MANY_UNKNOWN = 0.3  # of all tokens; a vocabulary that fits its text leaves out a few hundredths
+# The part of all tokens; with a vocabulary that fits the text, a few hundredths are unknown.
+MANY_UNKNOWN = 0.3
 
 
 def unknown_sentence(name: str, unknown: int, tokens: int) -> str | None:
-    """What to say where so many tokens of a text are unknown that its perplexity means little."""
+    """A warning if more than `MANY_UNKNOWN` of the tokens are unknown words, else None."""
     if unknown <= MANY_UNKNOWN * tokens:
         return None
     return (
@@ -56,22 +58,22 @@ def narrowest_dtype(vocab_size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class SplitMeta:
-    """What one split holds."""
+    """The size and the digest of one split."""
 
     tokens: int
-    """Ids in the split, ends of lines included."""
+    """Number of ids in the split, ends of lines included."""
 
     unknown: int
-    """How many of them are the id of unknown words."""
+    """Number of these ids that stand for an unknown word."""
 
     words: int
-    """What white space separates in the raw text, whatever the tokenizer; as `wc -w` counts."""
+    """Number of words between white space in the raw text, as `wc -w` counts them."""
 
     characters: int
-    """Characters of the raw text, one line end a line included: what bits a character divide by."""
+    """Number of characters of the raw text, line ends included; bits per character divide by it."""
 
     lines: int
-    """Lines of the raw text, empty ones included."""
+    """Number of lines of the raw text, empty lines included."""
 
     blake2b: str
     """Digest of the split's file."""
@@ -82,10 +84,10 @@ class Meta:
     """The content of `meta.json`."""
 
     format: int = FORMAT
-    """Version of this layout."""
+    """Version of the format of the folder."""
 
     tokenizer: str
-    """`word`, `space`, `bpe`, `bytes`, or `file` for one that was given."""
+    """`word`, `space`, `bpe`, `bytes`, or `file` for a tokenizer from a file."""
 
     tokenizer_blake2b: str
     """Digest of `tokenizer.json`."""
@@ -94,35 +96,35 @@ class Meta:
     """Number of ids."""
 
     dtype: str
-    """NumPy's name of the type in the `.bin` files: `uint8`, `uint16` or `uint32`."""
+    """The NumPy type of the ids in the `.bin` files: `uint8`, `uint16` or `uint32`."""
 
     unk_id: int | None
-    """Id of unknown words; None where every text can be spelt."""
+    """Id of unknown words; None if the tokenizer can encode every text."""
 
     eos_id: int
     """Id that ends every line."""
 
     counts: list[int]
-    """By id: how often it occurs in the training split."""
+    """How often each id occurs in the training split."""
 
     splits: Mapping[str, SplitMeta]
-    """By name: train, valid, test."""
+    """The splits by name: train, valid, test."""
 
     @property
     def fingerprint(self) -> str:
-        """Hex digest of everything here, the digests of the other files included."""
+        """Hex digest of all values here; they include the digests of the other files."""
         content = json.dumps(self._content(), sort_keys=True, ensure_ascii=True)
         return blake2b(content.encode(), digest_size=16).hexdigest()
 
     def write(self, path: Path) -> None:
         """Write `meta.json`."""
         content = self._content() | {"fingerprint": self.fingerprint}
-        # One line each, but the counts (as many as ids) on a single one.
+        # One line for each key, so that the many counts do not fill the screen.
         lines = (f"  {json.dumps(key)}: {json.dumps(value)}" for key, value in content.items())
         path.write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
     def _check_values(self) -> None:
-        """ValueError where a value is not of its type, or out of all range."""
+        """Raises ValueError: a value has the wrong type or is out of its range."""
         numbers = {"vocab_size": self.vocab_size, "eos_id": self.eos_id, "unk_id": self.unk_id or 0}
         texts = {"tokenizer": self.tokenizer, "tokenizer_blake2b": self.tokenizer_blake2b}
         for split, about in self.splits.items():
@@ -149,7 +151,7 @@ class Meta:
 
     @classmethod
     def read(cls, path: Path) -> Meta:
-        """Read `meta.json`; UserError where it is damaged or of another format."""
+        """Read `meta.json`. Raises UserError: it is damaged, or in another format."""
         try:
             content = read_json(path)
             found, fingerprint = content.pop("format"), content.pop("fingerprint")
@@ -186,11 +188,11 @@ def file_digest(path: Path) -> str:
 
 @dataclass(frozen=True, repr=False)
 class Corpus:
-    """A data folder that has been checked; made by `open` and by `thinwire.prepare`.
+    """A data folder that has been checked; `open` and `thinwire.prepare` return it.
 
     Attributes:
         path: the folder.
-        meta: what is known of it: tokenizer, vocabulary, counts, splits.
+        meta: the content of `meta.json`: tokenizer, vocabulary, counts, splits.
 
     Examples:
         >>> import thinwire
@@ -218,12 +220,12 @@ class Corpus:
 
         Args:
             path: the folder.
-            verify: read every file through, compare digests (a second per gigabyte) and look for
-                ids that the vocabulary lacks; without it, only the metadata and the sizes are
-                checked.
+            verify: read all files, compare their digests (a second per gigabyte), and look for ids
+                that are not in the vocabulary. If False, only the metadata and the sizes of the
+                files are checked.
 
         Raises:
-            UserError: it is no data folder, or it is damaged.
+            UserError: it is not a data folder, or it is damaged.
         """
         path = Path(path)
         if not path.is_dir():
@@ -242,12 +244,12 @@ class Corpus:
 
     @property
     def tokenizer_file(self) -> Path:
-        """Where `tokenizer.json` is."""
+        """The path of `tokenizer.json`."""
         return self.path / TOKENIZER_FILE
 
     @property
     def counts_V(self) -> npt.NDArray[np.int64]:
-        """By id: how often it occurs in the training split."""
+        """How often each id occurs in the training split, `[V]`."""
         return np.array(self.meta.counts, dtype=np.int64)
 
     def ids(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:

@@ -1,8 +1,8 @@
-"""Blocks of text to provisional ids, fast: what each process of `prepare` does.
+"""Encodes blocks of text to provisional ids, fast; every process of `prepare` has an encoder.
 
-The final ids follow from the counts of the whole text, which nobody knows while it is read. So each
-process numbers the words as it meets them, and later one table per process turns its numbers into
-ids: the regular expression sees the text once.
+The final ids depend on the counts of the whole text, which are not known while it is read. So each
+process numbers the words in the order in which they occur, and later one table per process maps its
+numbers to ids. The text is split by the regular expression only once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from thinwire.data.tokenizers import Tokenizer, find_words
 Ids = npt.NDArray[np.unsignedinteger[Any]]
 Counts = npt.NDArray[np.int64]
 
-END_OF_LINE = "\0"  # in a text that was checked to hold none
+END_OF_LINE = "\0"  # texts with a NUL character have been refused before
 CACHED_CHUNKS = 1 << 18  # about 60 MB; a chunk is cached with the ids of its words
 LONGEST_CACHED_CHUNK = 64
 
@@ -32,23 +32,23 @@ class Encoder(ABC):
 
     @abstractmethod
     def encode(self, text: str) -> tuple[Ids, Counts]:
-        """The ids of a block, ends of lines included, and how many are in each of its lines.
+        """The ids of a block, ends of lines included, and the number of ids of each line.
 
-        Where the text does not end in a line end, its last line has none in the ids either.
+        If the text does not end in a line end, its last line has no end in the ids either.
         """
 
     @abstractmethod
     def new_tokens(self) -> Sequence[str]:
-        """Tokens by provisional id, from the first one that was not yet asked for."""
+        """The tokens of the provisional ids that are new since the last call, in their order."""
 
     @property
     def is_full(self) -> bool:
-        """Whether memory asks for another encoder, with numbers of its own, from now on."""
+        """Whether it takes so much memory that a new encoder, with new numbers, should follow."""
         return False
 
 
 class WordEncoder(Encoder):
-    """Kinds `word` and `space`: numbers the words as they come."""
+    """For the kinds `word` and `space`: numbers the words in the order in which they occur."""
 
     def __init__(self, kind: str, max_types: int) -> None:
         self._numbers = _Numbers({END_OF_LINE: 0})
@@ -57,7 +57,7 @@ class WordEncoder(Encoder):
         self._num_asked = 0
 
     def encode(self, text: str) -> tuple[Ids, Counts]:
-        """As the base class says."""
+        """See `Encoder`."""
         chunks = text.replace("\n", f" {END_OF_LINE} ").split(" ")
         ids = np.frombuffer(b"".join(map(self._chunks.__getitem__, chunks)), np.uint32)
         ends = np.flatnonzero(ids == 0) + 1
@@ -66,10 +66,10 @@ class WordEncoder(Encoder):
         return ids, np.diff(ends, prepend=0)
 
     def new_tokens(self) -> Sequence[str]:
-        """As the base class says."""
+        """See `Encoder`."""
         num_new = len(self._numbers) - self._num_asked
         newest = islice(reversed(self._numbers), num_new)
-        # A literal `</s>` is an unknown word, whatever the vocabulary.
+        # A literal `</s>` is an unknown word with every vocabulary.
         words = [UNK if word == EOS else word for word in newest][::-1]
         if self._num_asked == 0:
             words[0] = EOS
@@ -78,13 +78,13 @@ class WordEncoder(Encoder):
 
     @property
     def is_full(self) -> bool:
-        """As the base class says."""
+        """See `Encoder`."""
         numbers = self._numbers
         return len(numbers) > self._max_types or numbers.num_characters > 16 * self._max_types
 
 
 class _Numbers(dict[str, int]):
-    """Words in the order in which they came -> their numbers."""
+    """Maps a word to its number; a new word gets the next number."""
 
     num_characters = 0
 
@@ -95,10 +95,10 @@ class _Numbers(dict[str, int]):
 
 
 class _Chunks(dict[str, bytes]):
-    """What stands between two spaces -> the numbers of its words, as bytes.
+    """Maps the text between two spaces to the numbers of its words, as bytes.
 
-    A text has few different chunks, so that most need one look-up and no regular expression: 4 to 5
-    million tokens a second instead of 1.7 (English novels, one core).
+    A text has few different chunks, so most of them need one look-up and no regular expression: 4
+    to 5 million tokens per second instead of 1.7 (English novels, one core).
     """
 
     def __init__(self, kind: str, numbers: _Numbers) -> None:
@@ -115,13 +115,13 @@ class _Chunks(dict[str, bytes]):
 
 
 class ByteEncoder(Encoder):
-    """Kind `bytes`: a byte is its own number, the line end that of `</s>`."""
+    """For the kind `bytes`: the number of a byte is its value; the line end stands for `</s>`."""
 
     def __init__(self) -> None:
         self._tokens = [EOS if byte == ord("\n") else byte_tokens()[byte] for byte in range(256)]
 
     def encode(self, text: str) -> tuple[Ids, Counts]:
-        """As the base class says."""
+        """See `Encoder`."""
         ids = np.frombuffer(text.encode(), np.uint8)
         ends = np.flatnonzero(ids == ord("\n")) + 1
         if not text.endswith("\n"):
@@ -129,20 +129,20 @@ class ByteEncoder(Encoder):
         return ids, np.diff(ends, prepend=0)
 
     def new_tokens(self) -> Sequence[str]:
-        """As the base class says."""
+        """See `Encoder`."""
         tokens, self._tokens = self._tokens, []
         return tokens
 
 
 class FileEncoder(Encoder):
-    """Any `tokenizer.json`, by HF `tokenizers`: its ids are the numbers."""
+    """For any `tokenizer.json`, encoded by HF `tokenizers`: its ids are the numbers."""
 
     def __init__(self, content: str) -> None:
         self._tokenizer = tokenizer = Tokenizer.parse(content, "the tokenizer")
         self._tokens = [tokenizer.token(id) for id in range(tokenizer.vocab_size)]
 
     def encode(self, text: str) -> tuple[Ids, Counts]:
-        """As the base class says."""
+        """See `Encoder`."""
         *whole, last = text.split("\n")
         lines = self._tokenizer.encode_lines(whole)
         if last:
@@ -151,6 +151,6 @@ class FileEncoder(Encoder):
         return np.concatenate(lines, dtype=np.uint32), lengths
 
     def new_tokens(self) -> Sequence[str]:
-        """As the base class says."""
+        """See `Encoder`."""
         tokens, self._tokens = self._tokens, []
         return tokens

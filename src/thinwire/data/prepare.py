@@ -1,17 +1,17 @@
-"""Raw text to a data folder, in memory that does not grow with the text, on all cores.
+"""Turns raw text into a data folder, on all cores; memory does not grow with the text.
 
-1. **Read.** Processes turn blocks of lines into provisional ids (see `encoders`), which go to
-   temporary files beside the folder, four bytes a token.
-2. **Divide.** Now the number of lines is known, and with it which of them are held out.
-3. **Count.** The training split's provisional ids are counted; the counts by word decide on the
-   vocabulary and the order of its ids (see `vocabulary`).
-4. **Write.** Provisional ids become ids, by one table look-up each.
+1. **Read.** Processes encode blocks of lines to provisional ids (see `encoders`), which are written
+   to temporary files beside the folder, four bytes per token.
+2. **Divide.** The number of lines is now known, and it determines which lines are held out.
+3. **Count.** The provisional ids of the training split are counted. The counts of the words
+   determine the vocabulary and the order of its ids (see `vocabulary`).
+4. **Write.** Provisional ids are mapped to ids by a table.
 
-The folder appears under its name when it is complete. Nothing in it depends on the number of
-processes, the time or the place.
+The folder appears under its name when it is complete. Its content does not depend on the number of
+processes, the time or the machine.
 
-Only BPE reads the text twice, once to learn its merges; what can be read only once is copied to a
-temporary file for that.
+Only BPE reads the text twice, the first time to learn its merges. A source that can be read only
+once is copied to a temporary file for that.
 """
 
 from __future__ import annotations
@@ -84,9 +84,9 @@ def prepare(
     Args:
         texts: files, folders, globs, or `-` for standard input.
         lines: instead of `texts`, lines from any iterator: strings, or lists (arrays) of token ids
-            of the file `tokenizer`, whose end-of-line token is added where it does not end them. A
-            string with line ends is several lines. They are copied to the disk first; memory does
-            not grow with their number.
+            of the file `tokenizer`, whose end-of-line token is added to lines that do not end in
+            it. A string with line ends is several lines. The lines are copied to the disk first;
+            memory does not grow with their number.
         out: the data folder to create.
         tokenizer: `word`, `space`, `bpe`, `bytes` or a file (`tokenizer.json`, a SentencePiece
             `.model`, a table of symbols and ids), whose ids are kept.
@@ -94,16 +94,16 @@ def prepare(
         min_count: words that occur less often in the training text are unknown.
         vocab: a file with one word per line: these words get ids, and no others.
         valid: text for validation (file, folder, glob), or the fraction of the lines to hold out.
-            None: 0.01, or nothing where `test` is a text.
+            None: 0.01, or nothing if `test` is a text.
         test: the same for the final test.
-        force: replace a data folder.
-        num_processes: processes that read; None: one per core.
+        force: replace a data folder that exists.
+        num_processes: number of processes that read; None: one per core.
 
     Returns:
         The data folder, open.
 
     Raises:
-        UserError: what the user can mend; `out` is untouched then.
+        UserError: an argument or the text is refused; `out` is then as it was.
 
     Examples:
         >>> import thinwire
@@ -173,7 +173,7 @@ def prepare(
 
 
 def _opened(out: Path) -> Corpus:
-    """The data folder; says so where many words are unknown."""
+    """Open the data folder, and warn if many words are unknown."""
     corpus = Corpus.open(out, verify=False)
     for name, about in corpus.meta.splits.items():
         if sentence := unknown_sentence(f"the {name} split", about.unknown, about.tokens):
@@ -182,7 +182,7 @@ def _opened(out: Path) -> Corpus:
 
 
 class _Text:
-    """Pieces in order, and the split of each of their lines."""
+    """The pieces of a text in order, and the split of each of their lines."""
 
     def __init__(self, pieces: Sequence[Piece], divide: Divide) -> None:
         self.pieces = pieces
@@ -221,7 +221,7 @@ def _no_text(files: Sequence[Path]) -> UserError:
 
 
 def _count(text: _Text, folder: Path) -> Tally:
-    """Phase 3: the words of the training split; shard by shard, so that memory holds one."""
+    """Phase 3: count the words of the training split, with one shard in memory at a time."""
     by_shard = defaultdict(list)
     for number, piece in enumerate(text.pieces):
         by_shard[piece.shard].append(number)
@@ -260,7 +260,7 @@ def _write(
     num_threads: int,
     progress: Progress,
 ) -> None:
-    """Phase 4, and everything else that the folder holds."""
+    """Phase 4, and the other files of the folder."""
     ids = {token: id for id, token in enumerate(vocabulary.tokens)}
     unk_id = None if recipe.unk is None else ids[recipe.unk]
     dtype = narrowest_dtype(len(vocabulary.tokens))
@@ -300,7 +300,7 @@ def _write(
 def _learn_bpe(
     files: Sequence[Path], divide: Divide, progress: Progress, vocab_size: int
 ) -> dict[str, Any]:
-    """BPE from the lines of the training split, or an even sample of them."""
+    """Learn BPE from the lines of the training split, or from an even sample of them."""
     task = progress.add_task("learning BPE", total=total_bytes(files))
     num_lines = num_bytes = 0
     for block in read_blocks(files, lambda _: None):
@@ -348,7 +348,7 @@ def _held_out(name: str, what: str | Path | float | None) -> tuple[list[Path], f
 
 
 def _without(files: Sequence[Path], held_out: Iterable[Path]) -> list[Path]:
-    """The training files: what is held out is left out, aloud."""
+    """The training files without those that are held out; says which these are."""
     held = {file.resolve() for file in held_out}
     left = [file for file in files if file.resolve() not in held]
     if not left:

@@ -1,4 +1,4 @@
-"""What sets one kind of tokenizer apart when a data folder is prepared."""
+"""How text is prepared with each kind of tokenizer."""
 
 from __future__ import annotations
 
@@ -42,19 +42,19 @@ LearnBPE = Callable[[int], dict[str, Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """What the user may say about the vocabulary; None: nothing."""
+    """The user's options for the vocabulary; None: not given."""
 
     vocab_size: int | None = None
-    """Most ids in all, special ones included."""
+    """The largest number of ids, special ones included."""
 
     min_count: int | None = None
     """A word that occurs less often in the training split is unknown."""
 
     vocab: Path | None = None
-    """A list of words, one a line: these and no others."""
+    """A file with one word per line: these words get ids, and no others."""
 
     def refuse(self, tokenizer: str, *names: str) -> None:
-        """UserError where one of these options was given."""
+        """Raises UserError: one of these options was given."""
         for name in names:
             if getattr(self, name) is not None:
                 flag = "--" + name.replace("_", "-")
@@ -66,19 +66,19 @@ class Recipe:
     """How to prepare text with one tokenizer."""
 
     kind: str
-    """As in `meta.json`."""
+    """The kind of tokenizer, as in `meta.json`."""
 
     make_encoder: Callable[[], Encoder]
-    """What each process works with."""
+    """Makes the encoder of a process."""
 
     vocabulary: Callable[[Tally], Vocabulary]
-    """Counts in the training split -> ids."""
+    """Chooses the vocabulary by the counts in the training split."""
 
     tokenizer_json: Callable[[Sequence[str]], str]
-    """Tokens by id -> `tokenizer.json`."""
+    """Makes the content of `tokenizer.json` from the tokens in the order of their ids."""
 
     unk: str | None
-    """The token for what is not in the vocabulary."""
+    """The token for words that are not in the vocabulary; None: there are none."""
 
     eos: str = EOS
     """The token that ends a line."""
@@ -169,7 +169,7 @@ def _given(path: Path, num_processes: int) -> Recipe:
 
 
 def _tokenizer_text(path: Path) -> str:
-    """The `tokenizer.json` that a file is, or that is made of it."""
+    """The content of `tokenizer.json`, read from a file or converted from another format."""
     with path.open("rb") as file:
         start = file.read(64)
     if start.startswith(b"\x0a") and path.suffix == ".model":

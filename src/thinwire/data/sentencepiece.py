@@ -1,4 +1,4 @@
-"""A SentencePiece `.model` as a `tokenizer.json`, ids kept.
+"""Converts a SentencePiece `.model` to a `tokenizer.json` with the same ids.
 
 A `.model` is a protocol buffer (`sentencepiece_model.proto` of that project). Its `tokenizer.json`
 loads in HF `tokenizers`, which normalises some texts in another way and lets a text spell control
@@ -20,7 +20,7 @@ SPACE = "▁"
 KEY = "sentencepiece"
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
 UNIGRAM, BPE = 1, 2
-# A user-defined symbol is worth more than any pieces for the same text (unigram_model.cc).
+# A user-defined symbol has a higher score than any pieces for the same text (unigram_model.cc).
 USER_DEFINED_LOSS = 0.1
 
 
@@ -91,7 +91,7 @@ def _unigram(pieces: Sequence[Piece], unk_id: int, fallback: bool) -> dict[str, 
 
 
 def _bpe(pieces: Sequence[Piece], unk_id: int, fallback: bool) -> dict[str, Any]:
-    """Merges in the order of the scores of what they make; only normal pieces are merged."""
+    """The merges in the order of the scores of their results; only normal pieces are merged."""
     scores = {text: score for text, score, type in pieces if type == NORMAL}
     merges = [
         (-score, at, text[:at], text[at:])
@@ -152,7 +152,7 @@ def _piece(data: bytes) -> Piece:
 
 
 def _fields(data: bytes) -> Iterator[tuple[int, Any]]:
-    """The fields of a protocol buffer's message: numbers, and bytes of anything else."""
+    """The fields of a protocol buffer message, as numbers or, for any other type, as bytes."""
     at = 0
     while at < len(data):
         tag, at = _varint(data, at)

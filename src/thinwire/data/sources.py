@@ -31,14 +31,14 @@ LONGEST_NAME = 200
 _BOM = b"\xef\xbb\xbf"
 _UTF16 = (b"\xff\xfe", b"\xfe\xff")
 _WHITE_SPACE = (b" ", b"\t", b"\v", b"\f", b"\r")
-# A block of zstd is at most 128 KiB of text and at least 4 bytes: so much gives 32 MiB at most.
+# A zstd block has at most 128 KiB of text in at least 4 bytes: these bytes give at most 32 MiB.
 _ZSTD_BYTES = 1 << 10
 _PACKED_BYTES = 1 << 16
 
 
 @dataclass(frozen=True)
 class Block:
-    """A piece of a source: whole lines, but for a long line's parts."""
+    """A piece of a source: some whole lines, or a part of a long line."""
 
     source: str
     """Name of the file, for messages."""
@@ -47,10 +47,10 @@ class Block:
     """Line number of its first byte, from 1."""
 
     data: bytes
-    """UTF-8; lines end in `\\n`. Where the last one does not, it goes on in the next block."""
+    """UTF-8; lines end in `\\n`. If the last line does not, it continues in the next block."""
 
     def text(self) -> str:
-        """The text, checked."""
+        """Decode the text. Raises UserError: it is not UTF-8, or has a NUL byte."""
         if (at := self.data.find(b"\0")) >= 0:
             raise UserError(
                 f"{self.source} is no text file: there is a NUL byte in line {self._line_at(at)}"
@@ -68,9 +68,9 @@ class Block:
 
 
 def find_sources(texts: Iterable[str]) -> list[Path]:
-    """The files that are meant, in the order given; `-` is standard input.
+    """Find the files that the names stand for, in the order given; `-` is standard input.
 
-    Of a folder every file below it is taken, of a glob every match, in sorted order; names that
+    A folder stands for every file below it, and a glob for every match, in sorted order. Names that
     begin with a dot are left out.
     """
     sources: list[Path] = []
@@ -97,14 +97,14 @@ def find_sources(texts: Iterable[str]) -> list[Path]:
 
 
 def name_of(source: Path) -> str:
-    """What messages call it."""
+    """The name of a source in messages."""
     if source.parent.parent.name == COPIES:
         return unquote(source.name.removesuffix(COPY))
     return "standard input" if source == Path(STDIN) else str(source)
 
 
 def total_bytes(sources: Iterable[Path]) -> int | None:
-    """Size of the files as they are on disk; None where that is not known beforehand."""
+    """The total size of the files on disk; None if it is not known, as for a pipe."""
     total = 0
     for source in sources:
         if source == Path(STDIN) or not source.is_file():
@@ -116,9 +116,10 @@ def total_bytes(sources: Iterable[Path]) -> int | None:
 def read_blocks(
     sources: Sequence[Path], advance: Callable[[int], None], *, wait: bool = True
 ) -> Iterator[Block]:
-    """The text of all sources, one after the other; `advance` hears of the bytes read from disk.
+    """Yield the text of all sources, one after the other.
 
-    Without `wait` a block holds the lines that a pipe has ready, however few.
+    `advance` is called with the number of bytes read from disk. Without `wait`, a block of a pipe
+    has only the lines that are ready.
     """
     for source in sources:
         yield from _read_source(source, advance, wait)
@@ -161,7 +162,7 @@ def _read_source(source: Path, advance: Callable[[int], None], wait: bool) -> It
 
 
 def _without_mark(pieces: Iterator[bytes], name: str) -> Iterator[bytes]:
-    """The same without a byte order mark; it may come in several pieces, through a pipe."""
+    """The same text without a byte order mark, which may arrive in several pieces."""
     begin = b""
     for piece in pieces:
         begin += piece
@@ -191,10 +192,10 @@ def _read_pieces(
 
 
 class _Counted(io.RawIOBase):
-    """A readable stream that says how many bytes went through it."""
+    """A readable stream that reports the number of bytes read."""
 
     def __init__(self, stream: IO[bytes], advance: Callable[[int], None], wait: bool) -> None:
-        # What opens files and standard input is buffered, which `IO` does not tell.
+        # Files and standard input are opened buffered, which the type `IO` does not express.
         self._read = stream.read if wait else cast("io.BufferedReader", stream).read1
         self._advance = advance
 
@@ -216,7 +217,7 @@ _Damage = tuple[type[Exception], ...]
 
 
 def _decompressed(stream: IO[bytes], source: Path) -> tuple[Any, _Damage]:
-    """A readable stream, and the errors by which it says that the file is damaged."""
+    """A readable stream, and the errors that it raises if the file is damaged."""
     suffix = source.suffix.lower()
     if suffix == ".gz":
         return gzip.GzipFile(fileobj=stream, mode="rb"), (EOFError, zlib.error, gzip.BadGzipFile)
@@ -265,7 +266,7 @@ class _Unzstd:
 
 
 def spooled(sources: Iterable[Path], folder: Path) -> list[Path]:
-    """The same sources, where what can be read only once is copied to files in `folder`."""
+    """The same sources; those that can be read only once are copied to files in `folder`."""
     return [
         source if source.is_file() and source != Path(STDIN) else _copied(source, folder, number)
         for number, source in enumerate(sources)
@@ -281,7 +282,7 @@ def _copied(source: Path, folder: Path, number: int) -> Path:
 
 
 def copy_named(name: str, folder: Path, number: int) -> Path:
-    """Where a copy in `folder` goes that messages call by this name."""
+    """The path in `folder` of a copy that messages call by this name."""
     copy = folder / COPIES / str(number) / (quote(name, safe="")[-LONGEST_NAME:] + COPY)
     copy.parent.mkdir(parents=True)
     return copy

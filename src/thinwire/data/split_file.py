@@ -1,4 +1,4 @@
-"""A `.bin` file of a data folder as it is written."""
+"""Writes a `.bin` file of a data folder."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Ids = npt.NDArray[np.unsignedinteger[Any]]
 
 
 class SplitPart(NamedTuple):
-    """What is added to one split."""
+    """Ids to append to one split, and their totals."""
 
     split: int
     """TRAIN, VALID or TEST."""
@@ -23,14 +23,14 @@ class SplitPart(NamedTuple):
     ids: Ids
 
     totals: npt.NDArray[np.int64]
-    """Tokens, words and characters, as `Totals`."""
+    """The number of tokens, words and characters, as in `Totals`."""
 
     num_lines: int
-    """Lines that end here."""
+    """The number of lines that end in this part."""
 
 
 class SplitFile:
-    """A `.bin` file that grows, and what is known about it."""
+    """A `.bin` file that is written part by part, and its totals so far."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -46,7 +46,7 @@ class SplitFile:
         self._file.close()
 
     def write(self, part: SplitPart, unk_id: int | None) -> None:
-        """Append the part, of whose ids `unk_id` is that of unknown words."""
+        """Append the part; `unk_id` is the id of unknown words."""
         data = part.ids.tobytes()
         self._file.write(data)
         self._digest.update(data)
@@ -56,7 +56,7 @@ class SplitFile:
             self._num_unknown += int(np.count_nonzero(part.ids == unk_id))
 
     def meta(self) -> SplitMeta:
-        """What `meta.json` says of it."""
+        """The entry of this split in `meta.json`."""
         tokens, words, characters = self._totals.tolist()
         return SplitMeta(
             tokens=tokens,

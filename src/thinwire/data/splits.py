@@ -1,9 +1,9 @@
-"""Which lines of a text belong to which split.
+"""Decides which lines of a text belong to which split.
 
-To hold out a fraction, the text is cut into equal parts, and each part gives its last lines to
-validation and test. So the held-out lines are spread evenly over the text, and yet stand together
-in runs, as a model that carries its state needs them. n held-out lines come in about sqrt(n) runs
-of sqrt(n) lines.
+To hold out a fraction, the text is cut into equal parts, and the last lines of each part go to
+validation and test. So the held-out lines are spread evenly over the text, but still come in blocks
+of adjacent lines, which a model that carries its state over lines needs. n held-out lines come in
+about sqrt(n) blocks of sqrt(n) lines.
 """
 
 from __future__ import annotations
@@ -20,23 +20,23 @@ TRAIN, VALID, TEST = range(3)
 
 
 class Division:
-    """Line number -> split."""
+    """Maps the number of a line to its split."""
 
     def __init__(self, lines_S: Sequence[int]) -> None:
-        """`lines_S`: how many lines each of the three splits gets."""
+        """`lines_S`: the number of lines of each of the three splits."""
         num_parts = math.isqrt(min(filter(None, lines_S)))
-        # In part k every split has its share k of num_parts; the shares differ by a line at most.
+        # Every part has the same number of lines of a split, up to one line.
         shares_SP = np.outer(lines_S, np.arange(num_parts + 1)) // num_parts
         self._ends = np.cumsum(np.diff(shares_SP, axis=1).T.ravel())
 
     @classmethod
     def whole(cls, num_lines: int, split: int) -> Division:
-        """Every line to one split."""
+        """Assign every line to one split."""
         return cls([num_lines if split == other else 0 for other in (TRAIN, VALID, TEST)])
 
     @classmethod
     def by_fraction(cls, num_lines: int, *, valid: float = 0.0, test: float = 0.0) -> Division:
-        """These fractions of the lines to validation and test, a line at least unless 0."""
+        """Assign these fractions to validation and test; at least one line, unless it is 0."""
         num_valid, num_test = (
             max(round(fraction * num_lines), 1) if fraction else 0 for fraction in (valid, test)
         )

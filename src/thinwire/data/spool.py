@@ -1,8 +1,8 @@
-"""The first phase of `prepare`: blocks of text to provisional ids in temporary files, on all cores.
+"""The first phase of `prepare`: encode blocks of text to provisional ids in temporary files.
 
-Every process appends to files of its own, a *shard*: `.ids`; `.lines`, the totals of each line;
-`.tokens`, what each provisional id stands for, and `.lengths`, the characters of each. A process
-whose encoder is full begins another shard.
+It uses all cores. Every process appends to files of its own, a *shard*: `.ids` has the ids,
+`.lines` the totals of each line, `.tokens` the tokens of the provisional ids, and `.lengths` the
+number of characters of each token. A process whose encoder is full begins another shard.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from thinwire.data.sources import Block
 from thinwire.errors import UserError
 from thinwire.interrupts import interrupt_blocked
 
-# A text of fewer blocks is read faster than processes start.
+# A text with fewer blocks is read faster by one process than others start.
 BLOCKS_WORTH_PROCESSES = 6
 
 _NUMBER = np.dtype("<u4")
@@ -39,34 +39,34 @@ B = TypeVar("B")
 
 
 class Totals(NamedTuple):
-    """What a line or more of them hold."""
+    """The size of one or more lines."""
 
     tokens: int
-    """Ids, ends of lines included."""
+    """Number of ids, ends of lines included."""
 
     words: int
-    """What ASCII white space separates."""
+    """Number of words between ASCII white space."""
 
     characters: int
-    """Line ends included."""
+    """Number of characters, line ends included."""
 
 
 class Piece(NamedTuple):
-    """One block, as it lies in a shard."""
+    """The position of one block in a shard."""
 
     shard: Path
-    """Its files have this name, and suffixes."""
+    """The path of the shard's files without their suffix."""
 
     first_token: int
-    """Position in `.ids`."""
+    """Its first position in `.ids`."""
 
     first_line: int
-    """Position in `.lines`."""
+    """Its first position in `.lines`."""
 
     num_lines: int
 
     ends_line: bool
-    """Whether the last line ends here; else it goes on in the next piece."""
+    """Whether the last line ends in this piece; if not, it continues in the next one."""
 
     totals: Totals
 
@@ -81,14 +81,14 @@ class Piece(NamedTuple):
 
 
 def read_tokens(shard: Path) -> list[str]:
-    """What the provisional ids of a shard stand for."""
+    """The tokens of the provisional ids of a shard."""
     text = shard.with_suffix(".tokens").read_bytes().decode()
     ends = np.cumsum(np.fromfile(shard.with_suffix(".lengths"), _NUMBER), dtype=np.int64).tolist()
     return [text[begin:end] for begin, end in pairwise([0, *ends])]
 
 
 class Spooler:
-    """What one process does."""
+    """Encodes blocks and writes shards in one process."""
 
     def __init__(self, make_encoder: Callable[[], Encoder], folder: Path) -> None:
         self._make_encoder, self._folder = make_encoder, folder
@@ -107,7 +107,7 @@ class Spooler:
         ids, tokens_L = self._encoder.encode(text)
         words_L, characters_L = _words_and_characters(block.data)
         lines_L3 = np.column_stack((tokens_L, words_L, characters_L))
-        # No separator: any character may be in a token of a tokenizer that was given.
+        # There is no separator: a token of a given tokenizer may contain any character.
         tokens = self._encoder.new_tokens()
         lengths = np.fromiter(map(len, tokens), _NUMBER, len(tokens))
         self._append(".ids", ids.astype(_NUMBER, copy=False).tobytes())
@@ -171,7 +171,7 @@ def _read(shard: Path, suffix: str, first: int, count: int) -> Numbers:
 def _processes(
     number: int, make_encoder: Callable[[], Encoder], folder: Path
 ) -> Iterator[ProcessPoolExecutor]:
-    # Spawned, for a fork would copy the locks of whatever threads the caller has.
+    # Spawned, because a fork would copy locks that threads of the caller hold.
     pool = ProcessPoolExecutor(
         number, get_context("spawn"), initializer=_start, initargs=(make_encoder, folder)
     )
@@ -198,7 +198,7 @@ def _start(make_encoder: Callable[[], Encoder], folder: Path) -> None:
 
 
 def _end_with_parent() -> None:
-    """End as soon as the parent has ended, even by kill -9: the pool would wait for ever."""
+    """End as soon as the parent has ended, even by kill -9; the pool itself would never end."""
     parent = parent_process()
     assert parent is not None
     parent.join()
@@ -216,7 +216,7 @@ _IS_SPACE[list(b" \t\n\v\f\r")] = True
 def _words_and_characters(
     data: bytes,
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """For each line of UTF-8 text: its words and its characters, the line end included."""
+    """The number of words and of characters (line end included) of each line of UTF-8 text."""
     bytes_N = np.frombuffer(data, np.uint8)
     starts_L = np.append(0, np.flatnonzero(bytes_N == ord("\n")) + 1)
     starts_L = starts_L[starts_L < len(data)]

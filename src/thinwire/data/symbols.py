@@ -1,4 +1,4 @@
-"""Symbol tables of Kaldi and k2 (`words.txt`, `tokens.txt`) as tokenizers, ids kept.
+"""Symbol tables of Kaldi and k2 (`words.txt`, `tokens.txt`) as tokenizers with the same ids.
 
 A line holds a symbol and its id. Text is separated by white space into symbols; what is no symbol
 is the unknown one. Symbols that stand for no text (blank, start and end, disambiguation) cannot be
@@ -82,7 +82,7 @@ def _entry(line: str, where: str) -> tuple[str, int]:
 
 
 class SymbolEncoder:
-    """Text to ids by the table that `read_symbols` made."""
+    """Encodes text to ids with a table from `read_symbols`."""
 
     def __init__(self, content: dict[str, Any]) -> None:
         model = content["model"]

@@ -1,4 +1,4 @@
-"""What a text is, wherever it comes from: a file, a pipe, a prompt, or a string in Python.
+"""The rules for text from any source: a file, a pipe, a prompt, or a string in Python.
 
 - Its unit is the line, and only a line feed ends one. CR LF is a line feed.
 - Any other sign that some programs take for a line end (a lone CR, U+0085, U+2028) is white space.
@@ -36,7 +36,7 @@ def lines_of(text: str, name: str = "the text") -> list[str]:
 
 
 def one_line(line: str) -> str:
-    """A line without its end, which it may have or not.
+    """A line without its line end, which it may have or not.
 
     Raises:
         UserError: as `as_read`, or it is several lines.

@@ -1,4 +1,4 @@
-"""The content of `tokenizer.json` files, as HF `tokenizers` reads them: of words, bytes and BPE."""
+"""Makes `tokenizer.json` files for words, bytes and BPE, as HF `tokenizers` reads them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from thinwire.errors import UserError
 UNK = "<unk>"
 EOS = "</s>"
 
-# What one token is, as it stands in tokenizer.json. `regex` and Oniguruma, which HF `tokenizers`
-# uses, agree on every character that the Unicode tables of both know.
+# The pattern of one token, as written in tokenizer.json. `regex` and Oniguruma, which HF
+# `tokenizers` uses, agree on every character that the Unicode tables of both know.
 PATTERNS = {
     "word": r"[\p{L}\p{M}]+(?:'[\p{Ll}]+)?|\p{N}+|[^\s\p{L}\p{M}\p{N}]",
     "space": r"\S+",
 }
-# In `tokenizer.json` of kind `space`: a literal `</s>` becomes a word that no text can hold, and so
-# no vocabulary.
+# In `tokenizer.json` of kind `space`, a literal `</s>` becomes a word that neither a text nor a
+# vocabulary can contain.
 _EOS_IS_UNKNOWN = {
     "type": "Replace",
     "pattern": {"Regex": rf"(?<!\S){EOS}(?!\S)"},
@@ -74,7 +74,7 @@ NEVER_IN_UTF8 = frozenset((0xC0, 0xC1, *range(0xF5, 0x100)))  # bytes that UTF-8
 
 @cache
 def byte_tokens() -> dict[int, str]:
-    """How byte-level tokenizers write each byte: printable ones as they are (GPT-2's table)."""
+    """The character that byte-level tokenizers write for each byte (GPT-2's table)."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAC + 1), *range(0xAE, 0xFF + 1)]
     others = (byte for byte in range(256) if byte not in printable)
     return {byte: chr(byte) for byte in printable} | {
@@ -83,7 +83,7 @@ def byte_tokens() -> dict[int, str]:
 
 
 def bytes_tokenizer() -> dict[str, Any]:
-    """The `tokenizer.json` of kind `bytes`: the 243 bytes that UTF-8 can hold, and `</s>`.
+    """The `tokenizer.json` of kind `bytes`: the 243 bytes that occur in UTF-8, and `</s>`.
 
     Without the 13 that it cannot hold, an id fits in one byte.
     """
@@ -117,7 +117,7 @@ def train_bpe(lines: Iterator[str], vocab_size: int) -> dict[str, Any]:
 
 
 def _cut_words(lines: Iterator[str]) -> Iterator[str]:
-    """The same text, no word longer than `LONGEST_LEARNT_WORD`, and a warning where one was.
+    """The same text with longer words than `LONGEST_LEARNT_WORD` cut; warns if there are any.
 
     Every merge looks through the whole of each word that it changes: words of a mebibyte take
     minutes.
@@ -150,7 +150,7 @@ def renumbered(content: dict[str, Any], tokens: Sequence[str]) -> str:
 
 def to_json(content: dict[str, Any]) -> str:
     """The text of a `tokenizer.json`."""
-    # On one line: with line breaks `json` takes its slow way, seconds for a million words.
+    # On one line, because `json` is slow with line breaks: seconds for a million words.
     return json.dumps(content, ensure_ascii=False) + "\n"
 
 
@@ -182,7 +182,7 @@ def _byte_level(tokens: Sequence[str], merges: list[Any], use_regex: bool) -> di
 
 
 def word_kind(content: dict[str, Any]) -> str | None:
-    """`word` or `space` where the file is one that `word_tokenizer_json` writes."""
+    """`word` or `space` if the file is from `word_tokenizer_json`, else None."""
     model, splitter = content["model"], content.get("pre_tokenizer") or {}
     if model["type"] != "WordLevel" or splitter.get("type") != "Split":
         return None
@@ -201,7 +201,7 @@ def word_kind(content: dict[str, Any]) -> str | None:
 
 
 def end_of_line(eos_id: int, eos: str = EOS) -> dict[str, Any]:
-    """The `post_processor` that puts the end-of-line token after a line."""
+    """The `post_processor` that adds the end-of-line token after a line."""
     line = {"Sequence": {"id": "A", "type_id": 0}}
     end = {"SpecialToken": {"id": eos, "type_id": 0}}
     return {

@@ -1,15 +1,15 @@
 """Text to token ids and back.
 
-Every tokenizer is kept as a `tokenizer.json` that HF `tokenizers` loads; on every line it gives the
-same ids there, and `</s>` after them, which its template post-processor adds. The kinds `word` and
-`space` do not need HF `tokenizers` here: a compiled regular expression and a dict are three times
-as fast, and a vocabulary of a million words loads in a fraction of the time.
+Every tokenizer is stored as a `tokenizer.json` that HF `tokenizers` can load. There it encodes
+every line to the same ids as here, followed by `</s>`, which its template post-processor adds. The
+kinds `word` and `space` do not use HF `tokenizers` here: a compiled regular expression and a dict
+are three times as fast, and a vocabulary of a million words loads in a fraction of the time.
 
-A literal `<unk>` in the text is the unknown word, for kinds `word` and `space`; in
-`tokenizer.json` it is a special token, found before anything else. `</s>` has no such power: text
-cannot end a line but by ending it. A literal `</s>` is text like any other: three marks and a
-letter for kind `word`, an unknown word for kind `space`, letters for `bpe` and `bytes`. A tokenizer
-of others that takes a literal end-of-line token for that token is kept from it.
+For the kinds `word` and `space`, a literal `<unk>` in the text is the unknown word; in
+`tokenizer.json` it is a special token, which is found before anything else. A literal `</s>` is not
+special, because only a line end may end a line. It is ordinary text: three marks and a letter for
+kind `word`, an unknown word for kind `space`, letters for `bpe` and `bytes`. A tokenizer from a
+file that encodes a literal end-of-line token as that token is prevented from it.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ from thinwire.files import parse_json
 if TYPE_CHECKING:
     import tokenizers
 
-# `<unk>` is found first, inside words too: the words around it end there.
+# `<unk>` is found first, also inside a word, which it then splits.
 _FIND = {
     "word": regex.compile(rf"{UNK}|{PATTERNS['word']}"),
     "space": regex.compile(rf"{UNK}|(?:(?!{UNK})\S)+"),
@@ -53,7 +53,7 @@ Ids = npt.NDArray[np.uint32]
 
 
 class Tokenizer(ABC):
-    """What `tokenizer.json` says, whatever its kind: `Tokenizer.load(path)`."""
+    """A tokenizer of any kind, loaded from `tokenizer.json` by `Tokenizer.load(path)`."""
 
     vocab_size: int
     unk_id: int | None
@@ -61,12 +61,12 @@ class Tokenizer(ABC):
 
     @staticmethod
     def load(path: Path | str) -> Tokenizer:
-        """Read a `tokenizer.json`; UserError where it cannot serve."""
+        """Read a `tokenizer.json`. Raises UserError: it cannot be used."""
         return Tokenizer.parse(read_tokenizer(path), str(path))
 
     @staticmethod
     def parse(text: str, name: str) -> Tokenizer:
-        """The same from the file's content; `name` is for messages."""
+        """Read the content of a `tokenizer.json`; `name` is for messages."""
         try:
             content = parse_json(text)
             kind = word_kind(content)
@@ -82,19 +82,19 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text; an end-of-line becomes a line end."""
+        """Decode ids to readable text; an end-of-line token becomes a line end."""
 
     @abstractmethod
     def token(self, id: int) -> str:
-        """The token as it stands in the vocabulary."""
+        """The token with this id, as it is written in the vocabulary."""
 
     def encode_lines(self, lines: Iterable[str]) -> list[Ids]:
-        """The ids of each line, `eos_id` after them."""
+        """The ids of each line, followed by `eos_id`."""
         return [np.array([*self.encode(line), self.eos_id], dtype=np.uint32) for line in lines]
 
 
 class WordTokenizer(Tokenizer):
-    """Kinds `word` and `space`: a list of words; any other word is `<unk>`."""
+    """A tokenizer of kind `word` or `space`: a list of words; any other word is `<unk>`."""
 
     def __init__(self, kind: str, vocab: dict[str, int]) -> None:
         if set(vocab.values()) != set(range(len(vocab))):
@@ -112,12 +112,12 @@ class WordTokenizer(Tokenizer):
         return [get(word, unk_id) for word in find_words(self.kind, text)]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text; an end-of-line becomes a line end."""
+        """Decode ids to readable text; an end-of-line token becomes a line end."""
         words = (self.words[id] for id in ids)
         return "".join(_spelt(words) if self.kind == "word" else _spaced(words))
 
     def token(self, id: int) -> str:
-        """The token as it stands in the vocabulary."""
+        """The token with this id, as it is written in the vocabulary."""
         return self.words[id]
 
 
@@ -134,7 +134,7 @@ class HFTokenizer(Tokenizer):
         self._hf.no_truncation()
         self._hf.no_padding()
         self._name = name
-        # Not the number of tokens: others' ids may have holes.
+        # Not the number of tokens, because the ids of a given file may have gaps.
         self.vocab_size = max(self._hf.get_vocab(with_added_tokens=True).values(), default=-1) + 1
         self.unk_id = self._find_unknown(name, content)
         self.eos_id = self._find_end_of_line(name)
@@ -148,7 +148,7 @@ class HFTokenizer(Tokenizer):
         return self._never_ends(self._encoder.encode(text, add_special_tokens=False).ids)
 
     def encode_lines(self, lines: Iterable[str]) -> list[Ids]:
-        """The ids of each line, `eos_id` after them."""
+        """The ids of each line, followed by `eos_id`."""
         if self._exact is not None:
             return [
                 np.array([*self._never_ends(ids), self.eos_id], dtype=np.uint32)
@@ -160,7 +160,7 @@ class HFTokenizer(Tokenizer):
         ]
 
     def _without_end_of_line(self, content: dict[str, Any]) -> tokenizers.Tokenizer:
-        """The same tokenizer, which does not look for its end-of-line token in a text."""
+        """The same tokenizer, changed so that it does not find its end-of-line token in a text."""
         added, eos = content.get("added_tokens") or [], self.token(self.eos_id)
         if all(token["content"] != eos for token in added):
             return self._hf
@@ -179,7 +179,7 @@ class HFTokenizer(Tokenizer):
         return encoder
 
     def _never_ends(self, ids: list[int]) -> list[int]:
-        """The ids of a line, in which no literal end-of-line token has the power of one.
+        """The ids of a line, in which a literal end-of-line token is ordinary text.
 
         Where the token is in the model's own vocabulary, as words are, a text may spell it.
         """
@@ -193,7 +193,7 @@ class HFTokenizer(Tokenizer):
         return [self.unk_id if id == self.eos_id else id for id in ids]
 
     def decode(self, ids: Iterable[int]) -> str:
-        """Readable text; an end-of-line becomes a line end."""
+        """Decode ids to readable text; an end-of-line token becomes a line end."""
         lines: list[list[int]] = [[]]
         for id in ids:
             if id == self.eos_id:
@@ -203,10 +203,10 @@ class HFTokenizer(Tokenizer):
         return "\n".join(self._hf.decode(line, skip_special_tokens=False) for line in lines)
 
     def token(self, id: int) -> str:
-        """The token as it stands in the vocabulary."""
+        """The token with this id, as it is written in the vocabulary."""
         return self._hf.id_to_token(id) or ""
 
-    # What ends a text in the tokenizers people have, the likeliest first.
+    # Names of end-of-text tokens in common tokenizers, the most common first.
     _ENDS: Sequence[str] = (
         EOS, "<sos/eos>", "<|endoftext|>", "<eos>", "<|end_of_text|>", "<|eos|>", "[EOS]", "<EOS>",
         "[SEP]",
@@ -238,7 +238,7 @@ class HFTokenizer(Tokenizer):
                 f"{name} neither names an unknown token nor works on bytes, so it would drop "
                 "what it does not know"
             )
-        # Line ends and NUL are in no line.
+        # A line contains no line ends and no NUL.
         spelling -= {byte_tokens()[0], byte_tokens()[ord("\n")], "<0x00>", "<0x0A>"}
         if missing := spelling - self._hf.get_vocab(with_added_tokens=True).keys():
             raise UserError(
@@ -250,7 +250,7 @@ class HFTokenizer(Tokenizer):
 
 
 def read_tokenizer(path: Path | str) -> str:
-    """The text of a `tokenizer.json`; UserError where it cannot be read."""
+    """The content of a `tokenizer.json`. Raises UserError: it cannot be read."""
     try:
         return Path(path).read_text(encoding="utf-8")
     except OSError as error:
@@ -260,7 +260,7 @@ def read_tokenizer(path: Path | str) -> str:
 
 
 def _exact_encoder(content: dict[str, Any]) -> PieceEncoder | SymbolEncoder | None:
-    """What encodes a file that thinwire has made of another format, as that format's own code."""
+    """The encoder of a file that was converted from another format; None: HF `tokenizers`."""
     if sentencepiece.KEY in content["model"]:
         return PieceEncoder(content)
     if symbols.KEY in content["model"]:
@@ -269,14 +269,14 @@ def _exact_encoder(content: dict[str, Any]) -> PieceEncoder | SymbolEncoder | No
 
 
 def ending_lines(content: dict[str, Any], name: str) -> str:
-    """The `tokenizer.json` that puts its end-of-line token after a line."""
+    """The same `tokenizer.json`, changed so that it adds its end-of-line token after a line."""
     found = Tokenizer.parse(to_json(content), name)
     end = end_of_line(found.eos_id, found.token(found.eos_id))
     return to_json(content | {"post_processor": end})
 
 
 def find_words(kind: str, text: str) -> list[str]:
-    """The tokens of a text, kind `word` or `space`, as they stand in it."""
+    """The words of a text, for kind `word` or `space`, spelt as in the text."""
     words: list[str] = _FIND[kind].findall(text)
     return words
 
@@ -287,7 +287,7 @@ _JOINS = frozenset("-'/–—@&*_")  # noqa: RUF001
 
 
 def _spelt(words: Iterable[str]) -> Iterator[str]:
-    """Words with the spaces that English would put between them; a guess, for people to read.
+    """Yield words with spaces between them as in English; this is a guess, for people to read.
 
     What is put before a word depends on earlier words only, so that a stream can be shown as it
     grows.

@@ -1,4 +1,4 @@
-"""Which words get an id, and which id: by falling frequency in the training split.
+"""Decides which words get an id, in order of decreasing frequency in the training split.
 
 Words of equal count are ordered by their code points, so that the order depends on nothing else.
 """
@@ -34,7 +34,7 @@ class Vocabulary:
 
 
 class Tally:
-    """Counts of words, merged from many lists; what memory does not hold goes to sorted files."""
+    """Adds up counts of words from many lists; if memory is short, they go to sorted files."""
 
     def __init__(self, folder: Path, types_in_memory: int = TYPES_IN_MEMORY) -> None:
         self._folder, self._types_in_memory = folder, types_in_memory
@@ -43,7 +43,7 @@ class Tally:
         self.total = 0
 
     def add(self, words: Iterable[str], counts: Iterable[int]) -> None:
-        """Add `counts` to those of `words`."""
+        """Add these counts of these words."""
         own = self._counts
         for word, count in zip(words, counts, strict=True):
             if count:
@@ -53,7 +53,7 @@ class Tally:
                     self._spill()
 
     def __iter__(self) -> Iterator[tuple[str, int]]:
-        """Every word once, with its count."""
+        """Yield every word once, with its total count."""
         if not self._files:
             yield from self._counts.items()
             return
@@ -64,21 +64,21 @@ class Tally:
 
     @property
     def is_large(self) -> bool:
-        """Whether memory does not hold all words at once."""
+        """Whether some words are in files, not in memory."""
         return bool(self._files)
 
     def _spill(self) -> None:
         file = self._folder / f"tally-{len(self._files)}"
         with file.open("w", encoding="utf-8", newline="\n") as lines:
             for word in sorted(self._counts):
-                # As JSON, for the tokens of some tokenizers hold line ends.
+                # As JSON, because the tokens of some tokenizers contain line ends.
                 lines.write(json.dumps((word, self._counts[word])) + "\n")
         self._files.append(file)
         self._counts.clear()
 
 
 def choose_words(tally: Tally, *, size: int | None, min_count: int | None) -> Vocabulary:
-    """The commonest words: at most `size` ids in all, none that occurs less than `min_count` times.
+    """The most frequent words: at most `size` ids, and no word with a count below `min_count`.
 
     With neither, the words that occur twice or more. `<unk>` and `</s>` have their place among the
     ids by their own counts, and count in `size`.
@@ -95,7 +95,7 @@ def choose_words(tally: Tally, *, size: int | None, min_count: int | None) -> Vo
                 yield -count, word
 
     most = (MOST_WORDS if size is None else size) - len(special)
-    # Both give the same; one sorts everything, the other holds no more than it returns.
+    # Both give the same result; the second needs memory only for the words that it returns.
     kept = heapq.nsmallest(most, candidates()) if tally.is_large else sorted(candidates())[:most]
     if size is None and len(kept) == most:
         print_line(
@@ -114,13 +114,13 @@ def fixed_words(tally: Tally, words: Iterable[str]) -> Vocabulary:
 
 
 def all_tokens(tally: Tally, tokens: Iterable[str]) -> Vocabulary:
-    """Exactly these tokens, which spell every text."""
+    """Exactly these tokens, which can encode every text."""
     counts = dict.fromkeys(tokens, 0) | dict(tally)
     return _in_order(counts.items())
 
 
 def given_tokens(tally: Tally, tokens: list[str], unk: str | None) -> Vocabulary:
-    """Exactly these tokens, in this order."""
+    """A vocabulary of exactly these tokens, in this order."""
     counts = dict(tally)
     by_id = [counts.pop(token, 0) for token in tokens]
     if unk is not None:
@@ -129,9 +129,9 @@ def given_tokens(tally: Tally, tokens: list[str], unk: str | None) -> Vocabulary
 
 
 def read_words(path: Path, kind: str) -> tuple[list[str], list[str]]:
-    """The words of a list, one a line; and those of them that kind `kind` can never find."""
+    """The words of a file with one word per line, and those that kind `kind` can never find."""
     try:
-        # As bytes first: Python's own reading would take a lone CR for a line end.
+        # Read as bytes, because Python's text mode would treat a lone CR as a line end.
         lines = lines_of(path.read_bytes().decode(), f"the word list {path}")
     except OSError as error:
         raise UserError(f"the word list {path} cannot be read: {error.strerror}") from error

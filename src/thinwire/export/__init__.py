@@ -1,1 +1,1 @@
-"""A trained model in other people's formats: one file a format."""
+"""Writes a trained model in the formats of other tools: one module per format."""

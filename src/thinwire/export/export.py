@@ -16,17 +16,17 @@ Format = Literal["onnx", "hf", "icefall", "words"]
 
 
 def export(model: TrainedModel, to: Format, out: str | Path, *, int8: bool = False) -> None:
-    """Write a trained model in a format of others, into a new folder.
+    """Write a trained model in the format of another tool, into a new folder.
 
     Args:
         model: what `thinwire.load` returned.
         to: onnx, hf, icefall or words.
         out: the folder to create; it appears when it is complete.
-        int8: onnx: write a second pair of files with weights of 8 bits.
+        int8: with onnx, also write a second pair of files with 8-bit weights.
 
     Raises:
-        UserError: the format cannot hold the model, a package that writes it is not installed, or
-            `out` holds something already.
+        UserError: the format cannot represent the model, a package that writes it is not installed,
+            or `out` is not empty.
     """
     if to not in get_args(Format):
         raise UserError(f"{to} is none of the formats {', '.join(get_args(Format))}")
@@ -41,7 +41,7 @@ def export(model: TrainedModel, to: Format, out: str | Path, *, int8: bool = Fal
     try:
         if to == "onnx":
             _require("onnx", *(["onnxruntime"] if int8 else []))
-            # By name, for the package it imports is an extra.
+            # Imported by name, because it needs the package onnx, which is optional.
             import_module("thinwire.export.recurrent_onnx").write_onnx(model, folder, int8=int8)
         elif to == "icefall":
             import_module("thinwire.export.icefall").write_icefall(model, folder)

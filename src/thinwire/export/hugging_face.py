@@ -1,10 +1,10 @@
 """A model folder as Hugging Face transformers reads it.
 
-A Transformer becomes a stock Llama (see `llama`); an LSTM a class of its own, whose code lies
-beside the weights and needs `trust_remote_code=True`.
+A Transformer becomes a `LlamaForCausalLM` (see `llama`). An LSTM becomes a class of its own, whose
+code is in the same folder as the weights and needs `trust_remote_code=True`.
 
-The model starts each text with the end-of-line token, which thus is `bos_token` and `eos_token`
-both: the exported `tokenizer.json` puts it before a text, where thinwire's puts it after a line.
+The model starts each text with the end-of-line token, so this token is both `bos_token` and
+`eos_token`: the exported `tokenizer.json` adds it before a text, thinwire's adds it after a line.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The checkpoint of icefall's RNN language model (`rnn_lm/model.py`, class `RnnLmModel`).
 
-`epoch-1.pt` holds `{"model": state_dict}`, written by `torch.save` because that is what icefall
-reads. It holds tensors and their names, nothing else, so `torch.load(..., weights_only=True)` takes
+`epoch-1.pt` contains `{"model": state_dict}`, written by `torch.save` because icefall reads it with
+`torch.load`. It has only tensors and their names, so `torch.load(..., weights_only=True)` can load
 it. thinwire itself never reads such a file.
 """
 
@@ -25,7 +25,7 @@ def write_icefall(trained: TrainedModel, folder: Path) -> None:
     """Write `epoch-1.pt` and `tokens.txt`.
 
     Raises:
-        UserError: icefall's class cannot hold the model.
+        UserError: icefall's class cannot represent the model.
     """
     weights = lstm_weights(trained.model, FORM)
     tables = plain_tables(trained.model, FORM)

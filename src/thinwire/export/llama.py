@@ -1,18 +1,18 @@
-"""A Transformer as a stock Llama of Hugging Face, to the same logits.
+"""Converts a Transformer to the Llama class of Hugging Face transformers, with the same logits.
 
-A block of ours differs from Llama's in its feed-forward part, which has no gate, and the output
-layer has biases, which Llama's has not. Both fit into stock classes without any code of ours:
+A thinwire block differs from a Llama block in its feed-forward part, which has no gate. The output
+layer has biases, which Llama's has not. Llama's unchanged class can represent both:
 
-1. The activation's own input is the gate, and what it gates is the constant 1: a weight of zero and
-   a bias of 1 (`mlp_bias`).
-2. P more channels, zero in every block, become the constant 1 after the last norm; the output rows
-   hold the bias in the first of them. A last layer without attention adds S times the normalised
-   state to the state, and S to the added channels. S is so large (2^40) that the last norm sees
-   S (n, 1) for the normalised state n: it has length S sqrt(D + P) whatever n is, so that dividing
-   by it leaves (n, 1). The exponents of fp32 and bf16 hold S, those of fp16 do not.
+1. The activation is computed on the gate projection, and the up projection is the constant 1: its
+   weight is zero and its bias is 1 (`mlp_bias`).
+2. P channels are added. They are zero in every block and become the constant 1 after the last norm;
+   the output rows have the bias in the first of them. For this, a last layer without attention adds
+   S times the normalised state to the state, and S to the added channels. S is so large (2^40) that
+   the last norm sees S (n, 1) for the normalised state n. Its length is S sqrt(D + P) for every n,
+   so dividing by it gives (n, 1). fp32 and bf16 can represent S, fp16 cannot.
 
-With P more channels a norm divides by a root mean square over D + P numbers; the gains and the
-epsilon make up for it.
+With P added channels a norm divides by a root mean square over D + P numbers; the gains and the
+epsilon correct for it.
 
 V vocabulary, D width, P added channels, W = D + P, F width of the feed-forward part.
 """
@@ -28,7 +28,7 @@ from torch import Tensor
 from thinwire.export.plain import PlainTables
 from thinwire.models.transformer import ROTARY_BASE, Transformer
 
-ALIGNMENT = 32  # weights quantised in blocks of 32 need widths that are multiples of it
+ALIGNMENT = 32  # quantisation in blocks of 32 weights needs widths that are multiples of 32
 SCALE = 2.0**40
 OPEN = 16.0  # gelu(16) is 16 in fp32
 
@@ -39,7 +39,7 @@ Config = dict[str, Any]
 def llama(
     body: Transformer, tables: PlainTables, max_positions: int
 ) -> tuple[Config, dict[str, Tensor]]:
-    """The model's part of `config.json`, and the parameters by Llama's names."""
+    """The entries of `config.json` for the model, and the parameters by Llama's names."""
     V, D = tables.weight_VD.shape
     first = body.layers[0]
     heads, F = int(first.heads), int(first.feed_in.out_features)  # type: ignore[arg-type,union-attr]
@@ -96,7 +96,7 @@ def llama(
 
 
 def _normalising_layer(D: int, W: int, F: int) -> dict[str, Tensor]:
-    """The layer that makes room for the output biases."""
+    """The last layer, which makes the added channels the constant 1."""
     open_F = torch.zeros(F)
     open_F[:W] = OPEN
     ones_F = torch.zeros(F)

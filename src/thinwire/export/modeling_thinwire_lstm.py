@@ -74,15 +74,15 @@ class ThinwireLSTMForCausalLM(PreTrainedModel, GenerationMixin):
         `attention_mask` may hide padding before a text, after it, or both.
         """
         T = input_ids.shape[1]
-        place_BT = torch.arange(T, device=input_ids.device).expand_as(input_ids)
+        position_BT = torch.arange(T, device=input_ids.device).expand_as(input_ids)
         if attention_mask is not None:
-            # Texts are moved to the left, over the padding before them, and back afterwards.
+            # Padding before a text is moved behind it; afterwards hidden states are moved back.
             padding_B1 = attention_mask.long().argmax(1, keepdim=True)
-            input_ids = input_ids.gather(1, (place_BT + padding_B1) % T)
-            place_BT = (place_BT - padding_B1) % T
+            input_ids = input_ids.gather(1, (position_BT + padding_B1) % T)
+            position_BT = (position_BT - padding_B1) % T
         hidden_BTD, _ = self.rnn(self.embedding(input_ids))
         if attention_mask is not None:
-            hidden_BTD = hidden_BTD.gather(1, place_BT[..., None].expand_as(hidden_BTD))
+            hidden_BTD = hidden_BTD.gather(1, position_BT[..., None].expand_as(hidden_BTD))
         logits_BTV = self.lm_head(hidden_BTD)
         loss = None
         if labels is not None:

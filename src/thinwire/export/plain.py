@@ -1,7 +1,7 @@
-"""The tables of a model as other programs hold them: one input row and one output row per token.
+"""The tables of a model in the form of other programs: one input and one output row per token.
 
-Adaptation layers are linear, and so are folded into the rows beside them: the plain model gives the
-same logits as the adapted one.
+Adaptation layers are linear, so they are multiplied into the rows: the plain model gives the same
+logits as the adapted one.
 
 V vocabulary, E embedding width, D width.
 """
@@ -25,11 +25,11 @@ HELD_PARTS = ("body.", "input_adapter.", "output_adapter.")
 
 @dataclass(frozen=True)
 class PlainTables:
-    """What stands before and after the body.
+    """The tables before and after the body.
 
     Attributes:
         embedding_VE: input rows.
-        weight_VD: output rows; the same tensor as `embedding_VE` where the model ties them.
+        weight_VD: output rows; the same tensor as `embedding_VE` if the model ties them.
         bias_V: output biases.
     """
 
@@ -45,14 +45,14 @@ class PlainTables:
 
 @torch.no_grad()
 def plain_tables(model: LanguageModel, form: str) -> PlainTables:
-    """The tables of a model, on the CPU, with its adaptation layers folded in.
+    """The tables of a model, on the CPU, with its adaptation layers multiplied in.
 
     Args:
         model: a trained model.
         form: the format, for messages.
 
     Raises:
-        UserError: the model computes more than these tables and its body can.
+        UserError: the model has parameters besides these tables and its body.
     """
     output = model.output
     if not isinstance(output, SoftmaxOutput):
@@ -86,7 +86,7 @@ def lstm_weights(model: LanguageModel, form: str) -> dict[str, Tensor]:
     """The LSTM's parameters on the CPU, named as those of one `torch.nn.LSTM` of all layers.
 
     Raises:
-        UserError: the body is no LSTM.
+        UserError: the body is not an LSTM.
     """
     if not isinstance(model.body, LSTM):
         kind = type(model.body).__name__

@@ -33,7 +33,7 @@ from thinwire.inference.trained_model import TrainedModel
 
 FORM = "ONNX for sherpa-onnx"
 OPSET = 13
-IR_VERSION = 8  # what runtimes of the years of opset 13 read
+IR_VERSION = 8  # runtimes that support opset 13 can read it
 LARGEST_BYTES = 2**31 - 2**20  # protobuf's limit for a file, less room for the graph
 
 Array = npt.NDArray[np.generic]
@@ -44,7 +44,7 @@ def write_onnx(trained: TrainedModel, folder: Path, *, int8: bool) -> None:
     """Write both files and `tokens.txt`; with `int8` also `*.int8.onnx`.
 
     Raises:
-        UserError: the model is no LSTM, or too large for one file.
+        UserError: the model is not an LSTM, or too large for one file.
     """
     weights = lstm_weights(trained.model, FORM)
     tables = plain_tables(trained.model, FORM)
@@ -75,7 +75,7 @@ def write_onnx(trained: TrainedModel, folder: Path, *, int8: bool) -> None:
 
 
 class _Graph:
-    """Nodes and constants, each named after what it computes."""
+    """Collects the nodes and constants of a graph; each is named after its result."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -89,13 +89,13 @@ class _Graph:
         more: Sequence[str] = (),
         **options: int,
     ) -> str:
-        """One node; returns the name of its first output."""
+        """Add a node, and return the name of its first output."""
         node = helper.make_node(kind, list(inputs), [output, *more], name=output, **options)
         self.nodes.append(node)
         return output
 
     def constant(self, name: str, value: Array | Sequence[int]) -> str:
-        """A tensor kept in the file."""
+        """Add a constant tensor, and return its name."""
         array = value if isinstance(value, np.ndarray) else np.array(value, dtype=np.int64)
         self.constants[name] = numpy_helper.from_array(array, name)
         return name
@@ -103,7 +103,7 @@ class _Graph:
     def lstm(
         self, weights: Mapping[str, Tensor], x_TNE: str, state: Sequence[tuple[str, str]]
     ) -> tuple[str, list[tuple[str, str]]]:
-        """All layers; `state` has the names of h and c `[1, N, D]` of each, or none: zeros."""
+        """Add all layers; `state` names h and c `[1, N, D]` of each layer; empty: zeros."""
         after = []
         for k in range(len(weights) // 4):
             w_ih, w_hh, b_ih, b_hh = (
@@ -125,12 +125,12 @@ class _Graph:
         return x_TNE, after
 
     def swap(self, x: str, output: str) -> str:
-        """The first two of three dimensions exchanged."""
+        """Swap the first two of three dimensions."""
         self.nodes.append(helper.make_node("Transpose", [x], [output], perm=[1, 0, 2]))
         return output
 
     def embed(self, tables: PlainTables, ids: str) -> str:
-        """The input rows of ids `[N, T]`."""
+        """Look up the input rows of ids `[N, T]`."""
         return self.add(
             "Gather", [self.constant("embedding.weight", tables.embedding_VE.numpy()), ids], "x_NTE"
         )
@@ -150,7 +150,7 @@ class _Graph:
         inputs: Mapping[str, tuple[int, Shape]],
         outputs: Mapping[str, tuple[int, Shape]],
     ) -> onnx.ModelProto:
-        """The graph with its inputs and outputs: the type and shape of each by name."""
+        """Build the model; inputs and outputs map names to types and shapes."""
         graph = helper.make_graph(
             self.nodes,
             name,
@@ -234,7 +234,7 @@ def _one_step(weights: Mapping[str, Tensor], tables: PlainTables) -> onnx.ModelP
 
 
 def _gates_as_onnx(weight: Tensor) -> Array:
-    """PyTorch's gates stand in the order i, f, g, o, and ONNX's in the order i, o, f, g."""
+    """Reorder gates: PyTorch has them in the order i, f, g, o, and ONNX in the order i, o, f, g."""
     i, f, g, o = weight.chunk(4)
     return torch.cat([i, o, f, g]).numpy()
 
@@ -251,7 +251,7 @@ def _check_size(weights: Mapping[str, Tensor], tables: PlainTables) -> None:
 
 
 def _quantise(path: Path, quantised: Path) -> None:
-    """Weights of matrix products in 8 bits, as icefall's own export makes them."""
+    """Quantise weights of matrix products to 8 bits, as in icefall's own export."""
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logging.disable(logging.WARNING)  # it advises a preparation that this graph does not need

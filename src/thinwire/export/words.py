@@ -14,7 +14,7 @@ def write_words(trained: TrainedModel, folder: Path) -> None:
     """Write `words.txt` (word and id) and `counts.txt` (word and its count in the training text).
 
     Raises:
-        UserError: a word holds white space.
+        UserError: a word contains white space.
     """
     write_symbols(trained.tokenizer, folder / "words.txt")
     counts = trained.run.counts_V().tolist()
@@ -26,7 +26,7 @@ def write_symbols(tokenizer: Tokenizer, path: Path) -> None:
     """Write every token and its id.
 
     Raises:
-        UserError: a token holds white space.
+        UserError: a token contains white space.
     """
     lines = (f"{symbol} {id}\n" for symbol, id in _symbols(tokenizer))
     path.write_text("".join(lines), encoding="utf-8", newline="\n")

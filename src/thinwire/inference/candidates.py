@@ -25,8 +25,8 @@ class Candidate:
     """A word that may come next.
 
     Attributes:
-        word: the word as it stands in the vocabulary.
-        logprob: natural logarithm of its probability.
+        word: the word as it is written in the vocabulary.
+        logprob: natural logarithm of its probability as the next word.
         id: its token id.
     """
 

@@ -1,4 +1,4 @@
-"""Which curves a report shows, apart from how they are drawn."""
+"""The curves of a report; `svg` and `png` draw them."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from thinwire.report.runs import Line, Run
 
 T = TypeVar("T")
 
-# More points than pixels only make the page heavy.
+# More points than pixels only make the page larger.
 MOST_POINTS = 300
 
 
 class Point(NamedTuple):
-    """A point, and what is said of it."""
+    """A point, and its tooltip."""
 
     x: float
     y: float
@@ -26,7 +26,7 @@ class Point(NamedTuple):
 
 @dataclass(frozen=True)
 class Series:
-    """One run's curve. `colour` is the run's place in the report."""
+    """The curve of one run. `colour` is the index of the run in the report."""
 
     name: str
     colour: int
@@ -38,10 +38,10 @@ class Chart:
     """Curves over a common axis, which starts at 0.
 
     Attributes:
-        marked: each point is a measurement of its own, and the lowest one is what counts.
-        log: the y axis is logarithmic.
-        from_zero: the y axis starts at 0.
-        empty: what to say where there are no points.
+        marked: whether each point is marked, as a separate measurement of which the lowest counts.
+        log: whether the y axis is logarithmic.
+        from_zero: whether the y axis starts at 0.
+        empty: the sentence to show if there are no points.
     """
 
     title: str
@@ -73,7 +73,7 @@ class Chart:
 
 
 def charts(runs: list[Run]) -> list[Chart]:
-    """All charts of a report; one over bytes only where something was sent."""
+    """All charts of a report; the one over bytes only if something was sent."""
     seconds = unit_for(max((run.totals.get("seconds", 0) for run in runs), default=0), TIMES)
     tokens = unit_for(max((run.totals.get("tokens", 0) for run in runs), default=0), COUNTS)
     over_time = f"training time ({seconds.name})"
@@ -125,7 +125,7 @@ def charts(runs: list[Run]) -> list[Chart]:
 
 
 def _losses(runs: list[Run], over_tokens: str, tokens: Unit) -> list[Chart]:
-    """Training loss; that of NCE is a sum of binary losses, and has an axis of its own."""
+    """The charts of the training loss; that of NCE, a sum of binary losses, has its own."""
     by_nce: dict[bool, list[Series]] = {}
     for i, run in enumerate(runs):
         is_nce = run.settings.get("loss.kind") == "nce"
@@ -176,7 +176,7 @@ def _tip(run: Run, line: Line) -> str:
 
 
 def thinned(items: list[T], height: Callable[[T], float], most: int = MOST_POINTS) -> list[T]:
-    """Some of the items, evenly spread: among them the first, the lowest and the last."""
+    """At most about `most` items, evenly spread, including the first, the lowest and the last."""
     if len(items) <= most:
         return items
     keep = {round(i * (len(items) - 1) / (most - 1)) for i in range(most)}
@@ -185,7 +185,7 @@ def thinned(items: list[T], height: Callable[[T], float], most: int = MOST_POINT
 
 
 def averaged(points: list[Point]) -> list[Point]:
-    """Means of neighbours, so many that few enough points are left."""
+    """Means of groups of neighbours, so that at most `MOST_POINTS` points are left."""
     size = -(-len(points) // MOST_POINTS)
     if size <= 1:
         return points

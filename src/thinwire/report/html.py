@@ -1,4 +1,4 @@
-"""HTML and SVG as nested calls, in which every plain string is escaped."""
+"""Builds HTML and SVG by nested calls; every plain string is escaped."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from html import escape
 
 
 class Html(str):
-    """Text that is HTML already. Any other string is escaped on its way into a tag."""
+    """Text that is HTML already; `tag` and `join` escape any other string."""
 
     __slots__ = ()
 
@@ -26,7 +26,7 @@ def tag(name: str, /, *children: str, **attributes: object) -> Html:
 
 
 def join(*children: str) -> Html:
-    """Some pieces in a row."""
+    """Concatenate some pieces."""
     return Html("".join(c if isinstance(c, Html) else escape(c) for c in children))
 
 

@@ -1,4 +1,4 @@
-"""The report as one HTML page: nothing is loaded from elsewhere, and nothing on it is run."""
+"""The report as one HTML page, which loads nothing from elsewhere and runs no scripts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from thinwire.report.html import Html, tag
 from thinwire.report.palette import DARK, LIGHT, colour
 from thinwire.report.runs import Line, Run
 
-# Whatever a run's strings hold, a browser that knows this runs nothing and loads nothing.
+# With this policy a browser runs and loads nothing, even if a string of a run contains HTML.
 POLICY = "default-src 'none'; style-src 'unsafe-inline'"
 MISSING = "\N{EN DASH}"
 MOST_ROWS = 60
@@ -86,7 +86,7 @@ def _tokens_scored(run: Run) -> Any:
 
 
 def _about(run: Run) -> list[str]:
-    """What a run is: model, loss, size, machine; whatever of it is known."""
+    """A description of a run: model, loss, size and machine, as far as they are known."""
     settings, start, machine = run.settings, run.start, run.start.get("machine")
     parts = []
     if {"model.kind", "model.layers", "model.width"} <= settings.keys():
@@ -113,7 +113,7 @@ def _s(number: object) -> str:
 
 
 def _tiles(run: Run) -> Html:
-    """The figures of a single run."""
+    """The numbers of a single run."""
     totals, best, last = run.totals, run.best, run.last
     tiles = (
         [_tile("Validation perplexity", *_perplexity(best))]
@@ -142,7 +142,7 @@ def _tile(name: str, figure: str, *notes: str, words: bool = False) -> Html:
 
 
 def _perplexity(line: Line | None) -> tuple[str, ...]:
-    """The figure, when it was reached, and what it is over."""
+    """The perplexity, when it was reached, and the number of tokens that it averages over."""
     if line is None:
         return MISSING, "no validation yet"
     return (
@@ -185,7 +185,7 @@ def _waited(run: Run) -> tuple[str, str]:
 
 
 def _comparison(runs: list[Run]) -> Html:
-    """The figures of several runs, a row each; the lowest perplexity stands out."""
+    """The numbers of several runs, one row each; the lowest perplexity is highlighted."""
     columns = ["Best perplexity", "Last", "Trained on", "Tokens/s", "Parameters"]
     if any(_is_sent(run) for run in runs):
         columns.append("Sent")
@@ -231,8 +231,8 @@ def _cell(figure: str, note: str = "", class_: str = "number") -> Html:
     return tag("td", figure, tag("small", note) if note else "", class_=class_)
 
 
-def _named(run: Run, place: int, *, scope: str) -> Html:
-    return tag("th", tag("i", class_=f"swatch run-{colour(place)}"), run.name, scope=scope)
+def _named(run: Run, index: int, *, scope: str) -> Html:
+    return tag("th", tag("i", class_=f"swatch run-{colour(index)}"), run.name, scope=scope)
 
 
 def _differences(runs: list[Run]) -> tuple[Html, ...]:
@@ -268,7 +268,7 @@ def _value(value: Any) -> str:
 
 
 def _validations(run: Run, named: bool) -> Html:
-    """The figures behind the curve."""
+    """The numbers of the curve."""
     names = ("Step", "Tokens", "Training time", "Perplexity", "Without unknown words")
     head = tag("thead", tag("tr", *(tag("th", name, class_="number") for name in names)))
     lines = thinned(run.valid, lambda line: float(line["ppl"]), MOST_ROWS)
@@ -289,7 +289,7 @@ def _validations(run: Run, named: bool) -> Html:
 
 
 def _table(*parts: str, class_: str | None = None) -> Html:
-    # It scrolls by itself where the screen is narrow, and can be scrolled by keyboard.
+    # On a narrow screen the table scrolls by itself, also by keyboard.
     return tag("div", tag("table", *parts, class_=class_), class_="table", tabindex=0)
 
 

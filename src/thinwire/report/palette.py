@@ -1,4 +1,4 @@
-"""Eight colours that can be told apart, also by colour-blind people, on white and on black."""
+"""Eight colours that are easy to distinguish, also for colour-blind people, on white and black."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ DARK = ("#5aa0f2", "#f08a5d", "#35c48d", "#b38cf0", "#ee7fbd", "#e0b040", "#45c1
 DASHES = ("", "6 3", "2 3")
 
 
-def dash(place: int) -> str:
+def dash(index: int) -> str:
     """The SVG dash pattern of a report's n-th run."""
-    return DASHES[place // len(LIGHT) % len(DASHES)]
+    return DASHES[index // len(LIGHT) % len(DASHES)]
 
 
-def colour(place: int) -> int:
+def colour(index: int) -> int:
     """The index in the palette of a report's n-th run."""
-    return place % len(LIGHT)
+    return index % len(LIGHT)

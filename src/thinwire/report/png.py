@@ -1,4 +1,4 @@
-"""The same charts as a picture, by matplotlib (the extra `plot`)."""
+"""Draws the charts as a picture with matplotlib (the extra `plot`)."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def draw(charts: list[Chart], out: Path) -> None:
 
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.12, hspace=0.04, wspace=0.03)
     num_rows = -(-len(charts) // 2)
-    # Names of runs are no formulas, whatever dollars they hold, and may be in any script.
+    # The name of a run may contain dollar signs, which must not start a formula, and any script.
     with rc_context({"text.parse_math": False, "font.size": 9.5}), catch_warnings():
         filterwarnings("ignore", "Glyph .* missing from font")
         figure = Figure(figsize=(WIDTH_INCHES, ROW_INCHES * num_rows), layout=layout)
@@ -103,7 +103,7 @@ def _curve(series: Series, axes: Axes, marked: bool) -> None:
 
 
 def _direct_labels(drawn: list[Series], axes: Axes) -> None:
-    """Each curve's name to the right of the axes, at the height of the curve's end."""
+    """The name of each curve to the right of the axes, at the height of the curve's end."""
     to_axes = axes.transData + axes.transAxes.inverted()
     ends: list[float] = [to_axes.transform(series.points[-1][:2])[1] for series in drawn]
     heights = apart(ends, LINE_HEIGHT, 0.03, 0.97)

@@ -1,8 +1,7 @@
-"""A run folder as a report sees it: settings, curves, how it ended.
+"""Reads a run folder for a report: settings, curves, and how the run ended.
 
-Whatever stands in the folder is taken as it is found. A run that still trains, that was cut off, or
-that never validated is a run too; a number that is none is left out, and so is a line without the
-numbers of its curve.
+A run that still trains, was killed, or has never validated is accepted too. An entry that should be
+a number but is not is left out, and so is a line that lacks a number of its curve.
 """
 
 from __future__ import annotations
@@ -37,15 +36,16 @@ ENDINGS = {
 
 @dataclass(frozen=True)
 class Run:
-    """What one run measured.
+    """The settings and the measurements of one run.
 
     Attributes:
-        name: short, and unlike the other runs' of the same report.
-        settings: by `section.key`, as its config.toml has them.
+        path: the run folder.
+        name: a short name, which no other run of the report has.
+        settings: the values of config.toml by `section.key`.
         start: the newest `start` line; empty if there is none.
-        train, valid: lines by step, their numbers finite.
-        end: the `end` line, or None while there is none.
-        num_resumes: how often it was resumed.
+        train, valid: the lines in the order of steps, with finite numbers.
+        end: the `end` line; None if there is none.
+        num_resumes: number of times that the run was resumed.
     """
 
     path: Path
@@ -69,7 +69,7 @@ class Run:
 
     @property
     def totals(self) -> Line:
-        """The newest value of everything that grows along a run: tokens, seconds, bytes."""
+        """The newest values of everything that grows during a run: tokens, seconds, bytes."""
         newest = [*self.train[-1:], *self.valid[-1:], *([self.end] if self.end else [])]
         totals: Line = {}
         for line in sorted(newest, key=lambda line: float(line["tokens"])):
@@ -78,13 +78,13 @@ class Run:
 
     @property
     def tokens_per_second(self) -> float | None:
-        """Mean speed of the whole run."""
+        """The mean speed of the whole run."""
         totals = self.totals
         return totals["tokens"] / totals["seconds"] if totals.get("seconds") else None
 
     @property
     def ending(self) -> tuple[str, str]:
-        """Why it ended: in a few words, and more about it."""
+        """The reason for its end in a few words, and details."""
         resumed = f"resumed {_times(self.num_resumes)}" if self.num_resumes else ""
         if self.end is None:
             return "no end recorded", "it still runs, or was cut off"
@@ -95,16 +95,16 @@ class Run:
 
     @property
     def facts(self) -> dict[str, Any]:
-        """Settings, versions and machine: whatever may explain a difference between two runs."""
+        """Settings, versions and machine: everything that may explain how two runs differ."""
         about = {part: self.start.get(part) for part in ("versions", "machine")}
         return self.settings | _flat({k: v for k, v in about.items() if isinstance(v, dict)})
 
 
 def read_runs(folders: Iterable[Path]) -> list[Run]:
-    """Read some runs; a folder that is named twice counts once.
+    """Read some runs; a folder that is named twice is read once.
 
     Raises:
-        UserError: a folder that holds no run, or settings that cannot be read.
+        UserError: a folder is not a run folder, or its settings cannot be read.
     """
     paths = {folder.resolve(): folder for folder in folders}
     return [_read(path, name) for path, name in zip(paths.values(), _names([*paths]), strict=True)]
@@ -132,7 +132,7 @@ def _read(path: Path, name: str) -> Run:
 
 
 def _sound(line: Line) -> Line:
-    """The line without what ought to be a number and is none, or is negative or infinite."""
+    """The line without entries that should be finite numbers, 0 or more, and are not."""
     return {k: v for k, v in line.items() if k not in NUMBERS or _is_number(v)}
 
 
@@ -141,7 +141,7 @@ def _is_number(value: object) -> bool:
 
 
 def _with(lines: list[Line], *keys: str) -> list[Line]:
-    """The lines that have these numbers, and the ones every curve needs; the last one of a step."""
+    """The lines that have these and the common numbers; for each step the last such line."""
     needed = {"step", "tokens", "seconds", *keys}
     return [*{line["step"]: line for line in lines if needed <= line.keys()}.values()]
 
@@ -159,11 +159,11 @@ def _times(count: int) -> str:
 
 
 def _names(paths: list[Path]) -> list[str]:
-    """The shortest ends of the paths that tell them apart."""
+    """The shortest ends of the paths that make all names different."""
     length, longest = 1, max((len(path.parts) for path in paths), default=1)
     names = ["/".join(path.parts[-length:]) for path in paths]
     while len(set(names)) < len(names) and length < longest:
         length += 1
         names = ["/".join(path.parts[-length:]) for path in paths]
-    # A name need not be valid Unicode on disk, but has to be on a page.
+    # A file name on disk may be invalid Unicode, which a page cannot contain.
     return [name.encode("utf-8", "replace").decode("utf-8") for name in names]

@@ -1,4 +1,4 @@
-"""A chart as inline SVG. Its colours come from the page's style sheet, and so follow its theme."""
+"""Draws a chart as inline SVG; the style sheet of the page sets its colours."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from thinwire.report.figures import apart, labels, linear_ticks, log_ticks, numb
 from thinwire.report.html import Html, join, tag
 from thinwire.report.palette import colour, dash
 
-# In units of the drawing; the page scales it.
+# Sizes in units of the drawing, which the page scales.
 WIDTH, HEIGHT = 420, 270
 TOP, BOTTOM, LEFT, RIGHT = 26, 40, 40, 12
 CHARACTER_WIDTH = 6.8
 LINE_HEIGHT = 14
 DOT_RADIUS = 2.6
-# Dots nearer to one another than this hide the curve.
+# Dots that are closer together than this would hide the curve.
 DOTS_APART = 5
 
 Scale = Callable[[float], float]
@@ -25,7 +25,7 @@ Scale = Callable[[float], float]
 
 @dataclass(frozen=True)
 class Frame:
-    """Where the curves go: the right edge, and data -> drawing for either axis."""
+    """The area of the curves: its right edge, and the map from data to drawing for each axis."""
 
     right: float
     x: Scale
@@ -33,7 +33,7 @@ class Frame:
 
 
 def draw(chart: Chart) -> Html:
-    """The chart, or a sentence where there is nothing to draw."""
+    """The chart as SVG; if there is nothing to draw, a sentence."""
     drawn = [series for series in chart.series if series.points]
     if not drawn:
         return tag("p", chart.empty, class_="empty")
@@ -51,7 +51,7 @@ def draw(chart: Chart) -> Html:
 
 
 def _labels(chart: Chart, drawn: list[Series]) -> list[str]:
-    """A name at the end of each curve, if there are several and the names find room."""
+    """The names at the ends of the curves, if there are several curves and enough space."""
     if len(chart.series) == 1 or len(drawn) * LINE_HEIGHT > HEIGHT - TOP - BOTTOM:
         return []
     return labels([series.name for series in drawn])
@@ -120,7 +120,7 @@ def _curve(series: Series, frame: Frame, marked: bool) -> Html:
 
 
 def _direct_labels(drawn: list[Series], labels: list[str], frame: Frame) -> Html:
-    """Each curve's name to the right of the axes, joined to the curve's end."""
+    """The name of each curve to the right of the axes, connected to the curve's end."""
     ends = [(frame.x(s.points[-1].x), frame.y(s.points[-1].y)) for s in drawn]
     heights = apart([y for _, y in ends], LINE_HEIGHT, TOP + 4, HEIGHT - BOTTOM - 4)
     right = frame.right
@@ -142,7 +142,7 @@ def _direct_labels(drawn: list[Series], labels: list[str], frame: Frame) -> Html
 
 
 def _lowest(chart: Chart, drawn: list[Series], frame: Frame) -> Html:
-    """The single run's best value, written below its point: nothing else can be there."""
+    """The best value of a single run, below its point, where no other curve can be."""
     if not chart.marked or len(drawn) != 1:
         return Html()
     best = min(drawn[0].points, key=lambda point: point.y)

@@ -1,4 +1,4 @@
-"""`report`: run folders -> a page, and a picture where matplotlib is there."""
+"""Writes a report of runs: a page, and a picture if matplotlib is installed."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
 
     Args:
         folders: run folders.
-        out: the page, or a folder for `report.html`. Default: in the folder of a single run,
-            else in the working folder. The picture goes beside it, as `.png`.
+        out: the file to write, or a folder for `report.html`. None: the folder of the run, or, for
+            several runs, the working folder. The picture has the same name, with `.png`.
 
     Raises:
-        UserError: a folder that holds no run, or none given.
+        UserError: a folder is not a run folder, or no folder is given.
     """
     if not folders:
         raise UserError("a report needs at least 1 run folder, and 0 were named")
@@ -36,7 +36,7 @@ def write_report(folders: Sequence[Path], out: Path | None = None) -> Path:
     curves = charts(runs)
     out.parent.mkdir(parents=True, exist_ok=True)
     text = page(runs, curves, datetime.now())
-    # A file name may hold what UTF-8 cannot.
+    # A file name may contain characters that UTF-8 cannot encode.
     write_whole(out, text.encode("utf-8", "backslashreplace").decode("utf-8"))
     picture = out.with_suffix(".png")
     try:

@@ -1,7 +1,7 @@
-"""The average of a run's last checkpoints: one model from several steps of one training.
+"""Averages the last checkpoints of a run to one model.
 
-Each parameter is the plain mean of its values at those steps, as Polyak and Juditsky (1992) average
-iterates. One step is read at a time, so that memory is that of two models.
+Each parameter is the mean of its values at those steps, as Polyak and Juditsky (1992) average
+iterates. One step is read at a time, so the memory of two models is enough.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""A run that is resumed with another budget than it had: what becomes of it, in a sentence.
+"""Describes in a sentence how the budget of a resumed run was changed.
 
-A larger budget trains it further, and a smaller one that is not spent yet lets it end sooner; both
-are said. A budget that is lowered below what is already spent cannot be kept, and is refused.
+A larger budget trains the run further; a smaller one ends it sooner. A budget below what is already
+spent is refused.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ def budget_sentences(
     """A sentence for each limit that has changed.
 
     Args:
-        before: the run's settings as they were.
-        now: as they are to be.
+        before: the settings before the run was resumed.
+        now: the settings of the resumed run.
         spent: seconds, tokens and epochs, by these names.
         run: the run folder.
 
     Raises:
-        UserError: a limit is lowered below what is spent.
+        UserError: a limit was lowered below what is spent.
     """
     sentences = []
     for name, old, new in _changes(before, now):

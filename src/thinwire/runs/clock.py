@@ -1,7 +1,7 @@
 """The clock of a run and its budget.
 
-`seconds` runs from the first step to the last and stands still while the worker evaluates or saves;
-`wall_seconds` never stands still. Both go on where a resumed run left off.
+`seconds` runs from the first step to the last, and is paused while the worker evaluates or saves;
+`wall_seconds` is never paused. In a resumed run both continue from their last values.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ class Clock:
         self._pause_began: float | None = None
 
     def start(self) -> None:
-        """Let both run."""
+        """Start both stopwatches."""
         self._began = perf_counter()
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """`seconds` stands still inside."""
+        """Inside, `seconds` is paused."""
         self._pause_began = perf_counter()
         try:
             yield
@@ -38,7 +38,7 @@ class Clock:
 
     @property
     def wall_seconds(self) -> float:
-        """Seconds since the start, those of earlier sessions of the run included."""
+        """Seconds since the start, including the time before the run was resumed."""
         return self._wall + (perf_counter() - self._began if self._began else 0.0)
 
     @property
@@ -50,7 +50,7 @@ class Clock:
 
 
 class Budget:
-    """How far a run may go: the first limit that is reached ends it."""
+    """The limits of a run in seconds, tokens and epochs: the first that is reached ends it."""
 
     def __init__(self, settings: RunSettings) -> None:
         self.limits = {
@@ -63,25 +63,25 @@ class Budget:
 
     @property
     def timed(self) -> bool:
-        """Whether the clock can end the run, so that its length is not the same every time."""
+        """Whether the clock can end the run, so that repeated runs differ in length."""
         return self.limits["seconds"] is not None
 
     def progress(self, *, seconds: float, tokens: int, epochs: float) -> float:
-        """The part of the budget that is spent, from 0 on; the run is over at 1."""
+        """The part of the budget that is spent; at 1 or more the run is over."""
         spent = {"seconds": seconds, "tokens": tokens, "epochs": epochs}
         return max(spent[name] / limit for name, limit in self.limits.items() if limit is not None)
 
     def reason(self, *, seconds: float, tokens: int, epochs: float) -> str:
-        """Which limit was reached, for the record."""
+        """The name of the limit that was reached, for the record."""
         spent = {"seconds": seconds, "tokens": tokens, "epochs": epochs}
         reached = [n for n, limit in self.limits.items() if limit is not None and spent[n] >= limit]
         return f"{reached[0]} spent" if reached else "stopped"
 
 
 class Every:
-    """True when a clock has passed a multiple of the interval since the last time.
+    """Tells when a clock has passed a multiple of the interval.
 
-    What is due depends on the clock alone, so that a resumed run does it at the same steps.
+    This depends on the clock only, so it happens at the same steps in a resumed run.
     """
 
     def __init__(self, interval: float, now: float) -> None:
@@ -89,7 +89,7 @@ class Every:
         self._passed = self._count(now)
 
     def due(self, now: float) -> bool:
-        """Whether a multiple was passed since this was last asked."""
+        """Whether a multiple was passed since the last call."""
         before, self._passed = self._passed, self._count(now)
         return self._passed > before or not self._interval
 

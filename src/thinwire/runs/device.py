@@ -1,4 +1,4 @@
-"""Where to compute, and with what memory."""
+"""Chooses the device, and sets the number of threads and how memory is reused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from thinwire.config import RunConfig
 from thinwire.cores import num_threads
 from thinwire.errors import UserError
 
-# Of glibc's malloc.h.
+# Constants of glibc's malloc.h.
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
 _KEPT_BYTES = 1 << 30
@@ -20,15 +20,15 @@ _KEPT_BYTES = 1 << 30
 def set_up_device(
     config: RunConfig, threads: int | None = None, device: str | None = None
 ) -> torch.device:
-    """The device to compute on, with threads and memory set up.
+    """Set up threads and memory, and return the device to compute on.
 
     Args:
-        config: says both in its section `run`.
-        threads: of this process instead; 0: the cores.
-        device: of this process instead.
+        config: its section `run` has threads and device.
+        threads: the threads of this process instead; 0: one per core.
+        device: the device of this process instead.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: this machine has no such device.
     """
     reuse_freed_memory()
     wanted = config.run.threads if threads is None else threads
@@ -37,10 +37,10 @@ def set_up_device(
 
 
 def find_device(wanted: str) -> torch.device:
-    """`cpu`, `cuda`, `mps`, or `auto`: CUDA where there is one, else the CPU.
+    """The device `cpu`, `cuda`, `mps`, or `auto`: CUDA if there is a GPU, else the CPU.
 
     Raises:
-        UserError: there is no such device here.
+        UserError: this machine has no such device.
     """
     if wanted == "auto":
         wanted = "cuda" if torch.cuda.is_available() else "cpu"
@@ -53,7 +53,7 @@ def find_device(wanted: str) -> torch.device:
         raise UserError(f"there is no device {wanted!r}; known are auto, {', '.join(available)}")
     if not available[wanted]:
         raise UserError(f"--device {wanted} was asked for, but PyTorch finds no such device here")
-    if wanted == "cuda":  # each worker of a machine has a GPU of its own, as far as they go round
+    if wanted == "cuda":  # the workers of a machine take its GPUs in turn
         local_rank = int(os.environ.get("LOCAL_RANK", "0"))
         return torch.device("cuda", local_rank % torch.cuda.device_count())
     return torch.device(wanted)
@@ -62,8 +62,8 @@ def find_device(wanted: str) -> torch.device:
 def reuse_freed_memory() -> None:
     """Let glibc keep the memory that a step frees for the next step.
 
-    By default it hands blocks of some megabytes back to the system at once, which clears them anew
-    when the next step asks: 4,200 page faults and 11% of the time of a step at width 512.
+    By default glibc returns blocks of some megabytes to the system at once, and the system clears
+    them again for the next step: 4,200 page faults and 11% of the time of a step at width 512.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -1,15 +1,16 @@
-"""When a run evaluates and saves.
+"""Decides when a run evaluates and saves.
 
-By the clock, as a rule. But under a budget of tokens or epochs nothing timed may steer the numbers,
-so that a run which is stopped and resumed is the run that was never stopped. There, whatever would
-steer them is due at equal distances in tokens:
+Normally the clock decides. But under a budget of tokens or epochs, a run that is stopped and
+resumed has to give the same numbers as one that was never stopped, so nothing that depends on the
+clock may change them. In these cases, evaluations and saves are due at equal distances in tokens:
 
-- evaluations, where the rates or the end follow them: the plateau schedule and `eval.patience`;
-- evaluations and saves, where something is brought in first, which changes what comes after: what
-  is under way between periodic workers, and those with `exchange.delay`; and the weight decay that
-  rows owe, for decay that is paid in two parts is rounded twice.
+- evaluations, if the learning rates or the end of the run depend on them: with the plateau schedule
+  and with `eval.patience`;
+- evaluations and saves, if something is flushed before them that changes later steps: messages
+  between periodic workers, delayed gradients (`exchange.delay`), and the weight decay that rows
+  have not had yet, because decay that is applied in two parts is rounded twice.
 
-Servers of asynchronous workers undo what they bring in (`parameter_server/kept.py`).
+Servers of asynchronous workers undo such a flush afterwards (`parameter_server/kept.py`).
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from thinwire.config import RunConfig
 from thinwire.runs.clock import Budget, Every
 
 COUNTED_TIMES = 20
-"""How often in a run something is due that is counted in tokens, if no setting says how often."""
+"""The number of times per run, where tokens decide and no setting says how often."""
 
 
 class Due:
@@ -26,11 +27,11 @@ class Due:
 
     Args:
         config: all settings.
-        budget: of the run.
-        num_workers: workers that train it.
-        train_tokens: tokens of an epoch.
-        tokens: trained on so far.
-        seconds: of training so far.
+        budget: the budget of the run.
+        num_workers: number of workers that train it.
+        train_tokens: number of tokens of an epoch.
+        tokens: number of tokens trained on so far.
+        seconds: seconds of training so far.
     """
 
     def __init__(
@@ -69,5 +70,5 @@ class _Counted:
         self._every = Every(interval, tokens if in_tokens else seconds)
 
     def due(self, tokens: int, seconds: float) -> bool:
-        """Whether it is time; true once each time."""
+        """Whether it is due; true once for each interval."""
         return self._every.due(tokens if self._in_tokens else seconds)

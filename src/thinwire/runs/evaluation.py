@@ -1,12 +1,13 @@
 """Exact, corpus-level perplexity.
 
-The split is cut at line ends into 64 streams that depend on the data alone, each started from
-end-of-line, so that the result depends on no batch or chunk size. A body that carries its state
-carries it over the lines of a stream. One that does not sees windows of `data.length` tokens, of
-which the second half is scored, so that every token has at least half a window of context, but for
-the first of a stream. With `data.context = "line"` every line is a stream of its own.
+The split is cut at line ends into 64 streams, each read after an end-of-line. Where it is cut
+depends on the data only, so the result does not depend on a batch or chunk size. A recurrent body
+carries its state over the lines of a stream. A body without a state sees windows of `data.length`
+tokens; the second half of each window is scored, so every token has at least half a window of
+context, except at the beginning of a stream. With `data.context = "line"` every line is a stream of
+its own.
 
-S streams side by side, T tokens a chunk, N positions.
+S streams in a batch, T tokens per chunk, N positions.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ NUM_STREAMS = 64
 MIN_STREAM_TOKENS = 256
 CHUNK_TOKENS = 64
 SEARCHED_TOKENS = 1 << 16
-# So many positions are computed at a time, whatever the streams' lengths.
+# The number of positions that are computed at a time, for streams of any length.
 CHUNK_POSITIONS = NUM_STREAMS * CHUNK_TOKENS
 
 Ids = npt.NDArray[np.unsignedinteger[Any]]
@@ -41,14 +42,14 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Piece:
-    """What of some spans is computed side by side.
+    """Tokens of several spans that are computed as one batch.
 
     Attributes:
-        inputs_ST: ids that the model read, padded at the end.
-        targets_ST: ids that follow them; `NO_TARGET` where none is scored.
-        before: the state before the inputs; None: afresh.
-        hidden_STD: hidden states.
-        spans_S: the index of the span that each row is of.
+        inputs_ST: the ids that the model has read, padded at the end.
+        targets_ST: the ids that follow them; `NO_TARGET` where none is scored.
+        before: the state before the inputs; None: a fresh state.
+        hidden_STD: the hidden states.
+        spans_S: for each row, the index of its span.
     """
 
     inputs_ST: Tensor
@@ -58,7 +59,7 @@ class Piece:
     spans_S: list[int]
 
     def positions(self) -> tuple[Tensor, Tensor, Tensor]:
-        """hidden_ND, targets_N and span_N of the scored tokens; those of a span in text order."""
+        """hidden_ND, targets_N and span_N of the scored tokens; within a span in text order."""
         is_target_ST = self.targets_ST != NO_TARGET
         span_ST = torch.tensor(self.spans_S, device=self.targets_ST.device)[:, None]
         span_N = span_ST.expand_as(self.targets_ST)[is_target_ST]
@@ -67,14 +68,14 @@ class Piece:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What an exact evaluation found.
+    """The result of an exact evaluation.
 
     Attributes:
         ppl: perplexity, exp of the mean negative log-probability over all scored tokens.
-        ppl_known: the same with unknown words left out of the average.
-        tokens_scored: number of tokens, end-of-line included.
-        tokens_unknown: those of them outside the vocabulary.
-        nats: the summed negative log-probability.
+        ppl_known: the same without unknown words in the average.
+        tokens_scored: number of tokens, ends of lines included.
+        tokens_unknown: number of these tokens that are unknown words.
+        nats: sum of the negative natural log-probabilities.
     """
 
     ppl: float
@@ -84,7 +85,7 @@ class Evaluation:
     nats: float
 
     def bits_per_character(self, num_characters: int) -> float:
-        """Bits a character of the raw text that these tokens are."""
+        """Bits per character of the raw text, which has `num_characters` characters."""
         return self.nats / log(2) / num_characters
 
 
@@ -102,16 +103,16 @@ def evaluate(
 
     Args:
         model: a trained model.
-        ids: a split.
-        eos_id: the end-of-line token, with which streams start and end.
+        ids: the token ids of a split.
+        eos_id: the end-of-line token, which is read before each stream and ends each line.
         unk_id: the unknown word, if the vocabulary has one.
-        data: how the model was trained: afresh at each line or not, and how many tokens a body
-            without a state sees at a time.
-        max_tokens: 0: all.
-        advance: hears of the tokens scored, as they are.
+        data: `context` says whether the state is reset at each line, `length` how many tokens a
+            body without a state sees at a time.
+        max_tokens: score about this many tokens; 0: all.
+        advance: called with the number of tokens scored since the last call.
 
     Raises:
-        UserError: a split without tokens.
+        UserError: the split has no tokens.
     """
     spans = spans_of(ids, eos_id, data, max_tokens)
     tally = Tally(unk_id, advance)
@@ -121,11 +122,11 @@ def evaluate(
 
 
 class Tally:
-    """Adds up log-probabilities.
+    """Adds up log-probabilities to an `Evaluation`.
 
     Args:
         unk_id: the unknown word, if the vocabulary has one.
-        advance: hears of the tokens scored, as they are.
+        advance: called with the number of tokens scored since the last call.
     """
 
     def __init__(
@@ -147,7 +148,7 @@ class Tally:
         self.advance(len(targets_N))
 
     def evaluation(self) -> Evaluation:
-        """What was found so far."""
+        """The result for the tokens so far."""
         nats, known = float(self.nats), self.scored - self.unknown
         nats_known = float(self.nats - self.nats_unknown)
         return Evaluation(
@@ -160,10 +161,10 @@ class Tally:
 
 
 def spans_of(ids: Ids, eos_id: int, data: DataConfig, max_tokens: int = 0) -> list[Span]:
-    """What of a split is scored, each span from a fresh state; see `evaluate`.
+    """The parts (begin, end) of a split to score, each from a fresh state; see `evaluate`.
 
     Raises:
-        UserError: a split without tokens.
+        UserError: the split has no tokens.
     """
     if len(ids) == 0:
         raise UserError("there is nothing to evaluate: the text has no tokens")
@@ -173,7 +174,7 @@ def spans_of(ids: Ids, eos_id: int, data: DataConfig, max_tokens: int = 0) -> li
 
 
 def lines_in_order(ids: Ids, eos_id: int) -> list[Span]:
-    """Every line of a text, in text order."""
+    """The span of every line of a text, in text order."""
     return list(pairwise([0, *(int(end) for end in _line_ends(ids, eos_id))]))
 
 
@@ -182,13 +183,13 @@ def logprobs(
 ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
     """The natural-log probability of every token of some spans, each started from end-of-line.
 
-    The spans' order decides which of them are computed side by side: it should bring like lengths
-    together. What is found does not depend on it, up to rounding.
+    Neighbouring spans are computed as one batch, so spans of similar length should be neighbours.
+    Up to rounding, the result does not depend on their order.
 
     Args:
         model: a trained model.
-        ids: a text.
-        spans: (begin, end) of what is to be scored, none empty.
+        ids: the token ids of a text.
+        spans: (begin, end) of the parts to score, none empty.
         eos_id: the end-of-line token.
         window: tokens that a body without a state sees at a time.
 
@@ -215,12 +216,13 @@ def walk(
 
     Args:
         model: a trained model.
-        ids: a text.
-        spans: (begin, end) of what is to be read, none empty.
+        ids: the token ids of a text.
+        spans: (begin, end) of the parts to read, none empty.
         eos_id: the end-of-line token.
-        window: tokens that a body without a state sees at a time.
-        chunk_tokens: a piece has so many positions at most, or one window, and pieces come in the
-            order of the spans; None: what is fast.
+        window: number of tokens that a body without a state sees at a time.
+        chunk_tokens: the largest number of positions of a piece (a window is never cut); pieces
+        come
+            in the order of the spans. None: sizes that are fast.
     """
     chunk, positions = chunk_tokens or CHUNK_TOKENS, chunk_tokens or CHUNK_POSITIONS
     if model.body.carries_state:
@@ -229,7 +231,10 @@ def walk(
 
 
 def streams(ids: Ids, eos_id: int, max_tokens: int = 0) -> list[Span]:
-    """64 streams, cut at line ends, as even as these allow; of each its beginning."""
+    """Cut a text at line ends into 64 streams of similar length.
+
+    With `max_tokens`, only the beginning of each stream is kept.
+    """
     num_streams = max(1, min(NUM_STREAMS, len(ids) // MIN_STREAM_TOKENS))
     even = (np.arange(1, num_streams) * len(ids) // num_streams).tolist()
     cuts = sorted({0, len(ids), *(_line_end(ids, eos_id, at) for at in even)})
@@ -238,7 +243,7 @@ def streams(ids: Ids, eos_id: int, max_tokens: int = 0) -> list[Span]:
 
 
 def _line_end(ids: Ids, eos_id: int, at: int) -> int:
-    """The first line end at or after a place, looked for without a copy of the text."""
+    """The first line end at or after position `at`, found without a copy of the text."""
     for first in range(at - 1, len(ids), SEARCHED_TOKENS):
         found = np.flatnonzero(np.asarray(ids[first : first + SEARCHED_TOKENS]) == eos_id)
         if len(found):
@@ -247,7 +252,7 @@ def _line_end(ids: Ids, eos_id: int, at: int) -> int:
 
 
 def _lines(ids: Ids, eos_id: int, max_tokens: int) -> list[Span]:
-    """Every line, or every n-th, shortest first, so that neighbours have like lengths."""
+    """The span of every line, or of every n-th line, the shortest first."""
     ends = _line_ends(ids, eos_id)
     every = max(1, len(ids) // max_tokens) if max_tokens else 1
     lines = list(pairwise([0, *(int(end) for end in ends)]))[::every]
@@ -262,13 +267,13 @@ def _line_ends(ids: Ids, eos_id: int) -> npt.NDArray[np.int64]:
 def _carried(
     model: LanguageModel, ids: Ids, spans: list[Span], eos_id: int, chunk: int, positions: int
 ) -> Iterator[Piece]:
-    """Spans side by side, `chunk` tokens at a time, the state carried."""
+    """Read spans in batches, `chunk` tokens at a time, with the state carried over."""
     for group in _groups([min(b - a, chunk) for a, b in spans], positions):
         going = list(group)
         longest = max(spans[i][1] - spans[i][0] for i in group)
         state: State | None = None
         for done in range(0, longest, chunk):
-            # A span that has ended leaves; those that go on keep their state.
+            # A span that has ended leaves the batch; the others keep their state.
             rows = [row for row, i in enumerate(going) if spans[i][0] + done < spans[i][1]]
             if state is not None and len(rows) < len(going):
                 state = tuple(s[rows] for s in state)
@@ -308,7 +313,7 @@ def _windows(
 
 
 def _groups(lengths: list[int], positions: int) -> Iterator[range]:
-    """Neighbours that, padded to the longest of them, fill so many positions at most."""
+    """Yield groups of neighbours that have at most `positions` positions when padded."""
     first = longest = 0
     for i, length in enumerate(lengths):
         if i > first and max(longest, length) * (i + 1 - first) > positions:
@@ -321,7 +326,7 @@ def _groups(lengths: list[int], positions: int) -> Iterator[range]:
 def _cut(
     model: LanguageModel, ids: Ids, pieces: list[Span], eos_id: int, first: bool = False
 ) -> tuple[Tensor, Tensor]:
-    """Inputs and targets of some pieces, side by side, padded at the end."""
+    """The inputs and targets of some pieces as one batch, padded at the end."""
     T = max(b - a for a, b in pieces)
     inputs_ST = np.full((len(pieces), T), eos_id, dtype=np.int64)
     targets_ST = np.full((len(pieces), T), NO_TARGET, dtype=np.int64)

@@ -1,12 +1,10 @@
-"""A run folder: settings, the tokenizer, metrics and steps, enough to use the model anywhere.
+"""A run folder: settings, tokenizer, metrics and steps. It is all that is needed to use the model.
 
-config.toml        all settings, and which data folder they were used on
-metrics.jsonl      what was measured
-tokenizer.json     the data folder's
-counts.safetensors occurrences of each word in the training text: what samples are drawn by
-step-N/            checkpoints
-base.safetensors   where only adaptation layers are trained: the parameters that are not
-adapters/NAME      trained layers of others that share this run as their base (adapter_file.py)
+config.toml        all settings, and the data folder that they were used on metrics.jsonl      the
+measurements tokenizer.json     the tokenizer of the data folder counts.safetensors how often each
+word occurs in the training text; samples are drawn by these counts step-N/            checkpoints
+base.safetensors   only if adaptation layers alone are trained: the other, frozen parameters
+adapters/NAME      layers of adaptations that have this run as their base (adapter_file.py)
 """
 
 from __future__ import annotations
@@ -39,7 +37,7 @@ FROZEN_FILE = "base.safetensors"
 
 @dataclass(frozen=True)
 class RunFolder:
-    """An existing run: where it is, its settings, and the data folder it was trained on."""
+    """A run: its folder, its settings, and the data folder that it is trained on."""
 
     path: Path
     config: RunConfig
@@ -48,7 +46,7 @@ class RunFolder:
     unk_id: int | None
     eos_id: int
     budget_before: RunSettings | None = None
-    """Of a run that is resumed: what it was to train for."""
+    """If the run is resumed: its settings before that, with the old budget."""
 
     def __post_init__(self) -> None:
         try:
@@ -90,7 +88,7 @@ class RunFolder:
         return run
 
     def write(self, corpus: Corpus) -> None:
-        """Make the folder, parents included; the settings come last, and with them it is a run."""
+        """Create the folder and its parents. The settings come last: they make the folder a run."""
         self.path.mkdir(parents=True, exist_ok=True)
         counts_file = self.path / COUNTS_FILE
         try:
@@ -129,7 +127,7 @@ class RunFolder:
         )
 
     def write_config(self) -> None:
-        """Record the settings, whole or not at all."""
+        """Write the settings; if that fails, the old file stays."""
         corpus = {
             "path": self.data.as_posix(),
             "fingerprint": self.fingerprint,
@@ -140,7 +138,7 @@ class RunFolder:
         write_whole(self.path / CONFIG_FILE, text)
 
     def counts_V(self) -> Tensor:
-        """Occurrences of each word in the training text, int64.
+        """How often each word occurs in the training text, int64.
 
         Raises:
             UserError: the file is missing or damaged, or may not be read.
@@ -156,17 +154,17 @@ class RunFolder:
     def load_model(
         self, saved: Checkpoint, parameters: Mapping[str, Tensor] | None = None
     ) -> LanguageModel:
-        """The model as it was at a step of this run.
+        """The model with the parameters of a step of this run.
 
         Args:
             saved: the step.
-            parameters: those that are trained, by name; None: what the step holds.
+            parameters: the trained parameters, by name; None: those of the step.
 
         Raises:
-            UserError: the step's parameters are not those of this run's model.
+            UserError: the parameters do not fit the model of this run.
         """
         config = self.config
-        # What trains the output rows is not part of the model.
+        # A sampled loss is used in training only, and is not part of the model.
         loss = config.loss if config.loss.kind == "adaptive" else LossConfig(kind="full")
         counts_V = self.counts_V()
         model = LanguageModel(config.model, loss, counts_V, config.run.seed, initialise=False)
@@ -175,14 +173,14 @@ class RunFolder:
 
     @property
     def tokenizer_file(self) -> Path:
-        """The tokenizer the model was trained with."""
+        """The file of the tokenizer that the model was trained with."""
         return self.path / TOKENIZER_FILE
 
 
 def load_parameters(
     model: LanguageModel, saved: Checkpoint, found: Mapping[str, Tensor] | None = None
 ) -> None:
-    """Copy a checkpoint's parameters, or those found beside it, into a model of its settings.
+    """Copy the parameters of a checkpoint, or those in `found`, into a model.
 
     Raises:
         UserError: a parameter is missing or has another shape.
@@ -202,10 +200,10 @@ def load_parameters(
 
 
 def require_utf8(path: Path) -> None:
-    """Refuse a run folder whose model can never be loaded.
+    """Refuse a run folder whose model could not be loaded.
 
     Raises:
-        UserError: its name is not UTF-8, and safetensors opens no other.
+        UserError: its name is not UTF-8, which safetensors cannot open.
     """
     try:
         str(path).encode("utf-8")
@@ -217,10 +215,10 @@ def require_utf8(path: Path) -> None:
 
 
 def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
-    """The run in `out`, to go on with these settings and this data.
+    """The run in `out`, to be continued with these settings and this data.
 
     Raises:
-        UserError: there is none, or it was trained on other data or with other settings.
+        UserError: there is no run, or it was trained on other data or with other settings.
     """
     folder = RunFolder.open(out)
     require_utf8(out)
@@ -242,7 +240,7 @@ def resumed_folder(out: Path, config: RunConfig, corpus: Corpus) -> RunFolder:
             f"a resumed run keeps its seed: {out} has {folder.config.run.seed}, "
             f"not {config.run.seed}"
         )
-    # Runs whose settings do not say were trained in fp32.
+    # Runs whose settings have no precision were trained in fp32.
     saved_precision: Precision = "bf16" if folder.config.run.precision == "bf16" else "fp32"
     if config.run.precision not in ("auto", saved_precision):
         raise UserError(

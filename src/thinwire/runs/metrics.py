@@ -1,9 +1,9 @@
-"""`metrics.jsonl`: what a run measured, one JSON object a line, only ever appended to.
+"""`metrics.jsonl`: the measurements of a run, one JSON object per line; the file only grows.
 
-A resumed run appends a `resume` line that names the step it went on from; what stands before it
-with a later step was lost, and `read_metrics` leaves it out.
+A resumed run appends a `resume` line with the step that it continued from. Lines before it with a
+later step belong to steps that were lost, and `read_metrics` leaves them out.
 
-What cannot be written, as on a full disk, ends no run: it waits in memory until it can be.
+If lines cannot be written, for instance on a full disk, the run continues, and they wait in memory.
 """
 
 from __future__ import annotations
@@ -23,24 +23,23 @@ from thinwire.files import parse_json
 METRICS_FILE = "metrics.jsonl"
 
 OnEvent = Callable[[dict[str, Any]], object]
-"""Hears of each line as it is written, as a dict; it stops the run by returning False."""
+"""Called with each line when it is written, as a dict; it stops the run by returning False."""
 
 
 class MetricsWriter:
-    """Appends lines to a run's metrics, and to TensorBoard where that is asked for."""
+    """Appends lines to the metrics of a run, and to TensorBoard if that is asked for."""
 
     def __init__(self, run: Path, *, tensorboard: bool = False) -> None:
         self._board: Any = _board(run) if tensorboard else None
         self._path = run / METRICS_FILE
         cut_short = self._path.exists() and not self._path.read_bytes().endswith(b"\n")
-        # What waits to be written; after a crash, the end of the line that it has cut short.
+        # Bytes that wait to be written. After a crash, first the end of an incomplete line.
         self._waiting = b"\n" if cut_short else b""
         self._warned = False
         self._file = self._path.open("ab", buffering=0)
 
     def write(self, event: str, **values: Any) -> dict[str, Any]:
-        """One line, which readers see at once, and which is returned. What is no number becomes
-        null."""
+        """Write one line, flush it, and return it. NaN and infinity become null."""
         line = {"event": event} | {name: _finite(value) for name, value in values.items()}
         self._waiting += json.dumps(line, allow_nan=False).encode() + b"\n"
         self._flush()
@@ -62,7 +61,7 @@ class MetricsWriter:
             self._warned = False
 
     def close(self) -> None:
-        """Close the files; what still cannot be written is lost."""
+        """Close the files; lines that still cannot be written are lost."""
         self._flush()
         with suppress(OSError):
             self._file.close()
@@ -71,10 +70,10 @@ class MetricsWriter:
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The lines of a run that count; a line cut short by a crash is left out.
+    """The lines of a run, without those of lost steps and without an incomplete line.
 
     Raises:
-        UserError: the file holds what thinwire does not write.
+        UserError: the file contains something that thinwire does not write.
     """
     file = run / METRICS_FILE
     try:
@@ -125,7 +124,7 @@ class Averages:
         self._tokens, self._seconds = tokens, seconds
 
     def add(self, loss: float) -> None:
-        """Count a step with this mean loss a token, in nats."""
+        """Count a step with this mean loss per token, in nats."""
         self.steps += 1
         self._loss += loss
 

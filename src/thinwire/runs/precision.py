@@ -1,8 +1,8 @@
-"""Which precision training's matrix products have: what is asked for or, under `auto`, what pays.
+"""Chooses the precision of matrix products in training: as asked for or, with `auto`, the faster.
 
-bf16 pays only where the device has units for it, and not for every shape. So where there are units
-the probe takes steps of the run's own model, cut to a small vocabulary and batch, in both
-precisions in turn.
+bf16 is faster only if the device has units for it, and not for every shape. If there are units, a
+probe takes steps of the run's own model, with a small vocabulary and batch, in both precisions in
+turn.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ LEAST_PAIRS = 3
 # and convolutions (0.57 to 0.88 times as fast) and at most 1.17 times as fast for LSTMs; from 256
 # on, 1.2 to 2.4 times as fast for all.
 LEAST_WIDTH = 128
-# Less is not worth other numbers, and could be the machine's noise.
+# A smaller speed-up could be noise, and is not worth the loss of precision.
 CLEARLY_FASTER = 1.15
 PROBE_WORDS, PROBE_STREAMS, PROBE_LENGTH = 4096, 32, 32
 UNITS = {"avx512_bf16", "amx_bf16"}
-"""The flags in Linux's /proc/cpuinfo of processors that multiply in bf16."""
+"""The flags in Linux's /proc/cpuinfo that processors with bf16 units have."""
 
 
 def has_bf16_units(device: torch.device) -> bool:
-    """Whether a device multiplies in bf16 itself; without /proc/cpuinfo a CPU counts as without."""
+    """Whether a device has bf16 units; False for a CPU whose /proc/cpuinfo cannot be read."""
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     if device.type != "cpu":
@@ -46,7 +46,7 @@ def has_bf16_units(device: torch.device) -> bool:
 
 
 def with_precision(config: RunConfig, device: torch.device) -> RunConfig:
-    """The settings with fp32 or bf16 where they say auto."""
+    """The settings, with `auto` replaced by fp32 or bf16."""
     if config.run.precision != "auto":
         return config
     pays = (
@@ -59,12 +59,12 @@ def with_precision(config: RunConfig, device: torch.device) -> RunConfig:
 
 
 def with_precision_of_first(config: RunConfig, first: RunConfig, team: Collective) -> RunConfig:
-    """The settings with the first worker's precision where they say auto.
+    """The settings, with `auto` replaced by the precision of the first worker.
 
     Args:
-        config: this worker's.
-        first: on the first worker, its settings with its precision; elsewhere it does not count.
-        team: all workers; all call this.
+        config: the settings of this worker.
+        first: on the first worker, its settings with its precision; ignored on the others.
+        team: all workers; every worker must call this.
     """
     precision = first.run.precision
     if team.size > 1:
@@ -75,7 +75,7 @@ def with_precision_of_first(config: RunConfig, first: RunConfig, team: Collectiv
 
 
 def speed_up(config: RunConfig, device: torch.device) -> float:
-    """How many times as fast loss and gradients are in bf16: medians of steps taken in turn."""
+    """How many times faster loss and gradients are in bf16; medians of steps taken in turn."""
     counts_V = torch.arange(PROBE_WORDS, 0, -1)
     shape = min(config.data.batch, PROBE_STREAMS), min(config.data.length, PROBE_LENGTH) + 1
     generator = torch_generator(config.run.seed, "probe")
@@ -98,7 +98,7 @@ def speed_up(config: RunConfig, device: torch.device) -> float:
 
 
 def _seconds(model: LanguageModel, batch: Batch) -> float:
-    """Of loss and gradients."""
+    """The seconds that loss and gradients of a batch take."""
     task = model.touch(batch, 0)
     rows = {
         name: (table if ids is None else table[ids]).detach().clone().requires_grad_()

@@ -1,4 +1,4 @@
-"""What people see while a run trains: a line that moves on a terminal, lines that stay in a log."""
+"""Shows the progress of a run: one updated line on a terminal, or a few lines in a log."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class TrainingDisplay:
     def train(
         self, *, progress: float, seconds: float, tokens: int, loss: float, tokens_per_second: float
     ) -> None:
-        """Show how the training goes; `progress` is the part of the budget that is spent."""
+        """Show the state of the training; `progress` is the part of the budget that is spent."""
         self._losses.append(loss)
         if not console.is_terminal:
             part = int(progress * LOG_LINES)
@@ -64,7 +64,7 @@ class TrainingDisplay:
         self._live.update(fitted(parts, console.width))
 
     def valid(self, *, seconds: float, tokens: int, ppl: float, best: bool) -> None:
-        """Print one line that stays."""
+        """Print a line with the result of a validation."""
         self._ppl = ppl
         console.print(
             Text.assemble(
@@ -76,16 +76,16 @@ class TrainingDisplay:
         )
 
     def note(self, sentence: str) -> None:
-        """Print a sentence that stays."""
+        """Print a sentence above the updated line."""
         print_line(sentence)
 
 
 def fitted(parts: Sequence[tuple[Text, int]], width: int) -> Text:
-    """The parts in one line, without those that find no room.
+    """Join the parts to one line, and leave out parts until it fits.
 
     Args:
-        parts: what to show, each with its rank: the part of the highest rank is left out first.
-        width: of the terminal, in characters.
+        parts: the parts, each with its rank: the part with the highest rank is left out first.
+        width: width of the terminal in characters.
     """
     kept = list(parts)
     while len(kept) > 1 and sum(part.cell_len + 2 for part, _ in kept) - 2 > width:
@@ -96,10 +96,10 @@ def fitted(parts: Sequence[tuple[Text, int]], width: int) -> Text:
 
 
 def wire_sentence(wire: Mapping[str, float]) -> str:
-    """What a run has sent, and how much of the time that took its workers went on computing.
+    """How much a run has sent, and during which part of the sending its workers were computing.
 
     Args:
-        wire: the account in metrics.jsonl, of which `bytes_sent` and `bytes_dense` are above 0.
+        wire: the values in metrics.jsonl; `bytes_sent` and `bytes_dense` are above 0.
     """
     sent, dense = wire["bytes_sent"], wire["bytes_dense"]
     said = f"{sent / 1e6:,.1f} MB were sent, {sent / dense:.1%} of what all parameters would be"
@@ -111,7 +111,7 @@ def wire_sentence(wire: Mapping[str, float]) -> str:
 
 
 def _curve(values: list[float]) -> str:
-    """The last values as bars, the highest and the lowest of them full and empty."""
+    """The values as bars; the highest value is a full bar, the lowest an empty one."""
     if len(values) > CURVE_WIDTH:  # the whole run, each bar a mean
         size = len(values) / CURVE_WIDTH
         parts = [values[int(i * size) : int((i + 1) * size)] for i in range(CURVE_WIDTH)]

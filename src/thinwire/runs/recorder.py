@@ -1,4 +1,4 @@
-"""The record of a run: the lines of metrics.jsonl, what `on_event` hears, and what people see."""
+"""Records a run: writes metrics.jsonl, calls `on_event`, and shows the progress."""
 
 from __future__ import annotations
 

@@ -205,15 +205,15 @@ class Run:
 
     @property
     def report_due(self) -> bool:
-        """Whether it is time for a `train` line."""
+        """Whether a `train` line is due."""
         return self.averages.due(self.clock.seconds)
 
     def evaluation_due(self) -> bool:
-        """Whether it is time to evaluate; true once each time."""
+        """Whether an evaluation is due; true once for each interval."""
         return self._due.evaluation.due(self.tokens, self.clock.seconds)
 
     def save_due(self) -> bool:
-        """Whether it is time to save; true once each time."""
+        """Whether a save is due; true once for each interval."""
         return self._due.save.due(self.tokens, self.clock.seconds)
 
     @property

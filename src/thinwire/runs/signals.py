@@ -1,8 +1,8 @@
-"""Ctrl+C, SIGTERM and SIGHUP end a run after the step at hand; a second Ctrl+C or SIGTERM at once.
+"""Ctrl+C, SIGTERM and SIGHUP end a run after its current step; a second Ctrl+C or SIGTERM at once.
 
-SIGHUP says that the terminal is gone, often several times. It never ends a run at once; what would
-still be written to the terminal is thrown away, for it would fail. Whoever started the run with
-nohup does not want it to end: an ignored SIGHUP stays ignored.
+SIGHUP means that the terminal is gone, and often comes several times. It never ends a run at once.
+Further output to the terminal is discarded, because writing it would fail. A run that was started
+with nohup must not end: an ignored SIGHUP stays ignored.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 def handled() -> list[signal.Signals]:
-    """Those of them that this process should handle."""
+    """The signals among `STOPPING` that this process should handle."""
     ignored = signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
     return [s for s in STOPPING if s is not signal.SIGHUP or not ignored]
 
 
 def hang_up() -> None:
-    """Throw away what is written to the terminal from now on."""
+    """Discard everything that is written to the terminal from now on."""
     for descriptor in (1, 2):
         try:
             os.ttyname(descriptor)  # fails where it is a file or a pipe
         except OSError as error:
-            if error.errno != errno.EIO:  # which is what a terminal that is gone says
+            if error.errno != errno.EIO:  # EIO: it is a terminal that is gone
                 continue
         nothing = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nothing, descriptor)
@@ -38,14 +38,14 @@ def hang_up() -> None:
 
 
 class Stoppable(Protocol):
-    """What looks at `stop_asked` between its steps."""
+    """An object that checks `stop_asked` between its steps."""
 
     stop_asked: bool
 
 
 @contextmanager
 def stop_on_signals(run: Stoppable) -> Iterator[None]:
-    """While inside, the first signal sets `run.stop_asked`, the second raises KeyboardInterrupt."""
+    """Inside, the first signal sets `run.stop_asked`, and the second raises KeyboardInterrupt."""
 
     def ask(number: int, frame: FrameType | None) -> None:
         if number == signal.SIGHUP:
@@ -56,7 +56,7 @@ def stop_on_signals(run: Stoppable) -> Iterator[None]:
 
     try:
         before = {s: signal.signal(s, ask) for s in handled()}
-    except ValueError:  # not the main thread: whoever runs that one handles signals
+    except ValueError:  # not the main thread, which is the only one that may handle signals
         before = {}
     try:
         yield
