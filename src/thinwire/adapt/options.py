@@ -44,17 +44,17 @@ class AdaptOptions:
     batch: int | None = None
     """Sequences in a step, over all workers."""
     seed: int = 1
-    """Everything random follows from it."""
+    """Seed of everything random."""
     threads: int = 0
     """Compute threads of each worker; 0: the cores, shared out evenly."""
     workers: int = 1
     """Workers on this machine."""
     device: Device = "auto"
-    """Where to compute; auto: CUDA where there is one, else the CPU."""
+    """Device to compute on; auto: CUDA if there is a GPU, else the CPU."""
     exchange: ExchangeKind = "sync"
-    """How several workers agree."""
+    """How several workers exchange their updates."""
     codec: CodecName = "fp32"
-    """How numbers travel between workers."""
+    """How numbers are encoded between workers."""
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):

@@ -61,7 +61,7 @@ class Text:
         )
 
     def unknown_words(self, tokenizer: WordTokenizer) -> Counter[str]:
-        """How often each word that the vocabulary lacks occurs in the lines to train on."""
+        """The words of the training lines that are not in the vocabulary, and their counts."""
         known = {*tokenizer.words, UNK}
         counts: Counter[str] = Counter()
         for line in self.train:

@@ -138,7 +138,7 @@ def evaluate(
 
 
 def _json(run: Path, step: int, measured: Measured, settings: Mapping[str, float]) -> str:
-    """What is not a number, or beyond all numbers, is null."""
+    """The result as JSON; NaN and infinity become null."""
     found = measured.evaluation
     where = {"text": measured.source} if measured.split is None else {"data": measured.source}
     record = {
@@ -182,7 +182,7 @@ def _lines(measured: Measured, settings: Mapping[str, float]) -> str:
 
 
 def _further(measured: Measured) -> list[tuple[str, str, Evaluation]]:
-    """What was measured beside the plain figure: its key, its title and what was found."""
+    """The further evaluations that were asked for: key in JSON, title, and result."""
     plain, learning = measured.dynamic or (None, None)
     found = [
         ("cache", "with the cache", measured.cached),

@@ -165,7 +165,7 @@ def rescore(
 
 
 def _grouped(file: str, lists: NBest, beam: int | None, num_references: int) -> NBest:
-    """The lists with as many utterances as there are references."""
+    """Divide the hypotheses evenly among the references, in their order."""
     from dataclasses import replace
 
     size, rest = divmod(len(lists.texts), num_references)

@@ -161,7 +161,7 @@ def score(
 def _pairs(
     model: TrainedModel, blocks: Iterable[list[str]], asked: Mapping[str, Any]
 ) -> Iterator[tuple[Score, Score]]:
-    """The plain score of each line, and the one that is asked for beside it."""
+    """Yield two scores of each line: the plain one, and the one that a flag asks for."""
     if (num_steps := asked["average"]) is not None:
         from thinwire.inference.load import load
 
@@ -184,7 +184,7 @@ def _to_file(
     context: str,
     mix: Callable[[Iterator[LineLogprobs]], Iterator[LineLogprobs]],
 ) -> Totals:
-    """Score with a bar, over the bytes read where each line is on its own."""
+    """Score to a file, with a progress bar over tokens (context text) or bytes (context line)."""
     from thinwire.console import progress_bar
     from thinwire.data.sources import total_bytes
     from thinwire.inference.score import line_logprobs
@@ -226,7 +226,7 @@ def _carried(
 
 
 def _say(totals: Totals, base: str, out: Path) -> None:
-    """What the file holds, on standard error."""
+    """Print the totals of the file on standard error."""
 
     from thinwire.console import print_line
 

@@ -149,7 +149,7 @@ class Normaliser:
     """The normalisation that SentencePiece applies to a text before it looks for pieces.
 
     Args:
-        spec: what `read_sentencepiece` keeps.
+        spec: the settings that `read_sentencepiece` has stored.
         user_defined: symbols that are not normalised.
     """
 

@@ -63,7 +63,7 @@ class Options:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How to prepare text with one tokenizer."""
+    """The functions that prepare text with one kind of tokenizer."""
 
     kind: str
     """The kind of tokenizer, as in `meta.json`."""

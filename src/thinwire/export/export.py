@@ -19,7 +19,7 @@ def export(model: TrainedModel, to: Format, out: str | Path, *, int8: bool = Fal
     """Write a trained model in the format of another tool, into a new folder.
 
     Args:
-        model: what `thinwire.load` returned.
+        model: a trained model, from `thinwire.load`.
         to: onnx, hf, icefall or words.
         out: the folder to create; it appears when it is complete.
         int8: with onnx, also write a second pair of files with 8-bit weights.

@@ -145,7 +145,7 @@ class Decoder:
         return hidden_BD, window_BW, number_B1.masked_fill(is_fresh_B[:, None], 0), *past
 
     def _last_line(self, prompt: Sequence[int]) -> list[int]:
-        """What comes after the last end-of-line."""
+        """The ids after the last end-of-line."""
         ends = [position for position, id in enumerate(prompt) if id == self.eos_id]
         return list(prompt[ends[-1] + 1 :] if ends else prompt)
 

@@ -35,7 +35,7 @@ LOWEST_TEMPERATURE = 1e-300
 
 @dataclass(frozen=True, kw_only=True)
 class Sampling:
-    """How the next token is chosen."""
+    """Settings for drawing the next token."""
 
     temperature: float = 0.8
     """Divides the logits. Below 1, probable tokens become more probable than the model says; 0:
@@ -45,7 +45,7 @@ class Sampling:
     top_p: float = 1.0
     """Draw from the smallest set of tokens whose probabilities add up to at least this."""
     seed: int = 1
-    """The same seed gives the same text."""
+    """Seed of the random draws; the same seed gives the same text."""
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.temperature < float("inf"):

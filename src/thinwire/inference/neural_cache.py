@@ -166,13 +166,13 @@ def cached_logprobs(
     eos_id: int,
     window: int,
 ) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
-    """What `logprobs` yields, with ln p_cache of each token after it.
+    """Yield the same as `logprobs`, with ln p_cache of each token in addition.
 
     Args:
         model: a trained model.
         ids: a text.
-        spans: what is to be scored; in text order where the histories are shared.
-        histories: what has been seen, which grows.
+        spans: (begin, end) of the parts to score; in text order if the histories are shared.
+        histories: the positions seen so far; new ones are added.
         thetas: for each of them p_cache is found.
         eos_id: the end-of-line token.
         window: tokens that a body without a state sees at a time.
@@ -200,7 +200,7 @@ def evaluate_cached(
     data: DataConfig,
     advance: Callable[[int], object] = lambda num_tokens: None,
 ) -> Evaluation:
-    """What `evaluate` finds, with a neural cache; see the top of this file."""
+    """The same as `evaluate`, with a neural cache; see the top of this file."""
     tally = Tally(unk_id, advance)
     for logprob_N, cache_GN, targets_N in _whole(
         model, ids, cache.size, [cache.theta], eos_id, data
@@ -228,7 +228,7 @@ def tuned(
         thetas: values of theta to try.
         weights: values of the weight to try.
         eos_id: the end-of-line token.
-        data: how the model was trained.
+        data: `context` and `length` of the training; see `evaluate`.
     """
     nats = dict.fromkeys(product(thetas, weights), 0.0)
     ids = ids[:TUNING_TOKENS]

@@ -46,12 +46,12 @@ CACHE_LINES = 1 << 10
 
 @dataclass(frozen=True)
 class Score:
-    """How probable some text is.
+    """The log-probability of a text, and the number of its tokens.
 
     Attributes:
         logprob: natural logarithm of its probability, ends of lines included.
         num_tokens: number of tokens, ends of lines included.
-        num_unknown: those of them outside the vocabulary.
+        num_unknown: number of these tokens that are unknown words.
     """
 
     logprob: float

@@ -17,7 +17,7 @@ def read_lines(
     """Yield the lines of some files, without their ends, in lists of about a megabyte.
 
     Args:
-        sources: what `find_sources` found.
+        sources: the files, from `find_sources`.
         wait: whether to wait until a block is full; if not, lines from a pipe are yielded as soon
             as the pipe is empty.
         advance: called with the number of bytes read from disk since the last call.

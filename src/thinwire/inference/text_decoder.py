@@ -33,7 +33,7 @@ class TextDecoder:
     Args:
         model: a trained model.
         tokenizer: its tokenizer.
-        data: how the model was trained: see `Decoder`.
+        data: `context` and `length` of the training; see `Decoder`.
     """
 
     def __init__(self, model: LanguageModel, tokenizer: Tokenizer, data: DataConfig) -> None:

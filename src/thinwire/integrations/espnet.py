@@ -24,7 +24,7 @@ class Scorer(BatchScorerInterface):
     """The natural-log probabilities of all next tokens, exact.
 
     Args:
-        model: what `thinwire.load` returned.
+        model: a trained model, from `thinwire.load`.
     """
 
     def __init__(self, model: TrainedModel) -> None:

@@ -63,7 +63,7 @@ class Model:
     """A trained model with the interface of `kenlm.Model`.
 
     Args:
-        model: a run folder, or what `thinwire.load` returned.
+        model: a run folder, or a trained model from `thinwire.load`.
     """
 
     def __init__(self, model: str | Path | TrainedModel) -> None:

@@ -25,7 +25,7 @@ class HarnessLM(LM):
     """A trained model with the interface that lm-eval calls.
 
     Args:
-        model: what `thinwire.load` returned.
+        model: a trained model, from `thinwire.load`.
     """
 
     def __init__(self, model: TrainedModel) -> None:

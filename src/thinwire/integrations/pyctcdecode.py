@@ -25,7 +25,7 @@ class WordModel:
     """A trained model with pyctcdecode's interface.
 
     Args:
-        model: what `thinwire.load` returned; its tokens should be words.
+        model: a trained model, from `thinwire.load`; its tokens should be words.
         alpha: weight of the language model.
         beta: added to the score for each word.
         unk_score_offset: added to the log-probability of words outside the vocabulary.

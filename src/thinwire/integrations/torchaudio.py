@@ -20,7 +20,7 @@ class DecoderLM(CTCDecoderLM):
     """A trained model that scores one word at a time for the decoder, in nats.
 
     Args:
-        model: what `thinwire.load` returned.
+        model: a trained model, from `thinwire.load`.
         words: the words of the decoder, in the order of its indices.
     """
 

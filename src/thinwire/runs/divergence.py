@@ -16,7 +16,7 @@ class LossWatch:
     """An exponential moving average of the loss, and the lowest value that it has had, in nats.
 
     Args:
-        loss: where both start: the loss of a model that knows nothing.
+        loss: the initial value of both: the loss of an untrained model.
     """
 
     def __init__(self, loss: float) -> None:
@@ -37,7 +37,7 @@ class LossWatch:
 
 
 def diverged_sentence(what: str, newest: int | None, best: int | None, optim: OptimConfig) -> str:
-    """What is wrong, what was saved, and which settings to try.
+    """The sentence for the user: what is wrong, what was saved, and which settings to try.
 
     Args:
         what: what is wrong with the loss.

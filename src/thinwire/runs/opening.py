@@ -89,7 +89,7 @@ def summary(
 def resume_sentences(
     path: Path, step: int | None, *, is_spent: bool, stopped_early: str | None
 ) -> Iterator[str]:
-    """Where a resumed run continues, and why it may end at once.
+    """Sentences about where a resumed run continues, and why it may end at once.
 
     Args:
         path: the run folder.

@@ -46,7 +46,7 @@ class Recorder:
 
     @property
     def display(self) -> TrainingDisplay:
-        """What people see; there is one while the record is open."""
+        """The display of the progress, which exists while the record is open."""
         assert self._display is not None, "the record is not open"
         return self._display
 
@@ -75,7 +75,7 @@ class Recorder:
 
         Args:
             reason: why the run has ended.
-            wire: what all workers have sent, as `Run.wire` has it.
+            wire: bytes sent and seconds waited by all workers; see `Run.wire`.
             interrupted: whether the user has stopped the run, so that it can be resumed.
             out_of_patience: whether it ended because evaluations found no new best.
         """

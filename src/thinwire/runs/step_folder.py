@@ -102,7 +102,7 @@ def read_step(folder: Path, step: int) -> Checkpoint:
 
 
 def read_manifest(folder: Path, step: int) -> dict[str, Any]:
-    """What `checksums.json` says: `best`, and the checksum of each of the `files`.
+    """Read `checksums.json`: whether the step is `best`, and the checksums of its `files`.
 
     Raises:
         Damaged: it is missing, or is not that of this step.
