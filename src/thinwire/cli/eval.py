@@ -76,8 +76,8 @@ def evaluate(
     cache
         Measure with a neural cache of this many positions too, in rows of its own.
     dynamic
-        Measure too while a copy of the model learns from the text, a step after each so many tokens
-        are scored, in rows of its own.
+        Measure also with a copy of the model that learns from the text, in rows of its own. It
+        takes a step each time after this many tokens are scored.
     arpa
         Measure an n-gram model in ARPA format alone and interpolated with the model too, in rows of
         their own. Its words are the model's tokens.

@@ -88,7 +88,7 @@ def score(
         positions, which remembers the lines before it.
     dynamic
         Print a further number per line: its log-probability by a copy of the model that learns from
-        the lines before, a step after each so many tokens.
+        the lines before; it takes a step each time after this many tokens.
     as_json
         Print one JSON object per line, with the keys logprob, num_tokens and num_unknown; with
         --tokens also tokens and logprobs; with --average, --cache or --dynamic also

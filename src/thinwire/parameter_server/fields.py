@@ -18,7 +18,7 @@ def as_bytes(text: str) -> Tensor:
 
 
 def mask_bytes(num_rows: int) -> int:
-    """The size of a mask of so many rows: a bit each."""
+    """The size in bytes of a mask with one bit per row."""
     return (num_rows + 7) // 8
 
 
