@@ -83,7 +83,7 @@ class ZeroMQListener(Listener):
             self._socket.curve_secretkey = key.secret
             self._socket.curve_publickey = key.public
         try:
-            self._socket.bind(f"tcp://{_numeric(host)}:{port}")
+            self._socket.bind(f"tcp://{_ip_address(host)}:{port}")
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise UserError(f"cannot listen on {listen}: {error.strerror}") from None
@@ -152,7 +152,7 @@ class ZeroMQConnection(Connection):
             self._socket.curve_serverkey = key.public
             self._socket.curve_secretkey = key.secret
             self._socket.curve_publickey = key.public
-        self._socket.connect(f"tcp://{_numeric(host)}:{port}")
+        self._socket.connect(f"tcp://{_ip_address(host)}:{port}")
 
     def send(self, message: Tensor) -> None:
         """See `Connection`."""
@@ -222,10 +222,10 @@ def split_address(address: str) -> tuple[str, int]:
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or IP address is a loopback address of this machine."""
-    return ip_address(_numeric(host).strip("[]")).is_loopback
+    return ip_address(_ip_address(host).strip("[]")).is_loopback
 
 
-def _numeric(host: str) -> str:
+def _ip_address(host: str) -> str:
     """The IP address of a host, which ZeroMQ needs to bind; * becomes 0.0.0.0."""
     if host == "*":
         return "0.0.0.0"
@@ -244,7 +244,7 @@ def _socket(
 ) -> zmq.Socket[bytes]:
     socket = context.socket(kind)
     socket.linger = LINGER_MILLISECONDS
-    socket.setsockopt(zmq.IPV6, int(":" in _numeric(host)))
+    socket.setsockopt(zmq.IPV6, int(":" in _ip_address(host)))
     return socket
 
 
