@@ -159,9 +159,9 @@ def test_strings_that_need_escapes(text: str) -> None:
 def test_an_exchange_refuses_what_another_has(kind: Any, settings: dict[str, Any]) -> None:
     (name,) = settings
     with pytest.raises(UserError, match=rf"exchange\.{name} is .* the exchange {kind} has no such"):
-        ExchangeConfig(kind=kind, **settings).require_own()
+        ExchangeConfig(kind=kind, **settings).require_applicable()
     for other in (*KINDS_OF[name], "auto"):
-        ExchangeConfig(kind=other, **settings).require_own()
+        ExchangeConfig(kind=other, **settings).require_applicable()
 
 
 @pytest.mark.parametrize(

@@ -16,9 +16,9 @@ from thinwire.language_model import EMBEDDING, NGRAMS, LanguageModel, Task
 from thinwire.loss.config import LossConfig
 from thinwire.matmul import ONEDNN_KNOWS_BF16
 from thinwire.models.config import ModelConfig
-from thinwire.models.contract import State, restart
+from thinwire.models.contract import State, reset_streams
 from thinwire.models.dropout import DropoutMasks
-from thinwire.models.ngrams import add_up
+from thinwire.models.ngrams import sum_rows
 
 torch.set_num_threads(1)
 
@@ -108,11 +108,11 @@ def densely(
     model.zero_grad()
     embedding_VE = parameters[EMBEDDING]
     if state is not None and batch.fresh_B is not None:
-        state = restart(state, batch.fresh_B)
+        state = reset_streams(state, batch.fresh_B)
     more_BTE = None
     if model.ngrams is not None:
         found = model.ngrams.rows(_tokens(batch), batch.inputs_BT.shape[1])
-        more_BTE = add_up(model.ngrams.weight, *found)
+        more_BTE = sum_rows(model.ngrams.weight, *found)
     x_BTE = model.body.embed(embedding_VE, batch.inputs_BT, more_BTE)
     hidden_BTD, _ = model.body(x_BTE, state, None)
     at = batch.targets_BT >= 0
@@ -227,7 +227,7 @@ def test_a_state_set_back_has_no_n_grams(kind: str) -> None:
     ids_BT = BATCHES["plain"].inputs_BT
     _, state = model.hidden(ids_BT, None)
     assert state[0].dtype == torch.int64
-    again, _ = model.hidden(ids_BT, restart(state, torch.tensor([True, False])))
+    again, _ = model.hidden(ids_BT, reset_streams(state, torch.tensor([True, False])))
     afresh, _ = model.hidden(ids_BT, None)
     carried, _ = model.hidden(ids_BT, state)
     torch.testing.assert_close(again[0], afresh[0])

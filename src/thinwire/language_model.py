@@ -27,11 +27,11 @@ from thinwire.loss.sampled import SampledSoftmax
 from thinwire.models.adapters import Adapter
 from thinwire.models.causal_conv import CausalConv
 from thinwire.models.config import CLASS_SEPARATOR, ModelConfig
-from thinwire.models.contract import Body, State, restart
+from thinwire.models.contract import Body, State, reset_streams
 from thinwire.models.custom import check_body, load_custom_body
 from thinwire.models.dropout import DropoutMasks
 from thinwire.models.lstm import LSTM
-from thinwire.models.ngrams import NO_TOKEN, Ngrams, add_up
+from thinwire.models.ngrams import NO_TOKEN, Ngrams, sum_rows
 from thinwire.models.transformer import Transformer
 from thinwire.seeds import torch_generator
 from thinwire.touched import Touched
@@ -255,13 +255,13 @@ class LanguageModel(nn.Module):
         """
         batch = task.batch
         if state is not None and batch.fresh_B is not None:
-            state = restart(state, batch.fresh_B)
+            state = reset_streams(state, batch.fresh_B)
         rows = {**rows, **self._read_frozen(task)}
         embedding_RE = rows[EMBEDDING]
         with torch.autocast(embedding_RE.device.type, torch.bfloat16, enabled=self.in_bf16):
             if self.input_adapter is not None:
                 embedding_RE = self.input_adapter(embedding_RE)
-            more_BTE = None if task.ngrams is None else add_up(rows[NGRAMS], *task.ngrams)
+            more_BTE = None if task.ngrams is None else sum_rows(rows[NGRAMS], *task.ngrams)
             x_BTE = self.body.embed(embedding_RE, task.input_rows_BT, more_BTE)
             hidden_BTD, after = self._through_body(x_BTE, state, dropout)
         targets_N = batch.targets_BT >= 0
@@ -294,7 +294,7 @@ class LanguageModel(nn.Module):
                 past, state = (state[:1], state[1:]) if state else ((nothing_BP,), None)
             tokens_BS = torch.cat([*past, inputs_BT + 1], dim=1)
             past = (tokens_BS[:, T:],) if P else ()
-            more_BTE = add_up(self.ngrams.weight, *self.ngrams.rows(tokens_BS, T))
+            more_BTE = sum_rows(self.ngrams.weight, *self.ngrams.rows(tokens_BS, T))
         hidden_BTD, after = self._through_body(self._embedded(inputs_BT, more_BTE), state, None)
         return hidden_BTD, (*past, *after)
 
@@ -304,12 +304,12 @@ class LanguageModel(nn.Module):
             return None, state
         return state[0] - 1, state[1:]
 
-    def empty_window(self, num_rows: int, length: int) -> State | None:
+    def empty_cache(self, num_rows: int, length: int) -> State | None:
         """What `hidden_in_window` begins with; None: nothing is kept of a window, which is read
         anew, as with n-grams, which need its tokens."""
         if self.ngrams is not None or not isinstance(self.body, Transformer):
             return None
-        return self.body.empty_window(num_rows, length, self.embedding.weight)
+        return self.body.empty_cache(num_rows, length, self.embedding.weight)
 
     @torch.no_grad()
     def hidden_in_window(
@@ -317,7 +317,7 @@ class LanguageModel(nn.Module):
     ) -> tuple[Tensor, State]:
         """`hidden` of word ids that follow what a window holds already; see `Transformer`."""
         assert isinstance(self.body, Transformer)
-        hidden_BTD, past = self.body.read_on(self._embedded(inputs_BT), past, first_B1)
+        hidden_BTD, past = self.body.forward_with_cache(self._embedded(inputs_BT), past, first_B1)
         return self._adapted(hidden_BTD), past
 
     def _embedded(self, inputs_BT: Tensor, more_BTE: Tensor | None = None) -> Tensor:

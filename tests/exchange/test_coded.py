@@ -123,7 +123,7 @@ def test_rounding_differs_from_message_to_message_and_from_worker_to_worker() ->
         alone.rank = rank
         coded, found = CodedCollective(alone, "int8", seed=1), []
         for step in steps:
-            coded.at_step(step)
+            coded.set_step(step)
             found.append(bytes(coded.encode([torch.linspace(-1.0, 1.0, 100)]).tolist()))
         return found
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from thinwire.exchange.unshared_rows import (
     MergedRows,
     UnsharedRows,
-    announced_ids,
-    announcement,
+    decode_announcement,
+    encode_announcement,
     unshared_rows,
 )
 from thinwire.touched import Touched
@@ -38,10 +38,10 @@ def touched(shared: list[int], own: list[int]) -> Touched:
 def exchanged(steps: list[Touched]) -> list[list[MergedRows]]:
     """For each worker, its groups merged with what all have announced."""
     groups_of = [unshared_rows(step) for step in steps]
-    messages = [announcement(groups) for groups in groups_of]
+    messages = [encode_announcement(groups) for groups in groups_of]
     merged = []
     for groups in groups_of:
-        ids_of = [announced_ids(message, groups) for message in messages]
+        ids_of = [decode_announcement(message, groups) for message in messages]
         merged.append([MergedRows.of(g, [ids[i] for ids in ids_of]) for i, g in enumerate(groups)])
     return merged
 
@@ -75,7 +75,7 @@ def assert_adds_up(steps: list[Touched]) -> None:
                 parts = list(zip(groups, gradients, strict=True))
                 own_of = [own.of(gradient[name]) for own, gradient in parts]
                 shared = sum((g[name][:num_shared] for g in gradients), torch.zeros(()))
-                found = group.added_up(shared, own_of)
+                found = group.sum_by_row(shared, own_of)
                 assert len(found) == len(group.ids) == len(group.ids.unique())
                 dense = sum(
                     scattered(step, name, gradient[name])
@@ -140,19 +140,19 @@ def test_tables_of_which_all_is_touched_need_no_ids() -> None:
     step = Touched({"embedding": int64([2]), "weight": None, "bias": None})
     assert [group.names for group in unshared_rows(step)] == [("embedding",)]
     assert not unshared_rows(Touched({"weight": None}))
-    assert not len(announcement([]))
+    assert not len(encode_announcement([]))
 
 
 def test_an_announcement_has_the_bytes_documented() -> None:
     groups = unshared_rows(touched([1, 2], [9, 5]))
-    assert len(announcement(groups)) == 2 * encoded_bytes(2, 4) == 2 * (8 + 8 + 1)
+    assert len(encode_announcement(groups)) == 2 * encoded_bytes(2, 4) == 2 * (8 + 8 + 1)
 
 
 def test_shared_rows_keep_their_order() -> None:
     group = UnsharedRows(("a",), int64([9, 3]), int64([1]), int64([0]))
     merged = MergedRows.of(group, [int64([1]), int64([0, 1])])
     assert merged.ids.tolist() == [9, 3, 0, 1]
-    found = merged.added_up(
+    found = merged.sum_by_row(
         torch.tensor([90.0, 30.0]), [torch.tensor([1.0]), torch.tensor([5.0, 2.0])]
     )
     assert found.tolist() == [90.0, 30.0, 5.0, 3.0]

@@ -16,13 +16,13 @@ def test_a_token_costs_one_position_and_half_a_window_at_its_end(
 ) -> None:
     model = trained(kind="transformer")
     computed: list[int] = []
-    read_on = Transformer.read_on
+    forward_with_cache = Transformer.forward_with_cache
 
     def counted(self, x_BTE, past, first_B1):
         computed.append(x_BTE.shape[1])
-        return read_on(self, x_BTE, past, first_B1)
+        return forward_with_cache(self, x_BTE, past, first_B1)
 
-    monkeypatch.setattr(Transformer, "read_on", counted)
+    monkeypatch.setattr(Transformer, "forward_with_cache", counted)
     monkeypatch.setattr(Transformer, "forward", None)  # the parallel form is not used
     state = model.start()
     for _ in range(2 * LENGTH):
@@ -51,5 +51,5 @@ def test_rows_whose_windows_move_at_different_times(trained) -> None:
 
 def test_many_prompts_are_read_without_their_windows(trained, monkeypatch) -> None:
     model = trained(kind="transformer")
-    monkeypatch.setattr(Transformer, "read_on", None)
+    monkeypatch.setattr(Transformer, "forward_with_cache", None)
     assert len(model.next(["The cat", "The"] * 3, 2)) == 6

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from thinwire.models.causal_conv import CausalConv
-from thinwire.models.contract import State, restart
+from thinwire.models.contract import State, reset_streams
 from thinwire.models.dropout import DropoutMasks
 from thinwire.seeds import torch_generator
 
@@ -123,7 +123,7 @@ def test_a_token_changes_what_follows_and_nothing_before(window: int) -> None:
 def test_restarted_streams_begin_afresh_and_others_go_on() -> None:
     made, ids_BT = body(), words(3, 9)
     _, state = run(made, words(3, 20, seed=3))
-    mixed, _ = run(made, ids_BT, restart(state, torch.tensor([False, True, False])))
+    mixed, _ = run(made, ids_BT, reset_streams(state, torch.tensor([False, True, False])))
     torch.testing.assert_close(mixed[1], run(made, ids_BT)[0][1])
     torch.testing.assert_close(mixed[[0, 2]], run(made, ids_BT, state)[0][[0, 2]])
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from thinwire.models.contract import restart
+from thinwire.models.contract import reset_streams
 from thinwire.models.dropout import DropoutMasks
 from thinwire.models.lstm import LSTM
 from thinwire.seeds import torch_generator
@@ -57,7 +57,7 @@ def test_restarted_streams_begin_afresh_and_others_go_on() -> None:
     made, x_BTE = body(), words(3, 4)
     _, state = made(words(3, 2), None, None)
     fresh = torch.tensor([False, True, False])
-    mixed, _ = made(x_BTE, restart(state, fresh), None)
+    mixed, _ = made(x_BTE, reset_streams(state, fresh), None)
     torch.testing.assert_close(mixed[1], made(x_BTE, None, None)[0][1])
     torch.testing.assert_close(mixed[[0, 2]], made(x_BTE, state, None)[0][[0, 2]])
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from thinwire.models.ngrams import NO_TOKEN, SCALE, Ngrams, add_up
+from thinwire.models.ngrams import NO_TOKEN, SCALE, Ngrams, sum_rows
 
 WORD = 1 << 64
 
@@ -92,8 +92,8 @@ def test_rows_are_used_evenly_and_signs_are_fair() -> None:
 def test_signed_rows_of_all_orders_are_added_up() -> None:
     made, tokens_BS = ngrams(3), tokens(2, 8)
     rows_BTK, factor_BTK = made.rows(tokens_BS, 6)
-    sums_BTE = add_up(made.weight, rows_BTK, factor_BTK)
+    sums_BTE = sum_rows(made.weight, rows_BTK, factor_BTK)
     expected_BTE = (made.weight[rows_BTK] * factor_BTK[..., None]).sum(2)
     torch.testing.assert_close(sums_BTE, expected_BTE)
-    assert torch.equal(add_up(Ngrams(50, 4, 3).weight, rows_BTK, factor_BTK),
+    assert torch.equal(sum_rows(Ngrams(50, 4, 3).weight, rows_BTK, factor_BTK),
                        torch.zeros(2, 6, 4))  # fmt: skip

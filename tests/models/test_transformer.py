@@ -124,11 +124,11 @@ def test_hidden_states_start_with_length_one() -> None:
 @pytest.mark.parametrize("pieces", [[7], [1] * 7, [3, 1, 3], [1, 6]], ids=str)
 def test_read_piece_by_piece_it_is_the_parallel_form(pieces: list[int]) -> None:
     made, x_BTE = body(3), words(2, 7, 3)
-    past, read, found = made.empty_window(2, 9, x_BTE), 0, []
+    past, read, found = made.empty_cache(2, 9, x_BTE), 0, []
     for T in pieces:
         before = [part.clone() for part in past]
         first_B1 = torch.full((2, 1), read)
-        hidden_BTD, after = made.read_on(x_BTE[:, read : read + T], past, first_B1)
+        hidden_BTD, after = made.forward_with_cache(x_BTE[:, read : read + T], past, first_B1)
         assert all(torch.equal(part, copy) for part, copy in zip(past, before, strict=True))
         assert all(part.shape[:2] == (2, 2) for part in after)  # streams, then layers
         found.append(hidden_BTD)
@@ -139,9 +139,11 @@ def test_read_piece_by_piece_it_is_the_parallel_form(pieces: list[int]) -> None:
 def test_streams_of_a_window_stand_at_places_of_their_own() -> None:
     """And what a window held beyond its place is not looked at."""
     made, x_BTE = body(), words(2, 6)
-    _, past = made.read_on(x_BTE, made.empty_window(2, 6, x_BTE), torch.zeros(2, 1, dtype=int))
+    _, past = made.forward_with_cache(
+        x_BTE, made.empty_cache(2, 6, x_BTE), torch.zeros(2, 1, dtype=int)
+    )
     next_B1E = words(2, 7)[:, 6:]
-    hidden_B1D, _ = made.read_on(next_B1E, past, torch.tensor([[4], [1]]))
+    hidden_B1D, _ = made.forward_with_cache(next_B1E, past, torch.tensor([[4], [1]]))
     for row, number in enumerate([4, 1]):
         read = torch.cat([x_BTE[row : row + 1, :number], next_B1E[row : row + 1]], 1)
         torch.testing.assert_close(hidden_B1D[row], hidden(made, read)[0, -1:])

@@ -1,1 +1,1 @@
-"""Exchanges: how a step's gradients become agreed parameters."""
+"""Exchanges turn the gradients of a step into parameters on which all workers agree."""

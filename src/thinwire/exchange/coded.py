@@ -42,8 +42,8 @@ class CodedCollective:
         self._codec, self._sums_codec = make_codec(codec), sums_codec(codec)
         self._seed, self._step, self._num_messages = seed, 0, 0
 
-    def at_step(self, step: int) -> None:
-        """Restart the numbering of messages at each step, so that a resumed run rounds alike."""
+    def set_step(self, step: int) -> None:
+        """Number messages anew at each step, so that a resumed run rounds like an unbroken one."""
         if step != self._step:
             self._step, self._num_messages = step, 0
 

@@ -140,7 +140,7 @@ class ExchangeConfig:
             if not getattr(self, name) >= 0:
                 raise UserError(f"exchange.{name} is {getattr(self, name)}, and must be 0 or more")
 
-    def require_own(self) -> None:
+    def require_applicable(self) -> None:
         """Refuse settings that belong to other exchanges only.
 
         Raises:

@@ -54,7 +54,7 @@ class Local(Exchange):
         self.updater.flush()
 
     def merge_optimizers(self) -> None:
-        """Nothing to do: there is one worker."""
+        """Nothing to do: there are no other workers."""
 
     def state(self) -> ExchangeState:
         """Empty: the run saves the optimisers' state itself."""

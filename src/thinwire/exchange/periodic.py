@@ -230,7 +230,7 @@ class Periodic(Exchange):
                 self._changed[names].index_fill_(0, ids.cpu(), True)
 
     def _start_turn(self, turn: Turn) -> None:
-        self._coded.at_step(self._step)
+        self._coded.set_step(self._step)
         ids = {group: turn.rows.ids_where(changed) for group, changed in self._changed.items()}
         own: dict[str, Tensor] = {}
         deltas, growth = [], []

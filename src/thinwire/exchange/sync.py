@@ -37,8 +37,8 @@ from thinwire.exchange.hidden import HiddenBlocks, Selection
 from thinwire.exchange.unshared_rows import (
     MergedRows,
     UnsharedRows,
-    announced_ids,
-    announcement,
+    decode_announcement,
+    encode_announcement,
     unshared_rows,
 )
 from thinwire.optim.updater import Updater, take_gradients
@@ -56,7 +56,7 @@ class _AnnouncedIds(Pending[list[list[Tensor]]]):
     def wait(self) -> list[list[Tensor]]:
         if self._ids_by_rank is None:
             messages = self._messages.wait()
-            self._ids_by_rank = [announced_ids(message, self._groups) for message in messages]
+            self._ids_by_rank = [decode_announcement(message, self._groups) for message in messages]
         return self._ids_by_rank
 
 
@@ -141,7 +141,7 @@ class Sync(Exchange):
     def announce(self, touched: Touched) -> None:
         """Send the ids of the rows that the other workers cannot know."""
         groups = unshared_rows(touched)
-        messages = self.collective.all_gather(announcement(groups))
+        messages = self.collective.all_gather(encode_announcement(groups))
         self._next = _Step(touched, groups, _AnnouncedIds(messages, groups))
 
     def fetch(self, touched: Touched) -> dict[str, Tensor]:
@@ -151,7 +151,7 @@ class Sync(Exchange):
         step, self._next = self._next, None
         assert step is not None
         self._step, self._early = step, None
-        self._coded.at_step(self._step_number)
+        self._coded.set_step(self._step_number)
         rows = self.updater.rows(touched)
         early = step.early()
         waiting = set(early)
@@ -176,7 +176,7 @@ class Sync(Exchange):
         step, selection = self._step, self._hidden.select(self._step_number)
         assert step is not None, "fetch comes before push"
         assert step.touched is touched, "what is pushed is what was fetched"
-        while self._hooks:  # they hold the rows, and the rows hold them
+        while self._hooks:  # rows and hooks refer to each other
             self._hooks.pop().remove()
         early = self._early or self._send(step, step.early(), rows)
         late = self._send(step, step.late(), rows, selection, take_gradients(blocks))
@@ -366,7 +366,7 @@ class Sync(Exchange):
             shapes = [self._rows_shape(name, group.ids_of[rank]) for group, name in tables]
             values_of.append(self._coded.decode(message, shapes))
         for index, (group, name) in enumerate(tables):
-            merged[name] = group.added_up(merged[name], [values[index] for values in values_of])
+            merged[name] = group.sum_by_row(merged[name], [values[index] for values in values_of])
 
     def _count_dense(self) -> None:
         """What this worker would have sent, had all parameters gone in fp32 by an all-reduce."""

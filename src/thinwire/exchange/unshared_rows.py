@@ -51,12 +51,12 @@ def unshared_rows(touched: Touched) -> list[UnsharedRows]:
     return own
 
 
-def announcement(own: Sequence[UnsharedRows]) -> Tensor:
+def encode_announcement(own: Sequence[UnsharedRows]) -> Tensor:
     """The ids of all unshared rows, encoded."""
     return joined([encode_ids(group.ids_O) for group in own])
 
 
-def announced_ids(message: Tensor, own: Sequence[UnsharedRows]) -> list[Tensor]:
+def decode_announcement(message: Tensor, own: Sequence[UnsharedRows]) -> list[Tensor]:
     """Decode the ids `[O]` of each group that a worker announced."""
     ids = []
     for group in own:
@@ -85,7 +85,7 @@ class MergedRows:
         """All rows, `[S + U]`."""
         return torch.cat([self.group.shared_S, self.ids_U])
 
-    def added_up(self, shared_S: Tensor, own_of: Sequence[Tensor]) -> Tensor:
+    def sum_by_row(self, shared_S: Tensor, own_of: Sequence[Tensor]) -> Tensor:
         """Gradients of all rows: the sum of the shared ones, then the sums of the unshared ones.
 
         The unshared rows are added in the order of the ranks.

@@ -28,7 +28,7 @@ from thinwire.data.tokenizers import Tokenizer
 from thinwire.errors import UserError
 from thinwire.inference.windows import CHUNK_POSITIONS, Windows
 from thinwire.language_model import LanguageModel
-from thinwire.models.contract import State, restart
+from thinwire.models.contract import State, reset_streams
 
 Words = list[str] | list[int] | Tensor
 """Words or token ids, one for each member of a batch."""
@@ -140,7 +140,7 @@ class Decoder:
 
     def _restarted(self, state: State, is_fresh_B: Tensor) -> State:
         if self.model.body.carries_state:
-            return restart(state, is_fresh_B)
+            return reset_streams(state, is_fresh_B)
         hidden_BD, window_BW, number_B1, *past = state
         return hidden_BD, window_BW, number_B1.masked_fill(is_fresh_B[:, None], 0), *past
 

@@ -88,7 +88,7 @@ class Windows:
         found = []
         for window_bW, number_b1 in self._chunks(window_BW, number_B1):
             inputs_bT = window_bW[:, : int(number_b1.max())]
-            past = self.model.empty_window(len(inputs_bT), self.length)
+            past = self.model.empty_cache(len(inputs_bT), self.length)
             if past is None:
                 hidden_bTD, after = self.model.hidden(inputs_bT, None)
             else:

@@ -124,7 +124,7 @@ def start_server(
     Raises:
         UserError: the user can correct the cause.
     """
-    replace(config.exchange, kind="async").require_own()
+    replace(config.exchange, kind="async").require_applicable()
     index, count = _shard(shard)
     addresses = [address for address in servers.split(",") if address]
     if index == 0 and count > 1 and len(addresses) != count:

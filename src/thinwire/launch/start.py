@@ -44,7 +44,7 @@ def start(
     Raises:
         UserError: the user can correct the cause.
     """
-    config.exchange.require_own()
+    config.exchange.require_applicable()
     if under_torchrun():
         if config.run.workers not in (1, world_size()):
             raise UserError(

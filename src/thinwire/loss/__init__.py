@@ -1,1 +1,1 @@
-"""Losses over the vocabulary: hidden states in, nats out. Each knows the rows it touches first."""
+"""Losses over the vocabulary, in nats. Each first plans the output rows that it touches."""

@@ -22,10 +22,10 @@ from thinwire.loss.contract import LossPlan
 from thinwire.loss.output import Output
 from thinwire.loss.precision import full_precision
 
-# Where the head and the clusters end, as shares of the vocabulary: the cuts that PyTorch's users
-# commonly choose for vocabularies between 30 k and 270 k words.
+# The ends of the head and of the clusters, as fractions of the vocabulary. They are common choices
+# for vocabularies between 30 k and 270 k words.
 CUTS = (0.03, 0.15, 0.5)
-# How much narrower each cluster is than the one before it: PyTorch's own default.
+# The factor by which each cluster is narrower than the previous one: PyTorch's default.
 NARROWING = 4
 
 

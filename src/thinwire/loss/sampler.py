@@ -150,7 +150,7 @@ def _inclusion(lengths: Floats) -> Floats:
     ends = np.cumsum(lengths)
     starts = ends - lengths
     boundary = np.floor(ends)
-    before = np.clip(boundary - starts, 0.0, lengths)  # the part before the last boundary inside
+    before = np.clip(boundary - starts, 0.0, lengths)  # before the interval's last boundary
     after = lengths - before
     return lengths - before * after
 

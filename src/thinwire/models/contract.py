@@ -82,6 +82,6 @@ class Body(nn.Module, ABC):
         """
 
 
-def restart(state: State, fresh_B: Tensor) -> State:
+def reset_streams(state: State, fresh_B: Tensor) -> State:
     """The state with the marked streams reset to the beginning, which is zero."""
     return tuple(s.masked_fill(fresh_B.view(-1, *[1] * (s.dim() - 1)), 0.0) for s in state)

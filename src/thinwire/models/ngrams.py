@@ -67,7 +67,7 @@ class Ngrams(nn.Module):
         return (hash_BTK & _MOST) % len(self.weight), factor_BTK
 
 
-def add_up(rows_GE: Tensor, at_BTK: Tensor, factor_BTK: Tensor) -> Tensor:
+def sum_rows(rows_GE: Tensor, at_BTK: Tensor, factor_BTK: Tensor) -> Tensor:
     """The sum over the orders, `[B, T, E]`, of the rows `at_BTK` times their factors."""
     B, T, K = at_BTK.shape
     factor_NK = factor_BTK.view(-1, K).to(rows_GE.dtype)

@@ -59,19 +59,21 @@ class Transformer(Body):
         x_BTD = self.norm(x_BTD)
         return (dropout.drop(x_BTD) if dropout else x_BTD), ()
 
-    def empty_window(self, num_streams: int, length: int, like: Tensor) -> State:
+    def empty_cache(self, num_streams: int, length: int, like: Tensor) -> State:
         """Zero tensors for the keys and values of all layers, `[B, L, H, W, K]` each."""
         first = self.layers[0]
         assert isinstance(first, _Block)
         shape = num_streams, len(self.layers), first.heads, length, first.head_width
         return like.new_zeros(shape), like.new_zeros(shape)
 
-    def read_on(self, x_BTE: Tensor, past: State, first_B1: Tensor) -> tuple[Tensor, State]:
-        """The result of `forward` for the next tokens of a window, from the past keys and values.
+    def forward_with_cache(
+        self, x_BTE: Tensor, past: State, first_B1: Tensor
+    ) -> tuple[Tensor, State]:
+        """`forward` for the next tokens of a window, from the keys and values of earlier ones.
 
         Args:
             x_BTE: embedded words, as `embed` returns them.
-            past: keys and values from `empty_window` or an earlier call. They are not changed.
+            past: keys and values from `empty_cache` or an earlier call. They are not changed.
             first_B1: the position of the first of these words in its window, from 0. `past` is not
                 read at this and later positions.
 

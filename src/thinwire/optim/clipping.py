@@ -49,7 +49,7 @@ def clip_gradients(gradients: Iterable[Tensor], max_norm: float) -> Tensor:
     values = [_values(gradient) for gradient in gradients]
     norm = get_total_norm(values)
     factor = max_norm / (norm + 1e-6)
-    if max_norm > 0 and not factor >= 1.0:  # also where it is not a number
+    if max_norm > 0 and not factor >= 1.0:  # also if it is NaN
         for value in values:
             value.mul_(factor.to(value.device))
     return norm

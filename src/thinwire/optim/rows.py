@@ -188,7 +188,7 @@ def write(table: Tensor, ids_R: Tensor | None, rows_R: Tensor) -> None:
     """Write back rows that `read` returned."""
     if ids_R is None:
         return
-    if _in_sixteen_bytes(table):
+    if _fits_complex128(table):
         # index_copy_ goes element by element, so larger elements make it faster: 2000 rows of 256
         # on one core take 0.19 ms as floats, 0.07 ms as complex doubles (0.33, 0.22 ms uncached).
         table, rows_R = table.view(torch.complex128), rows_R.view(torch.complex128)
@@ -243,7 +243,7 @@ def mean_square(rows_R: Tensor) -> Tensor:
     return norm_R.square_().div_(num_columns)
 
 
-def _in_sixteen_bytes(table: Tensor) -> bool:
+def _fits_complex128(table: Tensor) -> bool:
     return (
         table.device.type == "cpu"
         and table.dtype is torch.float32

@@ -131,8 +131,10 @@ def sync_seconds(
     """Seconds of a step, and the fraction of the time on the wire that is hidden."""
     early, late = sent.early / link.rate, sent.late / link.rate
     latency = SYNC_MESSAGES * link.latency_seconds
-    spent = _exchanging(machine, sent, codec)
-    step = machine.touch + machine.forward + machine.backward + _update(machine, sent) + spent
+    spent = _exchange_cpu_seconds(machine, sent, codec)
+    step = (
+        machine.touch + machine.forward + machine.backward + _update_seconds(machine, sent) + spent
+    )
     if delay:
         exposed = max(0.0, early - machine.backward, early + late + latency - step)
     else:
@@ -145,7 +147,7 @@ def periodic_seconds(
 ) -> tuple[float, float]:
     """Mean seconds of a step, and the fraction of the time on the wire that is hidden."""
     merging = MERGING * sent.merged * machine.update_row
-    spent = _exchanging(machine, sent, codec)
+    spent = _exchange_cpu_seconds(machine, sent, codec)
     computing = machine.step + merging + spent
     wire = sent.up / link.rate
     exposed = max(0.0, wire - computing)
@@ -158,12 +160,12 @@ def async_seconds(
     machine: Machine, sent: Sent, codec: str, link: Link, workers: int, servers: int = 1
 ) -> tuple[float, float]:
     """Seconds of a step of one worker, and the fraction of the time on the wire that is hidden."""
-    spent = _messages(machine, sent, codec)
+    spent = _message_cpu_seconds(machine, sent, codec)
     computing = machine.touch + machine.forward + machine.backward + spent
     up, awaited = sent.up / link.rate, sent.awaited / link.rate
     # A worker exchanges messages with all servers at once, over a link of its own.
     own_link = (up + awaited) * (1.0 - 1.0 / servers)
-    stations = [up / servers, (_update(machine, sent) + spent) / servers, awaited / servers]
+    stations = [up / servers, (_update_seconds(machine, sent) + spent) / servers, awaited / servers]
     step = queueing_seconds(computing + own_link + 2.0 * link.latency_seconds, stations, workers)
     step = max(step, workers * sent.down / (servers * link.rate))
     wire = (sent.up + sent.down) / link.rate
@@ -187,7 +189,7 @@ def queueing_seconds(thinking: float, stations: Sequence[float], customers: int)
     return cycle
 
 
-def _update(machine: Machine, sent: Sent) -> float:
+def _update_seconds(machine: Machine, sent: Sent) -> float:
     """Seconds to update the merged rows of all workers (sync), or the rows of one worker."""
     return machine.update + max(0.0, sent.rows - machine.rows) * machine.update_row
 
@@ -197,12 +199,12 @@ def _hidden_share(exposed: float, wire: float) -> float:
     return max(0.0, 1.0 - exposed / wire) if wire else 1.0
 
 
-def _exchanging(machine: Machine, sent: Sent, codec: str) -> float:
+def _exchange_cpu_seconds(machine: Machine, sent: Sent, codec: str) -> float:
     """CPU seconds that a worker spends on the exchange with other workers."""
     return machine.exchange_byte[codec] * (sent.up + sent.down) + machine.round * sent.rounds
 
 
-def _messages(machine: Machine, sent: Sent, codec: str) -> float:
+def _message_cpu_seconds(machine: Machine, sent: Sent, codec: str) -> float:
     """CPU seconds that a worker or a server spends on the messages of a step.
 
     Each of them either encodes or decodes a value, so it spends half of `code_byte`.

@@ -201,10 +201,10 @@ class TrafficCounter:
             asked, ahead, changed = 0, 0.0, 1.0
             if not everything:
                 asked = pull_bytes(len(names), groups)
-                new = 1.0 - _common(touched, [steps[number - 1]])
+                new = 1.0 - _common_fraction(touched, [steps[number - 1]])
                 ahead = new * rows_bytes(parameters.whole, masked, shapes)
                 others = [*steps[number + 1 :], *steps[:number]]
-                changed = _common(touched, others[:num_workers])
+                changed = _common_fraction(touched, others[:num_workers])
             groups.append(None)
             masked.append(None)
             asked += pull_bytes(len(names), groups)
@@ -321,7 +321,7 @@ def _has_unshared(tables: Sequence[TouchedTables]) -> bool:
     return any(t.num_own is not None for t in tables)
 
 
-def _common(touched: Touched, others: Sequence[Touched]) -> float:
+def _common_fraction(touched: Touched, others: Sequence[Touched]) -> float:
     """The fraction of a step's rows that these other steps touch too."""
     found = total = 0
     for name, ids in touched.rows.items():

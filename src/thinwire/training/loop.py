@@ -215,7 +215,7 @@ class Trainer:
         # An exchange that does not sum over the workers applies the gradient as if it were the sum.
         (share * (self.collective.size / self.exchange.num_summed)).backward()
         self.exchange.push(task.touched, rows, run.blocks)
-        self._touch()  # the next batch, while gradients travel
+        self._touch()  # the next batch, while gradients are being sent
         norm = self.exchange.update()
         agreed = self._take_agreement(status)
         self._agreement = replace(agreed, num_steps=0, evaluate=False, save=False)

@@ -1,1 +1,1 @@
-"""How bytes get from one process to another: collectives, messages, and stand-ins for tests."""
+"""Sends bytes between processes: collectives, messages, and stand-ins for tests."""

@@ -76,7 +76,7 @@ class ZeroMQListener(Listener):
             self._socket.curve_secretkey = key.secret
             self._socket.curve_publickey = key.public
         try:
-            self._socket.bind(f"tcp://{_numeric(host)}:{port}")
+            self._socket.bind(f"tcp://{_ip_address(host)}:{port}")
         except zmq.ZMQError as error:
             self._context.destroy(linger=0)
             raise UserError(f"cannot listen on {listen}: {error.strerror}") from None
@@ -142,7 +142,7 @@ class ZeroMQConnection(Connection):
             self._socket.curve_serverkey = key.public
             self._socket.curve_secretkey = key.secret
             self._socket.curve_publickey = key.public
-        self._socket.connect(f"tcp://{_numeric(host)}:{port}")
+        self._socket.connect(f"tcp://{_ip_address(host)}:{port}")
 
     def send(self, message: Tensor) -> None:
         """See `Connection`."""
@@ -212,10 +212,10 @@ def split_address(address: str) -> tuple[str, int]:
 
 def is_loopback(host: str) -> bool:
     """Whether a host name or IP address is a loopback address of this machine."""
-    return ip_address(_numeric(host).strip("[]")).is_loopback
+    return ip_address(_ip_address(host).strip("[]")).is_loopback
 
 
-def _numeric(host: str) -> str:
+def _ip_address(host: str) -> str:
     """The IP address of a host, which ZeroMQ needs to bind; * becomes 0.0.0.0."""
     if host == "*":
         return "0.0.0.0"
@@ -235,7 +235,7 @@ def _socket(
     socket = context.socket(kind)
     socket.linger = LINGER_MILLISECONDS
     for option, number in (
-        (zmq.IPV6, int(":" in _numeric(host))),
+        (zmq.IPV6, int(":" in _ip_address(host))),
         (zmq.TCP_KEEPALIVE, 1),
         (zmq.TCP_KEEPALIVE_IDLE, KEEPALIVE_SECONDS),
         (zmq.TCP_KEEPALIVE_INTVL, KEEPALIVE_SECONDS),

@@ -1,1 +1,1 @@
-"""The wire: numbers and ids as bytes of known size. Pure: nothing here talks to anyone."""
+"""Encodes numbers, ids and messages as bytes of known size. Nothing here sends anything."""

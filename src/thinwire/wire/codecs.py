@@ -340,7 +340,7 @@ def _whole(data: Tensor, num_bytes: int) -> Tensor:
 
 
 def _as_bytes(values: Tensor) -> Tensor:
-    # A vector of one number counts as contiguous whatever its stride, and bytes want a stride of 1.
+    # A vector of one number is contiguous with any stride, but a view as bytes needs stride 1.
     return values.detach().contiguous().as_strided((values.numel(),), (1,)).view(torch.uint8)
 
 
