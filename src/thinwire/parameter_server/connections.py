@@ -71,7 +71,7 @@ class Servers:
         name: this worker's name in sentences.
         timeout_seconds: the longest wait for a server's answer.
         stopping: returns whether this worker was asked to stop.
-        meeting_seconds: the least time that a server has to answer HELLO: one that was restarted
+        rendezvous_seconds: the least time that a server has to answer HELLO: one that was restarted
             needs more time to start than to answer.
     """
 
@@ -84,10 +84,10 @@ class Servers:
         name: str,
         timeout_seconds: float,
         stopping: Callable[[], bool] = lambda: False,
-        meeting_seconds: float = RENDEZVOUS_SECONDS,
+        rendezvous_seconds: float = RENDEZVOUS_SECONDS,
     ) -> None:
         self.connections = list(connections)
-        self.timeout_seconds, self._meeting_seconds = timeout_seconds, meeting_seconds
+        self.timeout_seconds, self._rendezvous_seconds = timeout_seconds, rendezvous_seconds
         self.incarnation = 0
         self._hello = {"protocol": PROTOCOL, "thinwire": version, "data": data, "name": name}
         self._stopping = stopping
@@ -112,7 +112,7 @@ class Servers:
         return Welcome(first["run"], first["slot"], position, first["settings"])
 
     def _join_one(self, connection: Connection, hello: Tensor) -> dict[str, Any]:
-        patience_seconds = max(self.timeout_seconds, self._meeting_seconds)
+        patience_seconds = max(self.timeout_seconds, self._rendezvous_seconds)
         last_hello, deadline = float("-inf"), monotonic() + patience_seconds
         while monotonic() < deadline:
             if monotonic() - last_hello >= ALIVE_SECONDS:

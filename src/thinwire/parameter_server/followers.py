@@ -70,7 +70,7 @@ class Followers:
         run_id: the run's name.
         settings: all settings of the run, as JSON has them.
         warn: prints a sentence for people.
-        meeting_seconds: the least time that the others have to answer: one that was restarted
+        rendezvous_seconds: the least time that the others have to answer: one that was restarted
             needs more time to start than to answer.
     """
 
@@ -82,7 +82,7 @@ class Followers:
         run_id: str,
         settings: Mapping[str, Any],
         warn: Callable[[str], None],
-        meeting_seconds: float = RENDEZVOUS_SECONDS,
+        rendezvous_seconds: float = RENDEZVOUS_SECONDS,
     ) -> None:
         self.connections, self.run, self.shard = connections, run, shard
         self._lead = {
@@ -94,7 +94,7 @@ class Followers:
             "settings": settings,
         }
         self._warn = warn
-        self._meeting_seconds = max(run.config.exchange.timeout_seconds, meeting_seconds)
+        self._rendezvous_seconds = max(run.config.exchange.timeout_seconds, rendezvous_seconds)
         self._ready = [False] * len(connections)
         self._was_ready = [False] * len(connections)
         # The run's tokens when a follower's rows were last those that the first server has.
@@ -129,10 +129,10 @@ class Followers:
         for connection, ready, heard in zip(
             self.connections, self._ready, self._last_heard, strict=True
         ):
-            if not ready and monotonic() - heard > self._meeting_seconds:
+            if not ready and monotonic() - heard > self._rendezvous_seconds:
                 raise UserError(
                     f"the server {connection.server} has not answered for "
-                    f"{self._meeting_seconds:g} seconds: is it running, and has it the same key?"
+                    f"{self._rendezvous_seconds:g} seconds: is it running, and has it the same key?"
                 )
 
     def poll(self, timeout_seconds: float = 0.0) -> None:
@@ -264,11 +264,11 @@ class Followers:
     def _check_silence(self) -> None:
         for index, connection in enumerate(self.connections):
             # It may be starting again.
-            silent = monotonic() - self._last_heard[index] > self._meeting_seconds
+            silent = monotonic() - self._last_heard[index] > self._rendezvous_seconds
             if index not in self._collected and silent:
                 raise UserError(
                     f"the server {connection.server} has not answered for "
-                    f"{self._meeting_seconds:g} seconds, so step {self.run.step} is neither "
+                    f"{self._rendezvous_seconds:g} seconds, so step {self.run.step} is neither "
                     "evaluated nor saved"
                 )
 

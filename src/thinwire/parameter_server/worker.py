@@ -210,7 +210,9 @@ class Worker:
         # Here, so that the wire and the servers work while this worker computes; the price is
         # that the next step does not see of its rows what this one is about to push.
         self._next = self._look_ahead()
-        total, self.state = self.model.loss(step.task, rows, self.state, self._noise(step.draw))
+        total, self.state = self.model.loss(
+            step.task, rows, self.state, self._dropout_masks(step.draw)
+        )
         loss = total / step.num_targets
         loss.backward()
         self.client.push(rows, float(loss.detach()), step.num_targets, step.position)
@@ -235,7 +237,7 @@ class Worker:
         position = Position(state["epoch"], state["step"], self.steps, self.batches.epoch)
         return _Step(self.model.touch(batch.to(self.device), draw), num_targets, position, draw)
 
-    def _noise(self, draw: int) -> DropoutMasks | None:
+    def _dropout_masks(self, draw: int) -> DropoutMasks | None:
         model, B = self.config.model, self.config.data.batch
         if model.dropout == 0.0:
             return None
