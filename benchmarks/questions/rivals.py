@@ -2,11 +2,11 @@
 
 Four devices of 0.4 of a core each, with links of a given rate (needs root), train the same model
 from the same weights on the same batches. thinwire runs with the exchange that suits the link; a
-rival is an ordinary PyTorch loop (rival/train.py) around DistributedDataParallel, its bf16 or
-PowerSGD hook, DiLoCo or SPARTA, with thinwire's sampled softmax or, DistributedDataParallel,
-PyTorch's full one too, and with the optimiser and the rate that did best in a sweep. After a
-warm-up all rates stay as they are, so that perplexity over tokens does not depend on where a run
-was to end.
+rival is an ordinary PyTorch loop (benchmarks/rivals/train.py) around DistributedDataParallel, its
+bf16 or PowerSGD hook, DiLoCo or SPARTA, with thinwire's sampled softmax or,
+DistributedDataParallel, PyTorch's full one too, and with the optimiser and the rate that did best
+in a sweep. After a warm-up all rates stay as they are, so that perplexity over tokens does not
+depend on where a run was to end.
 
     python -m benchmarks.questions.rivals [--links RATE ...] [--methods NAME ...] [--quick]
 

@@ -78,7 +78,7 @@ class HiddenBlocks:
         }
 
     def load(self, residuals: Mapping[str, Tensor], shared_state: Mapping[str, Tensor]) -> None:
-        """Restore `residuals` and `shared_state`; a tensor missing in the latter starts afresh."""
+        """Restore both; a tensor that `shared_state` lacks keeps its initial value."""
         for name, tensor in self.residuals.items():
             tensor.copy_(residuals[name])
         for name, tensor in self.shared_state.items():

@@ -90,11 +90,11 @@ class _Step:
 
 @dataclass(frozen=True)
 class _Sent:
-    """Values that were sent, and are summed and gathered."""
+    """Values that were sent: a pending sum and a pending gather."""
 
     names: list[str]
     groups: list[int]
-    """The indices of the step's groups of unshared rows that are among them."""
+    """The indices of the step's groups of unshared rows whose values were sent."""
     summing: Pending[list[Tensor]] | None
     gathering: Pending[list[Tensor]] | None
 

@@ -9,14 +9,14 @@ worker's step:
 3. **Push** the gradients of the rows that the step touched, and go on at once; each server
    updates those rows.
 
-How many updates a server has made between answering a pull and receiving its gradients is the
-gradients' staleness. This is asynchronous SGD with a parameter server (Li et al., OSDI 2014), for
-which the paper's sampling decides what travels; the details are ours.
+The staleness of a push is the number of updates of the server since it answered the pull of that
+step. This is asynchronous SGD with a parameter server (Li et al., OSDI 2014); the sampling of Xiao
+et al. (IJCAI 2017) decides what is sent. The details are thinwire's own.
 
     protocol.py         the messages
     fields.py           what messages are made of, and the checks on it
     message_sizes.py    how many bytes each message has
-    shard.py            one server's rows: pulling from them, pushing to them
+    shard.py            one server's rows: answers pulls, applies pushes
     snapshot.py         what a shard holds at one moment, to be restored
     accumulation.py     pushes that are collected to be applied at once
     parameter_codec.py  how a parameter's values travel
@@ -25,12 +25,12 @@ which the paper's sampling decides what travels; the details are ours.
     finite.py           the check before parameters are evaluated or saved
     session.py          what a server knows of one worker
     server.py           answers the workers' messages
-    controller.py       what a server asks of whoever steers the run
+    controller.py       the interface between a server and the leader or follower
     serving_loop.py     what all servers do: answer a message at a time, and await goodbyes
     serve.py            sets up the first server
     leader.py           the first server: it steers the run and keeps its record
     followers.py        the other servers, as the first one sees them
-    follower.py         one of the others
+    follower.py         a server other than the first
     assignments.py      which worker reads which part of the text
     resuming.py         where workers stand when a saved run continues
     staleness.py        the distribution of staleness

@@ -65,7 +65,8 @@ class Client:
 
     The rows of a step are pulled ahead, while the previous step computes. When the step begins, the
     blocks are pulled, and the rows that have changed meanwhile. So a step uses the parameters after
-    this worker's own last push, and rows that seldom change do not delay it.
+    this worker's own last push (unless servers collect pushes, `exchange.accumulate`), and rows
+    that seldom change do not delay it.
 
     Args:
         servers: the run's servers, after `join`.
@@ -88,7 +89,7 @@ class Client:
         self.servers, self.tables, self.blocks = servers, tables, blocks
         self.factor = 1.0
         self.too_old = 0
-        """How many pushes came too late and were dropped."""
+        """How many pushes were not applied: too late, or refused."""
         self._clip, self._seed = clip, seed
         self._parameters = {**tables, **blocks}
         self._names = list(self._parameters)
@@ -96,7 +97,7 @@ class Client:
         self._everything = config.select == "everything"
         kind = config.hidden_kind
         self._hidden = HiddenBlocks(blocks, config.hidden_fraction, kind, derive(seed, "hidden"))
-        # Of rows that do not travel in a step it needs the values even so.
+        # A step also needs the block rows that it does not exchange: all are pulled once at first.
         self._lacks_blocks = config.hidden_fraction < 1.0
         self._num_pulls = self._num_pushes = self._held = self._num_steps = 0
         self._next_request: RowRequest | None = None

@@ -79,7 +79,7 @@ def serve_shard(
         threads: compute threads of this server; None: `run.threads` or, if that is 0, all cores.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the user can correct the cause.
     """
     corpus = Corpus.open(data)
     config = replace(config, exchange=replace(config.exchange, kind="async"))
@@ -166,7 +166,7 @@ class Follower(ServingLoop):
         match kind:
             case Kind.LEAD:
                 self._answer_lead(client, content)
-            # One that comes late, when workers have pushed already, must undo nothing.
+            # A late LOAD is ignored: it would undo pushes that have arrived meanwhile.
             case Kind.LOAD if content["run"] == self._run_id and not self._ready:
                 tensors = restored(content["tensors"], parts)
                 parameters = {

@@ -3,14 +3,15 @@
 Each holds every M-th row of every parameter, and answers the workers' pulls and pushes of those
 rows. The first server also keeps the record. Once a second it sends LEAD to each of the others:
 which run they serve. A follower answers with STATUS: whether it is ready. One that was started, or
-restarted, is not ready; the first server then sends it its rows (LOAD), as they were at the last
-evaluation or save. Before evaluating and saving, the first server asks each for its rows (COLLECT)
-and receives them (COLLECTED). When the run ends, it sends END.
+restarted, is not ready; the first server then sends it its rows (LOAD) from its own memory: the
+parameters of the last evaluation or save, and the optimiser's state of the last save. Before
+evaluating and saving, the first server asks each for its rows (COLLECT) and receives them
+(COLLECTED). When the run ends, it sends END.
 
 A follower sends rows only when it is ready, and only for the run that asks. Messages to one server
-arrive in order, and LEAD names the request that is under way, which STATUS repeats; so a STATUS
-that repeats it, without COLLECTED before it, shows that the request or its answer was lost, or that
-the follower had no rows to send. The request is then sent again, after the follower has its rows.
+arrive in order. LEAD names the request that is under way, and STATUS repeats it. If STATUS repeats
+a request and no COLLECTED came before it, then the request or its answer was lost, or the follower
+had no rows to send. The request is then sent again, after the follower has its rows.
 
 A follower that was asked to stop says so in STATUS. The first server then collects at once, and
 LEAD tells the follower that its rows have arrived.
@@ -97,7 +98,7 @@ class Followers:
         self._rendezvous_seconds = max(run.config.exchange.timeout_seconds, rendezvous_seconds)
         self._ready = [False] * len(connections)
         self._was_ready = [False] * len(connections)
-        # The run's tokens when a follower's rows were last those that the first server has.
+        # For each follower, the run's token count when its rows were last collected.
         self._tokens_kept = [run.tokens] * len(connections)
         self._last_heard = [monotonic()] * len(connections)
         self._lead_due = 0.0

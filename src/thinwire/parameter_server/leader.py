@@ -135,7 +135,7 @@ class Leader(ServingLoop):
             self._turn_and_poll()
             if self.followers is not None and self.followers.handover_due:
                 self._with_pushes_held(self._save)
-            # Intervals of 0 mean every step, and not every turn.
+            # An interval of 0 means after every step, not after every message.
             if not self._counted:
                 continue
             self._counted = False
@@ -199,9 +199,9 @@ class Leader(ServingLoop):
     # Evaluating and saving
 
     def _with_pushes_held(self, action: Callable[[], None]) -> None:
-        """Run `action` while pushes are deferred, with everything collected applied.
+        """Run `action` while pushes are deferred and all buffered pushes are applied.
 
-        The latter is undone afterwards, so that evaluations and saves do not change the training.
+        They are undone afterwards, so that evaluations and saves do not change the training.
         """
         self.server.hold()
         with ExitStack() as stack, self.shard.flushed():

@@ -16,7 +16,7 @@ Every message is one frame (`wire/frames.py`): a kind, numbers, parts.
     WAIT            the answer takes longer, because the run evaluates or saves
     STOP            the run has ended: why
     UNKNOWN         none: the server does not know this worker, which must send HELLO
-    TOO_OLD         a push came too late and was dropped
+    TOO_OLD         a push was not applied: it came too late, or was refused
 
     from the first of several servers to the others, and back
     LEAD, LOAD, COLLECT, END, and STATUS, COLLECTED    (see `followers.py`)

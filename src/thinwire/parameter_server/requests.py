@@ -46,7 +46,7 @@ class RowRequest:
         return replace(self, group_of=group_of, groups=tuple(self.groups[g] for g in numbers))
 
     def selection(self, index: int, count: int) -> tuple[Selection, list[Tensor | None]]:
-        """The rows of server `index` of `count`, by its own ids, and their positions in `order_R`.
+        """The rows of server `index` of `count`, by its own ids, and their gradient positions.
 
         A group of every row has None for its positions.
         """

@@ -46,7 +46,7 @@ def serve(
         threads: compute threads of this server; None: `run.threads` or, if that is 0, all cores.
 
     Raises:
-        UserError: what the user can mend.
+        UserError: the user can correct the cause.
     """
     with one_writer(out):
         _serve(data, out, config, listener, resume, followers, ready, threads)

@@ -81,12 +81,12 @@ class Server:
         self._stopped: Tensor | None = None
         self._warned = False
         self._departed: list[WireAccount] = []
-        # A clock that runs while this server does: being stopped makes nobody else silent.
+        # Seconds in which this server was running: while it is suspended, nobody counts as silent.
         self._uptime = 0.0
         self._last_tick: float | None = None
         self._wait_due = 0.0
 
-    # What comes in
+    # Messages
 
     def handle(self, client: bytes, data: Tensor) -> None:
         """Answer a message; one that cannot be read is ignored."""
@@ -243,7 +243,7 @@ class Server:
             session.client, small_message(Kind.TOO_OLD, session.incarnation, push.number)
         )
 
-    # What time brings
+    # Time
 
     def tick(self, now: float) -> None:
         """Drop workers that have been silent for too long, and send WAIT to those that wait."""
@@ -266,7 +266,7 @@ class Server:
         self._departed.append(session.wire)
         self.controller.on_leave(session, why)
 
-    # What the run does
+    # Calls of the controller
 
     def hold(self) -> None:
         """Defer pulls and pushes from now on: the parameters do not change."""

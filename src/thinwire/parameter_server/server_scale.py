@@ -41,7 +41,7 @@ from thinwire.optim.config import OptimConfig
 from thinwire.optim.rows import column
 
 LAST, CLOCK = "last_step", "step"
-# A weight is rounded so often that more cannot be told from 1.
+# After rounding, weights above this cannot be told from 1.
 ALWAYS = 1.0 - 1e-4
 
 

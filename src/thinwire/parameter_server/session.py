@@ -9,8 +9,8 @@ from thinwire.parameter_server.shard import Held
 
 # A worker that waits sends ALIVE this often, and a server that keeps it waiting sends WAIT.
 ALIVE_SECONDS = 1.0
-# A worker that waits asks once a second: one that has not asked for this long has its answer, or
-# has gone.
+# A worker that waits asks once a second: one that is silent for this long has its answer, or has
+# gone.
 SILENCE_SECONDS = 3 * ALIVE_SECONDS
 # A worker counts as computing for at most this many times its slowest step.
 SLOWER = 2.0
@@ -81,7 +81,7 @@ class Session:
         """Whether it is computing a step: it has the rows, has not pushed, and is not overdue.
 
         A worker that computes is silent, and so is a worker that has died, until it is dropped.
-        Because of the limit, nobody waits for a dead one until then.
+        Because of the limit, a dead worker is not waited for until it is dropped.
         """
         most = max(SILENCE_SECONDS, SLOWER * self.slowest_seconds)
         return self.newest_step > self.newest_push and now - self.step_began <= most

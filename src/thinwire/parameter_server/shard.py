@@ -1,4 +1,4 @@
-"""One server's rows: what is pulled from them, and what is pushed to them. Pure: no messages.
+"""One server's rows: what is pulled from them, and what is pushed to them. Sends no messages.
 
 A server counts its updates; the count is its **version**. It stamps each row with the version that
 changed the row last, and remembers for each worker the version of each row that the worker has. So
@@ -96,7 +96,7 @@ class Shard:
         """
         if pull.number <= held.last_answer:
             return None
-        self._check_groups(pull)  # first, for after an error nothing may have changed
+        self._check_groups(pull)  # first, so that an error leaves everything unchanged
         if pull.held != held.last_answer:
             held.stamps.clear()  # an answer was lost: who knows what this worker holds
         held.last_answer = pull.number

@@ -1,6 +1,7 @@
 """One worker of an asynchronous run.
 
-A step is five calls, as in `loop.py`; the rows of the next one are pulled while this one computes:
+A step is five calls, as in `training/loop.py`; the rows of the next one are pulled while this one
+computes:
 
     touch      which rows the batch and its sample need
     fetch      the rows that the servers have changed arrive
@@ -76,7 +77,7 @@ def work(
 
     Raises:
         Failed: the run has failed.
-        UserError: what the user can mend.
+        UserError: the user can correct the cause.
     """
     try:
         corpus = Corpus.open(data)
@@ -207,8 +208,8 @@ class Worker:
         """One step."""
         step = self._next
         rows = self.client.fetch(step.task.touched)
-        # Here, so that the wire and the servers work while this worker computes; the price is
-        # that the next step does not see of its rows what this one is about to push.
+        # Here, so that the pull is answered while this worker computes. `fetch` later pulls again
+        # the rows that have changed meanwhile.
         self._next = self._look_ahead()
         total, self.state = self.model.loss(
             step.task, rows, self.state, self._dropout_masks(step.draw)
@@ -226,7 +227,7 @@ class Worker:
     def _touch(self) -> _Step:
         while True:
             batch = next(self.batches)
-            # By line, a worker's streams may have run out of lines before the others' have.
+            # If text is read line by line, this worker may run out of lines before the others.
             num_targets = int((batch.targets_BT >= 0).sum())
             if num_targets:
                 break

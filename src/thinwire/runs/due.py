@@ -10,7 +10,7 @@ clock may change them. In these cases, evaluations and saves are due at equal di
   between periodic workers, delayed gradients (`exchange.delay`), and the weight decay that rows
   have not had yet, because decay that is applied in two parts is rounded twice.
 
-Servers of asynchronous workers undo such a flush afterwards (`parameter_server/kept.py`).
+Servers of asynchronous workers undo such a flush afterwards (`parameter_server/snapshot.py`).
 """
 
 from __future__ import annotations

@@ -78,7 +78,7 @@ class Run:
         self.step = 0
         self.tokens = 0
         self.lost_tokens = 0
-        """Of those, what a server that was killed had learned; the budget does not count them."""
+        """The part of `tokens` whose training was lost with a killed server. Budgets ignore it."""
         self.epochs = 0.0
         self.best_ppl = float("inf")
         """The validation perplexity of the best step that has been saved."""
@@ -148,10 +148,11 @@ class Run:
         self.tokens -= num_targets
 
     def lose(self, num_tokens: int) -> bool:
-        """Give the training of `num_tokens` tokens that is lost back to the budget.
+        """Do not count the training of `num_tokens` tokens, which is lost, as spent.
 
         Returns:
-            Whether it is made up for: not by a run that is over, nor within a budget in seconds.
+            Whether the run will train as many more tokens. A run that is over, or one with a budget
+            in seconds only, does not.
         """
         if self.over:
             return False

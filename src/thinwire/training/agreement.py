@@ -16,7 +16,7 @@ from thinwire.exchange.contract import Traffic
 class Status(NamedTuple):
     """The report of one worker, or the sum of all workers' reports.
 
-    In the reports of all but the first worker, what the first worker decides is 0.
+    In the reports of all but the first worker, `progress`, `evaluate` and `save` are 0.
     """
 
     loss: float

@@ -1,8 +1,8 @@
 """A barrier at which all workers wait while the first one does something long, such as evaluating.
 
-The other workers would take a long silence for the end of the first worker. So it sends keep-alive
-messages: sums over all workers of the pair (1, 0) while it works, and of (0, result) when it is
-done.
+The other workers would conclude from a long silence that the first worker has died. So it sends
+keep-alive messages: sums over all workers of the pair (1, 0) while it works, and of (0, result)
+when it is done.
 """
 
 from __future__ import annotations

@@ -190,7 +190,7 @@ class Trainer:
         if not run.evaluated and not agreed.stop:
             self._evaluate()
         self.save()
-        # All workers leave together, because torchrun restarts them only while none has succeeded.
+        # No worker may exit before the last save: after one success, torchrun restarts no other.
         with self._barrier():
             if run.checkpoints is not None:
                 run.checkpoints.wait()
