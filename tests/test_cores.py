@@ -18,8 +18,15 @@ def test_processes_share_the_cores_that_they_may_use(monkeypatch: pytest.MonkeyP
     assert num_cores() == 64
 
 
-@pytest.mark.parametrize("asked", [1025, 2**31, 2**63 - 1])
-def test_no_library_is_asked_for_more_threads_than_it_could_start(asked: int) -> None:
-    with pytest.raises(UserError, match=f"{asked} threads were asked for, but it must be 1,024"):
-        num_threads(asked)
-    assert num_threads(1024) == 1024
+@pytest.mark.parametrize(("cores", "most"), [(1, 64), (2, 64), (64, 256)])
+def test_no_library_is_asked_for_more_threads_than_it_could_start(
+    cores: int, most: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OpenMP ends a process for which the system starts no further thread."""
+    monkeypatch.setattr("thinwire.cores.num_cores", lambda: cores)
+    assert num_threads(most) == most
+    for asked in (most + 1, 1000, 2**31, 2**63 - 1):
+        with pytest.raises(
+            UserError, match=f"{asked} threads .* must be {most} or fewer on {cores}"
+        ):
+            num_threads(asked)

@@ -6,8 +6,9 @@ import os
 
 from thinwire.errors import UserError
 
-MOST_THREADS = 1024
-"""Of a process: with many more, the libraries that start them end it."""
+# A process may ask for this many threads, or for this many per core. More are of no use, and where
+# the system starts no more, the libraries that ask for them end the process.
+MOST_THREADS, MOST_THREADS_PER_CORE = 64, 4
 
 
 def num_cores() -> int:
@@ -21,8 +22,12 @@ def num_threads(asked: int, num_processes: int = 1) -> int:
     """Compute threads of each of some processes: as many as asked for; 0: its part of the cores.
 
     Raises:
-        UserError: more than `MOST_THREADS`.
+        UserError: far more threads than cores were asked for.
     """
-    if asked > MOST_THREADS:
-        raise UserError(f"{asked} threads were asked for, but it must be {MOST_THREADS:,} or fewer")
+    most = max(MOST_THREADS, MOST_THREADS_PER_CORE * num_cores())
+    if asked > most:
+        raise UserError(
+            f"{asked} threads were asked for, but it must be {most:,} or fewer on "
+            f"{num_cores()} {'core' if num_cores() == 1 else 'cores'}"
+        )
     return asked or max(1, num_cores() // num_processes)
