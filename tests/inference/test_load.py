@@ -131,6 +131,6 @@ def test_where_to_compute(run: Path) -> None:
         thinwire.load(run, device="gpu")
     with pytest.raises(UserError, match="0 threads"):
         thinwire.load(run, threads=0)
-    with pytest.raises(UserError, match="must be [0-9,]+ or fewer on"):
+    with pytest.raises(UserError, match=r"must be .* or fewer on"):
         thinwire.load(run, threads=2**63 - 1)
     thinwire.load(run, device="cpu", threads=1)
