@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,27 @@ def test_the_command_refuses(
     assert "icefall's checkpoint holds LSTM models, and this one is a Transformer" in " ".join(
         capsys.readouterr().err.split()
     )
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="limits the size of files")
+@pytest.mark.parametrize("to", ["words", "icefall", "hf", "onnx"])
+def test_a_full_disk_is_said_and_leaves_nothing(trained: Trained, tmp_path: Path, to: str) -> None:
+    """Full at several bytes of the export; in a process of its own, for pytest writes, too."""
+    if to == "onnx":
+        pytest.importorskip("onnx")
+    program = f"""
+import resource, shutil
+from pathlib import Path
+from thinwire.cli.app import main
+run, out = {str(trained().run.path)!r}, Path({str(tmp_path / "out")!r})
+for size in (0, 100, 1110, 5000):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    print(main(["export", run, "--to", {to!r}, "--out", str(out)]), out.exists(), flush=True)
+    shutil.rmtree(out, ignore_errors=True)
+"""
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert "Traceback" not in done.stderr and done.returncode == 0, done.stderr
+    results = [line for line in done.stdout.splitlines() if line[:2] in ("0 ", "2 ", "1 ")]
+    assert results[:2] == ["2 False"] * 2 and set(results) <= {"2 False", "0 True"}
+    assert "thinwire: " in done.stderr

@@ -14,14 +14,13 @@ from pathlib import Path
 from shutil import copyfile
 from typing import Any
 
-from safetensors.torch import save_file
-
 from thinwire.errors import UserError
 from thinwire.export.llama import llama
 from thinwire.export.plain import lstm_weights, plain_tables
 from thinwire.inference.trained_model import TrainedModel
 from thinwire.models.lstm import LSTM
 from thinwire.models.transformer import Transformer
+from thinwire.runs.tensor_file import save_tensors
 
 FORM = "the format of Hugging Face"
 LSTM_CODE = "modeling_thinwire_lstm"
@@ -72,11 +71,7 @@ def write_hugging_face(trained: TrainedModel, folder: Path) -> None:
     if isinstance(body, LSTM):
         generation["use_cache"] = False
     _write_json(folder / "generation_config.json", generation)
-    save_file(
-        {name: parameter.contiguous() for name, parameter in parameters.items()},
-        folder / "model.safetensors",
-        metadata={"format": "pt"},
-    )
+    save_tensors(parameters, folder / "model.safetensors", {"format": "pt"})
     _write_tokenizer(trained, folder)
 
 

@@ -7,6 +7,7 @@ it. thinwire itself never reads such a file.
 
 from __future__ import annotations
 
+from io import BytesIO
 from pathlib import Path
 
 import torch
@@ -35,7 +36,10 @@ def write_icefall(trained: TrainedModel, folder: Path) -> None:
         "output_linear.weight": tables.weight_VD,
         "output_linear.bias": tables.bias_V,
     }
-    torch.save({"model": state}, folder / CHECKPOINT)
+    # In memory first: on a full disk PyTorch's own writer raises no OSError.
+    content = BytesIO()
+    torch.save({"model": state}, content)
+    (folder / CHECKPOINT).write_bytes(content.getbuffer())
     write_symbols(trained.tokenizer, folder / "tokens.txt")
     vocab_size, embedding_width = tables.embedding_VE.shape
     print_line(
