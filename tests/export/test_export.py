@@ -89,6 +89,8 @@ import resource, shutil
 from pathlib import Path
 from thinwire.cli.app import main
 run, out = {str(trained().run.path)!r}, Path({str(tmp_path / "out")!r})
+# First without a limit: PyTorch cannot be imported where no file can be written.
+assert main(["export", run, "--to", {to!r}, "--out", {str(tmp_path / "first")!r}]) == 0
 for size in (0, 100, 1110, 5000):
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
     print(main(["export", run, "--to", {to!r}, "--out", str(out)]), out.exists(), flush=True)
