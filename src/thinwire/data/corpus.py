@@ -252,6 +252,18 @@ class Corpus:
         """How often each id occurs in the training split, `[V]`."""
         return np.array(self.meta.counts, dtype=np.int64)
 
+    def require_validation_text(self) -> None:
+        """Check that a run on this folder can be evaluated.
+
+        Raises:
+            UserError: the validation split is empty.
+        """
+        if not len(self.ids("valid")):
+            raise UserError(
+                f"{self.path} has no validation text: prepare it again with --valid FILE or "
+                "--valid 0.01"
+            )
+
     def ids(self, split: str) -> npt.NDArray[np.unsignedinteger[Any]]:
         """The ids of a split, [tokens], read-only and memory-mapped."""
         if split not in self.meta.splits:

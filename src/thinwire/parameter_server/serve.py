@@ -9,7 +9,6 @@ from typing import Any
 
 from thinwire.config import RunConfig
 from thinwire.data.corpus import Corpus
-from thinwire.errors import UserError
 from thinwire.locks import one_writer
 from thinwire.parameter_server.leader import Leader
 from thinwire.parameter_server.resuming import report_loss
@@ -63,10 +62,7 @@ def _serve(
     threads: int | None,
 ) -> None:
     corpus = Corpus.open(data)
-    if not len(corpus.ids("valid")):
-        raise UserError(
-            f"{data} has no validation text: prepare it again with --valid FILE or --valid 0.01"
-        )
+    corpus.require_validation_text()
     config = replace(config, exchange=replace(config.exchange, kind="async"))
     device = set_up_device(config, threads)
     folder = (resumed_folder if resume else RunFolder.planned)(out, config, corpus)

@@ -28,7 +28,6 @@ from torch import Tensor
 from thinwire.config import RunConfig
 from thinwire.data.batches import Batches
 from thinwire.data.corpus import Corpus
-from thinwire.errors import UserError
 from thinwire.exchange.build import make_exchange
 from thinwire.exchange.contract import Traffic
 from thinwire.language_model import Task
@@ -96,10 +95,7 @@ def _train(
     on_event: OnEvent | None,
 ) -> None:
     corpus = Corpus.open(data)
-    if not len(corpus.ids("valid")):
-        raise UserError(
-            f"{data} has no validation text: prepare it again with --valid FILE or --valid 0.01"
-        )
+    corpus.require_validation_text()
     device = set_up_device(config)
     folder = None
     if collective is None or collective.rank == 0:
